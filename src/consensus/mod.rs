@@ -1,0 +1,1 @@
+//! The protocol as a value: PURE `step(input) -> effects` over raft-rs.

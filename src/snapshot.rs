@@ -1,0 +1,1 @@
+//! Snapshots: encode, verify, install.

@@ -1,0 +1,139 @@
+//! The storage engines behind the state machine: a small, ordered, byte-keyed [`KvStore`] and its three implementations.
+//!
+//! *Invariants*
+//! - [`KvStore::write`] is atomic: after a crash either the whole batch is there or nothing of it.
+//! - A batch is visible to every reader when `write` returns; it is *durable* only after [`KvStore::sync`]. The write-ahead log is
+//!   what makes a commit durable; the store only has to be durable before the log below it is compacted (rule 11).
+//! - Engines know nothing of revisions. Readers get a consistent view because the records they read are immutable and carry the
+//!   revision that made them (see [`crate::state`]); no engine needs snapshots of its own.
+
+use std::{ops::Bound, ops::ControlFlow, sync::Arc};
+
+/// A key space of the store. Engines keep the tables apart (a prefix byte will do) and each in byte order of its keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Table {
+    /// Singletons: applied index and term, `ConfState`, revision counters, state hash, cluster time, identity.
+    Meta = 1,
+    /// (user key, revision) → what a reader must know of that version without its value.
+    Index = 2,
+    /// (revision, position) → key, value and metadata: the history, in the order in which it happened.
+    Revision = 3,
+    /// lease id → ttl and kind.
+    Lease = 4,
+    /// (lease id, user key) → nothing.
+    LeaseKey = 5,
+    /// member id → what is applied of its proposals.
+    Session = 6,
+    /// Idempotency-Key records.
+    Idempotency = 7,
+    /// member id → names, addresses, incarnation, wanted role; removed ids too.
+    Member = 8,
+}
+
+/// Every table, in the order of its tag.
+pub const TABLES: [Table; 8] = [
+    Table::Meta,
+    Table::Index,
+    Table::Revision,
+    Table::Lease,
+    Table::LeaseKey,
+    Table::Session,
+    Table::Idempotency,
+    Table::Member,
+];
+
+/// One change in a [`WriteBatch`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Sets `key` to `value`, whatever was there.
+    Put { table: Table, key: Vec<u8>, value: Arc<[u8]> },
+    /// Removes `key`; nothing happens if it is absent.
+    Delete { table: Table, key: Vec<u8> },
+}
+
+/// An ordered list of changes that become visible together. A later operation on the same key wins.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WriteBatch {
+    /// The changes, in order.
+    pub ops: Vec<Op>,
+}
+
+impl WriteBatch {
+    /// Appends a put.
+    pub fn put(&mut self, table: Table, key: impl Into<Vec<u8>>, value: impl Into<Arc<[u8]>>) {
+        self.ops.push(Op::Put { table, key: key.into(), value: value.into() });
+    }
+
+    /// Appends a delete.
+    pub fn delete(&mut self, table: Table, key: impl Into<Vec<u8>>) {
+        self.ops.push(Op::Delete { table, key: key.into() });
+    }
+}
+
+/// Which way a scan goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Ascending byte order.
+    Asc,
+    /// Descending byte order.
+    Desc,
+}
+
+/// A range of keys within one table.
+pub type KeyRange<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+/// A local failure of the engine. It is never an answer for a client: the node stops (house rule: two kinds of failure).
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The operating system refused; the engine's own words are kept.
+    #[error("store: {what}: {source}")]
+    Io { what: String, source: std::io::Error },
+    /// The engine failed for a reason of its own.
+    #[error("store: {0}")]
+    Engine(String),
+    /// A record fails its checksum or cannot be decoded.
+    #[error("store: damaged record: {0}")]
+    Corrupt(String),
+    /// The directory cannot be used by this build or configuration; the text says why and what to do.
+    #[error("store: {0}")]
+    Refused(String),
+}
+
+/// An ordered byte-keyed store. See the module for what must hold.
+pub trait KvStore: Send + Sync + 'static {
+    /// The value of `key`, or `None`.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Arc<[u8]>>, StoreError>;
+
+    /// Calls `visit` with each record of the range in order, until it breaks or the range ends.
+    ///
+    /// The visitor may run under the engine's read lock: it must be short, must not call the store, and callers cut long scans
+    /// into steps (a thousand records or 256 KiB) so that a writer never waits long. Records written while a scan goes on
+    /// may or may not be seen.
+    fn scan(
+        &self,
+        table: Table,
+        range: KeyRange<'_>,
+        order: Order,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), StoreError>;
+
+    /// Applies the batch atomically; visible to all readers on return, durable after the next [`sync`](Self::sync).
+    fn write(&self, batch: WriteBatch) -> Result<(), StoreError>;
+
+    /// Makes everything written before the call durable (an fdatasync that covers it has returned).
+    /// The memory engine has nothing to do and keeps nothing: [`is_persistent`](Self::is_persistent) says so.
+    fn sync(&self) -> Result<(), StoreError>;
+
+    /// Whether records outlive the process. If not, the node keeps snapshot files and replays from them.
+    fn is_persistent(&self) -> bool;
+
+    /// Removes every record of every table, durably. Used before a snapshot is loaded.
+    fn clear(&self) -> Result<(), StoreError>;
+
+    /// Bytes held: on disk for a disk engine, an estimate of the heap for memory. For `/status`; cheap.
+    fn bytes(&self) -> u64;
+
+    /// `memory`, `sled` or `rocksdb`: as in the configuration and in `/status`.
+    fn backend(&self) -> &'static str;
+}

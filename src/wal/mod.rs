@@ -1,0 +1,97 @@
+//! The write-ahead log: raft's entries and hard state, durable before anything is said about them.
+//!
+//! *Invariants*
+//! - When [`Wal::append`] returns `Ok`, everything in the batch, and everything before it, survives a power cut (rules 2 and 5):
+//!   an fdatasync that covers it has returned, and the fence (where the engine needs one) has followed.
+//! - Entries and hard state of one batch are one atomic unit (rule 6); appending at index i removes all entries ≥ i in the same unit (rule 10).
+//! - Every record is checksummed and verified whenever it is read (rule 8). Damage is an error, never a shorter log.
+//! - A failed write or sync poisons the log: the caller ends the process, nothing is retried (rule 5).
+
+use raft::eraftpb::{Entry, HardState};
+
+/// What one sync makes durable.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct WalBatch {
+    /// Consecutive entries. If the first has index i, every older entry with index ≥ i is removed first.
+    pub entries: Vec<Entry>,
+    /// The newest hard state, if it changed.
+    pub hard_state: Option<HardState>,
+}
+
+/// The point just before the first entry: where a snapshot or compaction ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LogStart {
+    /// Index of the last entry that is no longer in the log. The first entry has `index + 1`.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+}
+
+/// What a log holds when it is opened, after every record was verified.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Recovered {
+    /// The durable hard state (default if none was ever written).
+    pub hard_state: HardState,
+    /// Where the log begins.
+    pub start: LogStart,
+    /// Index of the last entry; equal to `start.index` when the log is empty.
+    pub last_index: u64,
+}
+
+/// For `/status` and the metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WalStats {
+    /// Bytes on disk (or in memory, for the in-memory engine).
+    pub bytes: u64,
+    /// fdatasync (or equal) calls that have returned since the start.
+    pub syncs: u64,
+}
+
+/// Why a log could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    /// The operating system refused. Poisons the log.
+    #[error("wal: {what}: {source}")]
+    Io { what: String, source: std::io::Error },
+    /// The engine failed for a reason of its own. Poisons the log.
+    #[error("wal: {0}")]
+    Engine(String),
+    /// A record fails its checksum, its hash chain or its order; the text names the first bad index.
+    #[error("wal: damaged: {0}")]
+    Corrupt(String),
+    /// The engine came back behind its fence, or with a hole: acknowledged data is gone (rule 9). The text names the way out.
+    #[error("wal: lost data: {0}")]
+    Lost(String),
+    /// Entries below the log's start were asked for.
+    #[error("wal: entry {index} is compacted (the log begins after {start})")]
+    Compacted { index: u64, start: u64 },
+    /// The directory belongs to another engine or a newer format, or this build lacks the engine.
+    #[error("wal: {0}")]
+    Refused(String),
+}
+
+/// One engine. It is owned by the WAL thread; nothing here is called from two threads at once.
+pub trait Wal: Send {
+    /// What was found at open. Stays as it was then.
+    fn recovered(&self) -> &Recovered;
+
+    /// Writes the batch and makes it durable (see the module). An entry whose index is not ≤ last + 1, or not above the start, is a bug: panics.
+    fn append(&mut self, batch: &WalBatch) -> Result<(), WalError>;
+
+    /// Entries `low..high`, at least one, then as many as fit in `max_bytes` (sum of protobuf sizes).
+    /// `Compacted` if `low` is not above the start; entries missing inside the log are `Corrupt`.
+    fn entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, WalError>;
+
+    /// Removes the entries up to and including `to.index`, durably recording the new start first. In small steps where the engine
+    /// would stall otherwise. The caller has made a snapshot or store at ≥ `to.index` durable (rule 11).
+    fn compact(&mut self, to: LogStart) -> Result<(), WalError>;
+
+    /// Empties the log after a snapshot was installed: it begins anew after `start`, with `hard_state`. One atomic unit, durable on return.
+    fn reset(&mut self, start: LogStart, hard_state: &HardState) -> Result<(), WalError>;
+
+    /// The current figures; cheap.
+    fn stats(&self) -> WalStats;
+
+    /// `sled`, `raft-engine`, `rocksdb` or `memory`.
+    fn engine(&self) -> &'static str;
+}

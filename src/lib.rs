@@ -3,11 +3,13 @@
 pub mod cli;
 pub mod config;
 pub mod consensus;
+pub mod datadir;
 pub mod http;
 pub mod leader;
 pub mod node;
 pub mod snapshot;
 pub mod state;
 pub mod store;
+pub mod telemetry;
 pub mod transport;
 pub mod wal;

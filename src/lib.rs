@@ -1,5 +1,8 @@
 //! metcd: an HTTP key-value server replicated by Raft.
 
+// Here and not in Cargo.toml, because tests may: that is how they fail.
+#![cfg_attr(not(test), warn(clippy::expect_used, clippy::unwrap_used))]
+
 pub mod cli;
 pub mod config;
 pub mod consensus;

@@ -33,7 +33,7 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found or condition
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a member of a cluster, or a single node.
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// Check a configuration file, or show the configuration in force.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -98,22 +98,15 @@ fn run(command: Command) -> Result<(), CliError> {
 
 /// Help and version are answers; everything else is wrong usage, in one line instead of clap's several.
 fn usage(error: &clap::Error) -> Result<(), CliError> {
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => print(&error.to_string()),
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Err(CliError::Usage("no command given: see `metcd --help`".to_owned())),
-        _ => {
-            let text = error.to_string();
-            let message = text
-                .split("\n\nUsage:")
-                .next()
-                .unwrap_or_default()
-                .split("\n\nFor more")
-                .next()
-                .unwrap_or_default();
-            let message = message.trim_start_matches("error: ");
-            Err(CliError::Usage(format!("{message}: see --help")))
-        }
+    if [ErrorKind::DisplayHelp, ErrorKind::DisplayVersion].contains(&error.kind()) {
+        return print(&error.to_string());
     }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return Err(CliError::Usage("no command given: see --help".to_owned()));
+    }
+    let text = error.to_string();
+    let message = text.split("\n\nUsage:").next().unwrap_or_default().split("\n\nFor more").next().unwrap_or_default();
+    Err(CliError::Usage(format!("{}: see --help", message.trim_start_matches("error: "))))
 }
 
 fn version() -> String {

@@ -71,10 +71,12 @@ impl Layer {
     fn read_section(&mut self, place: &Place<'_>, section: Spanned<Text<'_>>, content: Spanned<DeValue<'_>>, problems: &mut Vec<Located>) {
         let section_span = section.span();
         let section = section.into_inner();
-        let table = match content.into_inner() {
-            DeValue::Table(table) if schema::is_section(&section) => table,
-            _ => return problems.push(place.problem(section_span, schema::explain_unknown(&section))),
+        let DeValue::Table(table) = content.into_inner() else {
+            return problems.push(place.problem(section_span, schema::explain_unknown(&section)));
         };
+        if !schema::is_section(&section) {
+            return problems.push(place.problem(section_span, schema::explain_unknown(&section)));
+        }
         for (name, value) in table {
             let name_span = name.span();
             let path = format!("{section}.{}", name.into_inner());

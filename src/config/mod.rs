@@ -71,7 +71,6 @@ impl Default for Config {
     ///
     /// # Panics
     /// If `config/metcd.toml` as compiled in is not valid, which a test rules out.
-    #[expect(clippy::panic, reason = "the text is part of the program")]
     fn default() -> Self {
         match load(&Sources::default()) {
             Ok(loaded) => loaded.config,

@@ -199,6 +199,9 @@ pub fn explain_unknown(path: &str) -> String {
 }
 
 fn unknown_section(section: &str) -> String {
+    if is_section(section) {
+        return format!("[{section}] is a section, not a key: it has {}", names_in(section));
+    }
     let home = SCHEMA
         .iter()
         .find(|key| key.path.split_once('.').is_some_and(|(_, name)| name == section));
@@ -474,6 +477,7 @@ mod tests {
             assert!(text.contains(&format!("did you mean {meant:?}?")), "{typed}: {text}");
         }
         assert!(explain_unknown("raft.colour").contains("[raft] has tick, heartbeat_ticks"));
+        assert!(explain_unknown("raft").contains("[raft] is a section, not a key: it has tick"));
         assert!(explain_unknown("rafd").contains("did you mean [raft]?"));
         assert!(explain_unknown("data_dir").contains("did you mean \"node.data_dir\"?"));
     }

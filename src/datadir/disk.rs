@@ -56,7 +56,9 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
 
 /// What [`write_atomically`] calls its file before the rename; a crash may leave it.
 pub fn temporary_name(path: &Path) -> PathBuf {
-    path.with_added_extension("tmp")
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tmp");
+    PathBuf::from(name)
 }
 
 /// Bytes on the disk that holds `path` which this user may still fill.

@@ -34,6 +34,7 @@ const LOCK_NAME: &str = "LOCK";
 
 /// Why a directory cannot be used; each says the way out.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum DataDirError {
     /// The operating system refused.
     #[error("{path}: {source}")]

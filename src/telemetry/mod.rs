@@ -35,6 +35,7 @@ const QUEUED_LINES: usize = 16_384;
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum TelemetryError {
     /// The directory or a file in it.
     #[error("log.directory {directory}: {source}: create it, or make it writable for this user")]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::super::{KeyRange, Order};
-use super::page::{MAX_PACKED_VALUE, MAX_PAGE, MIN_PAGE, Page, Stored};
+use super::page::{MAX_PACKED_VALUE, MIN_PAGE, Page, Stored};
 
 /// What an entry of the page map costs besides the page's own heap: the page, its separator, and the map's share.
 const PAGE_OVERHEAD: usize = size_of::<Page>() + size_of::<Box<[u8]>>() + 32;
@@ -90,15 +90,14 @@ impl Table {
             page.remove(i);
         }
         let i = position.unwrap_or_else(|i| i);
-        if value.len() <= MAX_PACKED_VALUE {
-            page.insert(i, key, Stored::Packed(value));
-        } else {
-            page.insert(i, key, Stored::Slot(self.slab.insert(value.clone())));
-        }
-        let right = (page.size() > MAX_PAGE && page.len() > 1).then(|| page.split_off(page.split_point(i)));
+        let stored = match value.len() {
+            0..=MAX_PACKED_VALUE => Stored::Packed(value),
+            _ => Stored::Slot(self.slab.insert(value.clone())),
+        };
+        let new_page = insert(page, i, key, stored);
         self.page_heap = self.page_heap + page.heap() - heap_before;
-        if let Some(right) = right {
-            self.add_page(right.key(0).into(), right);
+        if let Some(page) = new_page {
+            self.add_page(page.key(0).into(), page);
         }
     }
 
@@ -227,6 +226,26 @@ impl Table {
             self.page_heap = self.page_heap + page.heap() - heap_before;
         }
     }
+}
+
+/// Inserts a record in front of record `i`. If it does not fit, it begins a new page behind this one where the keys come in ascending order (as
+/// history does: full pages stay full); otherwise the page is split.
+fn insert(page: &mut Page, i: usize, key: &[u8], stored: Stored<'_>) -> Option<Page> {
+    if page.has_room_for(key, stored) {
+        page.insert(i, key, stored);
+        return None;
+    }
+    if i == page.len() {
+        let mut next = Page::default();
+        next.insert(0, key, stored);
+        return Some(next);
+    }
+    let (kept, mut right) = page.split();
+    match i.checked_sub(kept) {
+        Some(i) if right.len() > 0 => right.insert(i, key, stored),
+        _ => page.insert(i, key, stored),
+    }
+    (right.len() > 0).then_some(right)
 }
 
 /// Index of the first record not below `low`.

@@ -6,6 +6,7 @@ pub mod consensus;
 pub mod http;
 pub mod leader;
 pub mod node;
+pub mod serve;
 pub mod snapshot;
 pub mod state;
 pub mod store;

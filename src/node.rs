@@ -127,12 +127,7 @@ impl Node {
     }
 
     /// Proposes a command and waits until it is committed and applied here, or `deadline`.
-    pub async fn propose(
-        &self,
-        _body: Body,
-        _idempotency: Option<Idempotency>,
-        _deadline: Instant,
-    ) -> Result<Outcome, ProposeError> {
+    pub async fn propose(&self, _body: Body, _idempotency: Option<Idempotency>, _deadline: Instant) -> Result<Outcome, ProposeError> {
         todo!()
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use raft::eraftpb::{ConfChangeV2, ConfState, Entry};
 
 use crate::store::{KvStore, StoreError};
-use command::{MembershipChange, MemberRecord};
+use command::{MemberRecord, MembershipChange};
 use outcome::Outcome;
 pub use reader::StateReader;
 

@@ -2,8 +2,8 @@
 
 use super::command::{KeySpan, MemberRecord};
 use super::outcome::KeyValue;
-use super::{Applied, StateError};
 use super::watch::{WatchFilter, Watcher};
+use super::{Applied, StateError};
 
 /// Why a read has no answer.
 #[derive(Debug, thiserror::Error)]

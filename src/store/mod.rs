@@ -62,7 +62,11 @@ pub struct WriteBatch {
 impl WriteBatch {
     /// Appends a put.
     pub fn put(&mut self, table: Table, key: impl Into<Vec<u8>>, value: impl Into<Arc<[u8]>>) {
-        self.ops.push(Op::Put { table, key: key.into(), value: value.into() });
+        self.ops.push(Op::Put {
+            table,
+            key: key.into(),
+            value: value.into(),
+        });
     }
 
     /// Appends a delete.

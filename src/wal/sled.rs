@@ -49,6 +49,9 @@ const CHUNK_BYTES: usize = 4000;
 const CHECKPOINT_BYTES: usize = 64 * 1024;
 /// Records removed in one step.
 const STEP_RECORDS: usize = 256;
+/// Bytes of journal that may wait for the keeper. Smaller than a half, so that appends are slowed to the keeper's pace one by one instead of
+/// all stopping when the journal is full.
+const BACKLOG_BYTES: u64 = 4 * 1024 * 1024;
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 const META_KEY: &[u8] = b"m";
 
@@ -75,6 +78,7 @@ pub(crate) struct SledBackend {
     keeper: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
     journal: Journal,
+    half_bytes: u64,
     /// Records the keeper may not have put yet: index, seq of their unit, record. Ascending in both; they hide what sled has at and after the first.
     tail: VecDeque<(u64, u64, Bytes)>,
     meta: Option<Vec<u8>>,
@@ -119,6 +123,7 @@ impl SledBackend {
             keeper: Some(keeper),
             shared,
             journal,
+            half_bytes: options.half_bytes,
             tail: VecDeque::new(),
             meta,
             table,
@@ -136,7 +141,8 @@ impl SledBackend {
         if needed_seq > state.durable_seq {
             self.shared.work.notify_all();
         }
-        while state.durable_seq < needed_seq && state.failed.is_none() {
+        let backlog_bytes = BACKLOG_BYTES.min(self.half_bytes / 2);
+        while state.failed.is_none() && (state.durable_seq < needed_seq || state.queued_bytes > backlog_bytes) {
             self.shared.done.wait(&mut state);
         }
         if let Some(reason) = &state.failed {
@@ -199,11 +205,12 @@ impl Backend for SledBackend {
 
     fn commit(&mut self, unit: Unit) -> Result<(), WalError> {
         self.make_room()?;
-        self.journal.append(&unit)?;
+        let bytes = self.journal.append(&unit)?;
         self.apply_to_tail(&unit);
         self.meta = None;
         let mut state = self.shared.state.lock();
-        state.queue.push_back(unit);
+        state.queued_bytes += bytes;
+        state.queue.push_back((unit, bytes));
         drop(state);
         self.shared.work.notify_all();
         Ok(())
@@ -238,13 +245,15 @@ struct Shared {
     state: Mutex<KeeperState>,
     /// There is something for the keeper to do.
     work: Condvar,
-    /// The keeper made a checkpoint or failed.
+    /// The keeper put a unit, made a checkpoint or failed.
     done: Condvar,
 }
 
 struct KeeperState {
-    /// Bounded by the journal: `commit` waits before it writes over a half whose units are still here.
-    queue: VecDeque<Unit>,
+    /// Units and their bytes in the journal. Bounded: `commit` waits while there are more than [`BACKLOG_BYTES`].
+    queue: VecDeque<(Unit, u64)>,
+    /// Journal bytes of the units in the queue and of the one being put.
+    queued_bytes: u64,
     /// Newest unit that sled holds, readable but perhaps not durable.
     put_seq: u64,
     /// Newest unit that a checkpoint covered.
@@ -261,6 +270,7 @@ impl Shared {
     fn new(durable_seq: u64, leftovers_to: u64) -> Self {
         let state = KeeperState {
             queue: VecDeque::new(),
+            queued_bytes: 0,
             put_seq: durable_seq,
             durable_seq,
             wanted_seq: 0,
@@ -284,7 +294,7 @@ struct Keeper {
 }
 
 enum Task {
-    Put(Unit),
+    Put(Unit, u64),
     Checkpoint,
     RemoveLeftovers { to: u64 },
     Close,
@@ -312,8 +322,8 @@ impl Keeper {
             if state.wanted_seq > state.durable_seq && state.put_seq >= state.wanted_seq {
                 return Task::Checkpoint;
             }
-            if let Some(unit) = state.queue.pop_front() {
-                return Task::Put(unit);
+            if let Some((unit, bytes)) = state.queue.pop_front() {
+                return Task::Put(unit, bytes);
             }
             if state.closing {
                 return Task::Close;
@@ -327,10 +337,12 @@ impl Keeper {
 
     fn carry_out(&mut self, task: Task) -> Result<(), WalError> {
         match task {
-            Task::Put(unit) => {
+            Task::Put(unit, bytes) => {
                 self.put(&unit)?;
                 let mut state = self.shared.state.lock();
                 state.put_seq = unit.seq;
+                state.queued_bytes -= bytes;
+                self.shared.done.notify_all();
                 if let Remove::Prefix { to } = unit.remove {
                     state.leftovers_to = to;
                 }

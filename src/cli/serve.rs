@@ -1,7 +1,7 @@
 //! `metcd serve`: flags → configuration → logging → runtime → server → exit code.
 
-use tokio::signal::unix::{SignalKind, signal};
 use std::path::PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
 
 use clap::Args;
 
@@ -195,7 +195,10 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
-#[expect(clippy::disallowed_methods, reason = "that is what a second signal asks for; the log on disk survives it as it survives kill -9")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "that is what a second signal asks for; the log on disk survives it as it survives kill -9"
+)]
 fn end_at_once() -> ! {
     std::process::exit(1)
 }

@@ -357,7 +357,9 @@ impl StateReader {
             if published.members.present.is_empty() {
                 Admission::Uninitialized
             } else if let Some(member) = published.members.present.get(&id) {
-                Admission::Member { incarnation: member.incarnation }
+                Admission::Member {
+                    incarnation: member.incarnation,
+                }
             } else if published.members.removed.contains(&id) {
                 Admission::Removed
             } else {

@@ -424,3 +424,77 @@ fn failed(error: sled::Error) -> StoreError {
         other => StoreError::Engine(format!("sled: {other}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(store: &SledStore, keys: std::ops::Range<u64>, key_len: usize, value_len: usize) {
+        for i in keys {
+            let mut key = i.to_be_bytes().to_vec();
+            key.resize(key_len, b'k');
+            let mut batch = WriteBatch::default();
+            batch.put(Table::Revision, key, vec![i as u8; value_len]);
+            store.write(batch).unwrap();
+        }
+    }
+
+    fn blobs(store: &SledStore) -> usize {
+        fs::read_dir(store.files.current().join("blobs")).unwrap().count()
+    }
+
+    #[test]
+    fn large_values_and_long_keys_leave_no_blobs() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path(), DEFAULT_CACHE_BYTES).unwrap();
+        write(&store, 0..8, 12, 1 << 20);
+        write(&store, 100..400, super::super::MAX_KEY_BYTES, 5000);
+        write(&store, 0..8, 12, 1 << 19);
+        store.sync().unwrap();
+        assert_eq!(blobs(&store), 0);
+    }
+
+    #[test]
+    fn rule_9_an_engine_that_lost_a_synced_batch_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path(), DEFAULT_CACHE_BYTES).unwrap();
+        write(&store, 0..10, 12, 100);
+        store.sync().unwrap();
+        let (db, before) = (store.files.current().join("db"), dir.path().join("before"));
+        fs::copy(&db, &before).unwrap();
+        write(&store, 10..20, 12, 100);
+        store.sync().unwrap();
+        drop(store);
+        fs::copy(&before, &db).unwrap();
+        match SledStore::open(dir.path(), DEFAULT_CACHE_BYTES) {
+            Err(StoreError::Refused(text)) => assert!(text.contains("lost data"), "{text}"),
+            Err(StoreError::Corrupt(_)) => {}
+            other => panic!("opened or failed otherwise: {:?}", other.map(|_| ())),
+        }
+    }
+
+    #[test]
+    fn a_crash_keeps_whole_batches_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path(), DEFAULT_CACHE_BYTES).unwrap();
+        for round in 0..40_u64 {
+            let mut batch = WriteBatch::default();
+            (0..30_u64).for_each(|i| batch.put(Table::Index, i.to_be_bytes(), vec![round as u8; 6000]));
+            store.write(batch).unwrap();
+        }
+        // What the operating system has so far, as a killed process would leave it; some of it is still in sled's buffers.
+        let copy = tempfile::tempdir().unwrap();
+        let engine = copy.path().join("sled-1");
+        fs::create_dir_all(engine.join("blobs")).unwrap();
+        fs::copy(dir.path().join("STORE"), copy.path().join("STORE")).unwrap();
+        for name in ["db", "conf"] {
+            fs::copy(store.files.current().join(name), engine.join(name)).unwrap();
+        }
+        let crashed = SledStore::open(copy.path(), DEFAULT_CACHE_BYTES).unwrap();
+        let newest = *crashed.newest_batch.lock();
+        for i in 0..30_u64 {
+            let value = crashed.get(Table::Index, &i.to_be_bytes()).unwrap();
+            assert_eq!(value.map(|value| u64::from(value[0]) + 1), (newest > 0).then_some(newest));
+        }
+    }
+}

@@ -25,7 +25,7 @@ use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use super::{KeyRange, KvStore, Op, Order, StoreError, TABLES, Table, Visitor, WriteBatch, check_keys};
 use table::Step;
 
-/// Changes that one hold of the locks applies: some 300 µs.
+/// Changes that one hold of the locks applies; bounds how long a reader waits for the writer.
 const OPS_PER_HOLD: usize = 1024;
 /// Records that one hold of the lock visits.
 const RECORDS_PER_HOLD: usize = 256;

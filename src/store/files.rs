@@ -58,7 +58,11 @@ impl StoreDir {
             }
             Err(error) => return Err(io_error("reading", &path, error)),
         };
-        let opened = StoreDir { dir: dir.to_owned(), engine, marker: Mutex::new(marker) };
+        let opened = StoreDir {
+            dir: dir.to_owned(),
+            engine,
+            marker: Mutex::new(marker),
+        };
         opened.remove_other_generations()?;
         Ok(opened)
     }
@@ -108,7 +112,10 @@ impl StoreDir {
     /// Makes the next generation the current one, durably.
     pub(super) fn switch_to_next(&self) -> Result<(), StoreError> {
         let mut marker = self.marker.lock();
-        let next = Marker { generation: marker.generation + 1, fence: 0 };
+        let next = Marker {
+            generation: marker.generation + 1,
+            fence: 0,
+        };
         replace(&self.dir, self.engine, next)?;
         *marker = next;
         Ok(())
@@ -155,7 +162,10 @@ fn parse(text: &str, engine: &str, path: &Path) -> Result<Marker, StoreError> {
             path.display()
         )));
     }
-    Ok(Marker { generation: number("generation")?, fence: number("fence")? })
+    Ok(Marker {
+        generation: number("generation")?,
+        fence: number("fence")?,
+    })
 }
 
 /// Writes `STORE` beside itself, syncs it and renames it into place.
@@ -194,7 +204,9 @@ pub(super) fn create_dir_durably(dir: &Path) -> Result<(), StoreError> {
 
 /// Makes the entries of a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| io_error("syncing", dir, error))
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|error| io_error("syncing", dir, error))
 }
 
 /// The bytes of all files below a directory, as the file system counts them.
@@ -219,7 +231,10 @@ fn remove_tree(dir: &Path) -> Result<(), StoreError> {
 
 /// An [`StoreError::Io`] that names the file.
 pub(super) fn io_error(what: &str, path: &Path, source: io::Error) -> StoreError {
-    StoreError::Io { what: format!("{what} {}", path.display()), source }
+    StoreError::Io {
+        what: format!("{what} {}", path.display()),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -245,7 +260,11 @@ mod tests {
     fn a_newer_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let body = "metcd-store\nformat 2\nengine sled\ngeneration 1\nfence 0";
-        fs::write(dir.path().join(FILE_NAME), format!("{body}\ncrc32c {:08x}\n", crc32c::crc32c(body.as_bytes()))).unwrap();
+        fs::write(
+            dir.path().join(FILE_NAME),
+            format!("{body}\ncrc32c {:08x}\n", crc32c::crc32c(body.as_bytes())),
+        )
+        .unwrap();
         assert!(refusal(StoreDir::open(dir.path(), "sled")).contains("format 2"));
     }
 

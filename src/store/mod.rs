@@ -37,7 +37,8 @@ pub fn open(backend: StoreBackend, dir: &Path) -> Result<Arc<dyn KvStore>, Store
         StoreBackend::RocksDb => Ok(Arc::new(rocksdb::RocksDbStore::open(dir)?)),
         #[cfg(not(feature = "rocksdb"))]
         StoreBackend::RocksDb => Err(StoreError::Refused(
-            "this build has no RocksDB; build it with `cargo build --release --features rocksdb`, or choose store.backend = \"sled\"".into(),
+            "this build has no RocksDB; build it with `cargo build --release --features rocksdb`, or choose store.backend = \"sled\""
+                .into(),
         )),
     }
 }
@@ -127,7 +128,10 @@ impl WriteBatch {
 /// Every engine's limit, checked before anything is changed.
 fn check_keys(batch: &WriteBatch) -> Result<(), StoreError> {
     match batch.ops.iter().find(|op| op.key().len() > MAX_KEY_BYTES) {
-        Some(op) => Err(StoreError::Engine(format!("a key of {} bytes is over the limit of {MAX_KEY_BYTES}", op.key().len()))),
+        Some(op) => Err(StoreError::Engine(format!(
+            "a key of {} bytes is over the limit of {MAX_KEY_BYTES}",
+            op.key().len()
+        ))),
         None => Ok(()),
     }
 }

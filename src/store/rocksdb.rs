@@ -16,8 +16,8 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{
-    BlockBasedOptions, BottommostLevelCompaction, Cache, CompactOptions, DB, DBCompressionType, FlushOptions, Options,
-    ReadOptions, WriteOptions,
+    BlockBasedOptions, BottommostLevelCompaction, Cache, CompactOptions, DB, DBCompressionType, FlushOptions, Options, ReadOptions,
+    WriteOptions,
 };
 
 use super::files::StoreDir;
@@ -44,7 +44,11 @@ impl RocksDbStore {
         let db = open_db(&files.current())?;
         let batch = newest_batch(&db)?;
         files.check_fence(batch)?;
-        Ok(RocksDbStore { files, db: RwLock::new(db), newest_batch: Mutex::new(batch) })
+        Ok(RocksDbStore {
+            files,
+            db: RwLock::new(db),
+            newest_batch: Mutex::new(batch),
+        })
     }
 }
 

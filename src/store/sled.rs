@@ -111,7 +111,10 @@ impl SledStore {
 /// Writes head and chunks; returns the number of chunks behind the head.
 fn put_record(tree: &mut sled::Batch, op: &Op, head_key: &[u8], value: &[u8], number: u64) -> Result<usize, StoreError> {
     if value.len() > MAX_VALUE_BYTES {
-        return Err(StoreError::Engine(format!("a value of {} bytes is over the limit of {MAX_VALUE_BYTES}", value.len())));
+        return Err(StoreError::Engine(format!(
+            "a value of {} bytes is over the limit of {MAX_VALUE_BYTES}",
+            value.len()
+        )));
     }
     let mut parts = value.chunks(CHUNK_BYTES);
     let total = (value.len() as u32).to_le_bytes();
@@ -135,7 +138,11 @@ impl Engine {
             .flush_every_ms(None);
         let db = open_when_unlocked(&config)?;
         let path = dir.join("db");
-        let file = File::options().read(true).write(true).open(&path).map_err(|error| io_error("opening", &path, error))?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|error| io_error("opening", &path, error))?;
         file.sync_all().map_err(|error| io_error("syncing", &path, error))?;
         sync_dir(&dir.join("blobs"))?;
         sync_dir(dir)?;
@@ -143,7 +150,9 @@ impl Engine {
     }
 
     fn newest_batch(&self) -> Result<u64, StoreError> {
-        let Some(value) = self.db.get(BATCH_KEY).map_err(failed)? else { return Ok(0) };
+        let Some(value) = self.db.get(BATCH_KEY).map_err(failed)? else {
+            return Ok(0);
+        };
         Ok(unseal(BATCH_KEY, &value)?.0)
     }
 
@@ -172,7 +181,9 @@ impl Engine {
         value.extend_from_slice(head.bytes);
         for n in 1..=head.chunks() {
             let chunk_key = chunk_key(table, key, n);
-            let Some(chunk) = self.db.get(&chunk_key).map_err(failed)? else { return Ok(None) };
+            let Some(chunk) = self.db.get(&chunk_key).map_err(failed)? else {
+                return Ok(None);
+            };
             let (batch, bytes) = unseal(&chunk_key, &chunk)?;
             if batch != head.batch {
                 return Ok(None);
@@ -188,7 +199,9 @@ impl Engine {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Arc<[u8]>>, StoreError> {
         let head_key = head_key(table, key);
         for _ in 0..READ_ATTEMPTS {
-            let Some(sealed) = self.db.get(&head_key).map_err(failed)? else { return Ok(None) };
+            let Some(sealed) = self.db.get(&head_key).map_err(failed)? else {
+                return Ok(None);
+            };
             let head = Head::decode(&head_key, &sealed)?;
             if head.chunks() == 0 {
                 return head.whole(&head_key).map(|bytes| Some(bytes.into()));
@@ -358,7 +371,11 @@ impl<'a> Head<'a> {
     fn decode(tree_key: &[u8], sealed: &'a [u8]) -> Result<Head<'a>, StoreError> {
         let (batch, rest) = unseal(tree_key, sealed)?;
         let (total, bytes) = rest.split_first_chunk::<4>().ok_or_else(|| damaged("too short", tree_key))?;
-        Ok(Head { batch, total: u32::from_le_bytes(*total) as usize, bytes })
+        Ok(Head {
+            batch,
+            total: u32::from_le_bytes(*total) as usize,
+            bytes,
+        })
     }
 
     /// Number of chunks behind the head.
@@ -368,7 +385,11 @@ impl<'a> Head<'a> {
 
     /// The value of a record without further chunks.
     fn whole(&self, tree_key: &[u8]) -> Result<&'a [u8], StoreError> {
-        if self.bytes.len() == self.total { Ok(self.bytes) } else { Err(damaged("wrong length", tree_key)) }
+        if self.bytes.len() == self.total {
+            Ok(self.bytes)
+        } else {
+            Err(damaged("wrong length", tree_key))
+        }
     }
 }
 
@@ -401,7 +422,10 @@ fn damaged(what: &str, tree_key: &[u8]) -> StoreError {
 fn failed(error: sled::Error) -> StoreError {
     match error {
         sled::Error::Corruption { .. } => StoreError::Corrupt(format!("sled: {error}")),
-        sled::Error::Io(source) => StoreError::Io { what: "sled".into(), source },
+        sled::Error::Io(source) => StoreError::Io {
+            what: "sled".into(),
+            source,
+        },
         other => StoreError::Engine(format!("sled: {other}")),
     }
 }

@@ -135,7 +135,11 @@ impl Page {
     /// Moves the upper half of the records to a new page; a page of one record stays whole. Returns how many stay.
     pub(super) fn split(&mut self) -> (usize, Page) {
         let half = self.bytes.len() / 2;
-        let at = self.starts.partition_point(|start| usize::from(*start) < half).min(self.len().saturating_sub(1)).max(1);
+        let at = self
+            .starts
+            .partition_point(|start| usize::from(*start) < half)
+            .min(self.len().saturating_sub(1))
+            .max(1);
         let cut = self.start(at);
         let mut right = Page::default();
         right.reserve(self.bytes.len() - cut);

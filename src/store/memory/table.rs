@@ -80,7 +80,9 @@ impl Table {
         if self.pages.range::<[u8], _>(up_to(key)).next_back().is_none() {
             self.add_page(Box::default(), Page::default());
         }
-        let Some((_, page)) = self.pages.range_mut::<[u8], _>(up_to(key)).next_back() else { return };
+        let Some((_, page)) = self.pages.range_mut::<[u8], _>(up_to(key)).next_back() else {
+            return;
+        };
         let heap_before = page.heap();
         let position = page.search(key);
         if let Ok(i) = position {
@@ -103,7 +105,9 @@ impl Table {
 
     /// Removes `key` if it is there.
     pub(super) fn delete(&mut self, key: &[u8]) {
-        let Some((separator, page)) = self.pages.range_mut::<[u8], _>(up_to(key)).next_back() else { return };
+        let Some((separator, page)) = self.pages.range_mut::<[u8], _>(up_to(key)).next_back() else {
+            return;
+        };
         let Ok(i) = page.search(key) else { return };
         if let Stored::Slot(slot) = page.record(i).1 {
             self.slab.remove(slot);
@@ -212,7 +216,10 @@ impl Table {
     /// Joins a small page with its left or its right neighbour, so that compaction leaves no trail of nearly empty pages.
     fn join_neighbours(&mut self, separator: &[u8]) {
         let Some(page) = self.pages.get(separator) else { return };
-        let left = self.pages.range::<[u8], _>((Bound::Unbounded, Bound::Excluded(separator))).next_back();
+        let left = self
+            .pages
+            .range::<[u8], _>((Bound::Unbounded, Bound::Excluded(separator)))
+            .next_back();
         let right = self.pages.range::<[u8], _>((Bound::Excluded(separator), Bound::Unbounded)).next();
         let (keep, remove) = match (left, right) {
             (Some((left, neighbour)), _) if page.can_join(neighbour) => (left.clone(), separator.into()),

@@ -1,10 +1,12 @@
 //! Figures, not checks: `cargo test --test state bench -- --ignored --nocapture --test-threads=1` (with `CARGO_PROFILE_DEV_OPT_LEVEL=3`).
 
-use std::time::Instant;
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use metcd::state::command::{Body, EntryPayload, KeySpan};
 use metcd::state::reader::RangeQuery;
 use metcd::state::watch::WatchFilter;
+use metcd::store::{KeyRange, KvStore, Order, StoreError, Table, WriteBatch};
 use raft::eraftpb::Entry;
 
 use crate::support::{Node, all_keys, command, drain, entry, everything, payload, put};
@@ -25,6 +27,20 @@ fn entries(first_index: u64, count: u64, keys: u64) -> Vec<Entry> {
         payload(1, 1, seq(0).saturating_sub(2000), commands.collect())
     };
     (0..count).map(|n| entry(first_index + n, 1000 + n * 2, &payload_of(n))).collect()
+}
+
+/// Processor time of this thread: other work on the machine does not count.
+struct Cpu(u64);
+
+impl Cpu {
+    fn now() -> Cpu {
+        let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        Cpu(schedstat.split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap())
+    }
+
+    fn elapsed(&self) -> std::time::Duration {
+        std::time::Duration::from_nanos(Cpu::now().0 - self.0)
+    }
 }
 
 fn resident_mib() -> u64 {
@@ -56,7 +72,7 @@ fn bench_apply_get_list_and_memory() {
             entry.data = prost::Message::encode_to_vec(&again).into();
         }
         done += count;
-        let start = Instant::now();
+        let start = Cpu::now();
         for entry in &batch {
             node.state.apply(std::slice::from_ref(entry)).unwrap();
         }
@@ -70,7 +86,7 @@ fn bench_apply_get_list_and_memory() {
         );
     }
     let reader = node.reader();
-    let start = Instant::now();
+    let start = Cpu::now();
     let gets = 300_000u64;
     for n in 0..gets {
         let (_, kv) = reader.get(&key(n.wrapping_mul(2_654_435_761) % KEYS), None).unwrap();
@@ -82,7 +98,7 @@ fn bench_apply_get_list_and_memory() {
         ..all_keys()
     };
     for descending in [false, true] {
-        let start = Instant::now();
+        let start = Cpu::now();
         let page = reader
             .range(&RangeQuery {
                 descending,
@@ -95,7 +111,7 @@ fn bench_apply_get_list_and_memory() {
             start.elapsed().as_secs_f64() * 1e6
         );
     }
-    let start = Instant::now();
+    let start = Cpu::now();
     let count = reader
         .range(&RangeQuery {
             count_only: true,
@@ -106,8 +122,9 @@ fn bench_apply_get_list_and_memory() {
     println!("count of {count}: {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
 
     let revision = reader.revision();
+    node.seq = done * PUTS_PER_ENTRY + 1;
     node.run(Body::Compact(metcd::state::command::Compact { revision }));
-    let start = Instant::now();
+    let start = Cpu::now();
     let mut steps = 0;
     while node.state.collect_garbage(1000).unwrap() {
         steps += 1;
@@ -117,7 +134,7 @@ fn bench_apply_get_list_and_memory() {
         start.elapsed().as_secs_f64(),
         resident_mib() - before
     );
-    let start = Instant::now();
+    let start = Cpu::now();
     let mut writer = metcd::snapshot::SnapshotWriter::new(node.state.snapshot_view());
     let mut bytes = 0;
     while let Some(piece) = writer.next_chunk().unwrap() {
@@ -133,7 +150,7 @@ fn bench_watchers() {
     let rounds = 200;
     let log = entries(node.next_index(), rounds, 10_000);
     let reader = node.reader();
-    let start = Instant::now();
+    let start = Cpu::now();
     let mut busy: Vec<_> = (0..1000).map(|_| reader.watch(everything(false), 1).unwrap()).collect();
     let filter = |n: u64| WatchFilter {
         span: KeySpan::prefix(&format!("idle/{n}/").into_bytes()),
@@ -141,7 +158,7 @@ fn bench_watchers() {
     };
     let idle: Vec<_> = (0..10_000).map(|n| reader.watch(filter(n), 1).unwrap()).collect();
     println!("11,000 watches opened in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
-    let start = Instant::now();
+    let start = Cpu::now();
     for entry in &log {
         node.state.apply(std::slice::from_ref(entry)).unwrap();
     }
@@ -150,11 +167,66 @@ fn bench_watchers() {
         "apply with them: {:.2} µs per put",
         start.elapsed().as_secs_f64() * 1e6 / puts as f64
     );
-    let start = Instant::now();
+    let start = Cpu::now();
     let delivered: usize = busy.iter_mut().map(|watcher| drain(watcher).len()).sum();
     println!(
         "{delivered} changes delivered to 1,000 watchers: {:.3} µs each",
         start.elapsed().as_secs_f64() * 1e6 / delivered as f64
     );
     assert!(idle.iter().all(|watcher| watcher.position() == reader.revision()));
+}
+
+/// Keeps nothing: what the state machine itself costs.
+struct NoStore;
+
+impl KvStore for NoStore {
+    fn get(&self, _: Table, _: &[u8]) -> Result<Option<Arc<[u8]>>, StoreError> {
+        Ok(None)
+    }
+
+    fn scan(&self, _: Table, _: KeyRange<'_>, _: Order, _: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn write(&self, _: WriteBatch) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn is_persistent(&self) -> bool {
+        false
+    }
+
+    fn clear(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn bytes(&self) -> u64 {
+        0
+    }
+
+    fn backend(&self) -> &'static str {
+        "none"
+    }
+}
+
+#[test]
+#[ignore = "prints figures"]
+fn bench_without_store() {
+    let mut node = Node::of(Arc::new(NoStore), &[1, 2, 3]);
+    for _ in 0..3 {
+        let log = entries(node.next_index(), 2000, 1_000_000);
+        let start = Cpu::now();
+        for entry in &log {
+            node.state.apply(std::slice::from_ref(entry)).unwrap();
+        }
+        println!(
+            "without a store: {:.2} µs per put",
+            start.elapsed().as_secs_f64() * 1e6 / (2000 * PUTS_PER_ENTRY) as f64
+        );
+        node = Node::of(Arc::new(NoStore), &[1, 2, 3]);
+    }
 }

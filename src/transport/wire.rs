@@ -1,7 +1,8 @@
 //! What travels in `POST /raft`: raft messages as length-delimited protobuf, and who sends them as one header.
 //!
-//! Decoding takes arbitrary bytes. Before the protobuf library sees a message, [`scan`] walks its framing: groups are refused (the
-//! library recurses into nested ones without a bound), and what small bytes could blow up in memory (entries, unknown fields) is counted.
+//! Decoding takes arbitrary bytes. Before the protobuf library sees a message, [`scan`] walks its framing: every length must fit into
+//! what is there (the library would allocate first), groups are refused (the schema has none), and what few bytes could blow up in
+//! memory (entries, unknown fields) is counted.
 
 use std::fmt;
 
@@ -340,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_refused_before_the_library_recurses_into_them() {
+    fn groups_are_refused() {
         // A mebibyte of "a group begins", behind its length.
         let body = [&[0x80, 0x80, 0x40][..], &[0x0b; 1 << 20]].concat();
         assert_eq!(decode_batch(&body.into()), Err(WireError("wire type 3".into())));

@@ -278,6 +278,22 @@ async fn rule_28_a_snapshot_that_fails_is_reported_once_and_leaves_nothing_behin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_28_a_snapshot_that_cannot_be_stored_is_reported() {
+    let node = Node::start(2).await;
+    std::fs::remove_dir(node.recorder.directory.path()).expect("empty");
+    let (transport, events) = transport(1, TransportLimits::default(), vec![node.peer()]);
+    transport.send_snapshot(
+        snapshot_message(1, 2, 5),
+        Box::new(Chunks {
+            left: 20,
+            size: 50_000,
+            then: Ending::Whole,
+        }),
+    );
+    eventually("reported", || *events.snapshots.lock() == [(2, false)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rule_28_a_snapshot_to_a_stopped_peer_is_given_up() {
     let (_listener, peer) = stopped_peer().await;
     let limits = TransportLimits {

@@ -32,6 +32,27 @@ async fn appends_arrive_in_order_whatever_their_size() {
     assert_eq!((lane.messages, lane.dropped, lane.failures), (400, 0, 0));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_arrives_is_in_order_also_when_some_is_lost() {
+    let node = Node::start(2).await;
+    let (transport, events) = transport(1, TransportLimits::default(), vec![node.peer()]);
+    for index in 0..3000 {
+        node.recorder.full.store(index % 50 < 5, SeqCst);
+        transport.send(vec![append(1, 2, index, if index % 7 == 0 { 50_000 } else { 10 })]);
+        if index % 10 == 0 {
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+    }
+    node.recorder.full.store(false, SeqCst);
+    let last = || node.recorder.stepped.lock().last().map(|message| message.index);
+    eventually("the queue is empty", || transport.metrics()[0].append.queued == 0).await;
+    transport.send(vec![append(1, 2, 9000, 10)]);
+    eventually("the last one", || last() == Some(9000)).await;
+    let indexes = node.recorder.indexes();
+    assert!(indexes.is_sorted(), "{indexes:?}");
+    assert!(events.unreachable_count(2) > 0 && indexes.len() > 1000, "{} of 3000", indexes.len());
+}
+
 #[tokio::test]
 async fn control_messages_arrive_unchanged() {
     let node = Node::start(2).await;

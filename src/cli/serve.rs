@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use tokio::sync::oneshot;
 
 use super::CliError;
+use super::signals::Signals;
 use crate::config::{self, Config, Flag, FlagValue, Loaded, Sources};
 use crate::telemetry::{self, LogHandle};
 
@@ -161,11 +163,26 @@ fn run_to_the_end(config: Config, log: LogHandle) -> Result<(), CliError> {
         .thread_name("metcd-worker")
         .build()
         .map_err(|error| CliError::Failed(format!("cannot start the runtime's threads: {error}")))?;
-    runtime.block_on(serve(config, log)).map_err(CliError::Failed)
+    let result = runtime.block_on(serve(config, log));
+    // Whatever is still waiting for a disk or a peer is not waited for.
+    runtime.shutdown_background();
+    result
 }
 
-/// Where the server is started; it returns when the member has stopped in order.
-async fn serve(config: Config, _log: LogHandle) -> Result<(), String> {
+/// Runs the server until it ends, or a second signal ends the wait for that.
+async fn serve(config: Config, log: LogHandle) -> Result<(), CliError> {
+    let signals = Signals::catch().map_err(|error| CliError::Failed(format!("cannot handle signals: {error}")))?;
+    let (stop, stopped) = oneshot::channel();
+    // A sender that is gone means the same as one that was used: nobody will run this any longer.
+    let stopped = async move { stopped.await.unwrap_or(()) };
+    tokio::select! {
+        result = run_server(config, log, stopped) => result.map_err(CliError::Failed),
+        () = signals.run(stop) => Err(CliError::Failed("stopped at once by a second signal; nothing acknowledged is lost".to_owned())),
+    }
+}
+
+/// Where the server is started: it returns when it has stopped in order, or cannot go on.
+async fn run_server(config: Config, _log: LogHandle, _stop: impl Future<Output = ()>) -> Result<(), String> {
     Err(format!(
         "nothing to serve on {}: the server is not wired in yet",
         config.listen.client

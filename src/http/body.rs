@@ -159,7 +159,7 @@ mod tests {
         );
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_body_that_stalls_times_out() {
         let stalled = stream::pending::<Result<Bytes, std::io::Error>>();
         assert_eq!(read(Body::from_stream(stalled), limits(10, 50)).await, Err(Problem::RequestTimeout));

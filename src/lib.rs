@@ -1,13 +1,18 @@
 //! metcd: an HTTP key-value server replicated by Raft.
 
+// Here and not in Cargo.toml, because tests may: that is how they fail.
+#![cfg_attr(not(test), warn(clippy::expect_used, clippy::unwrap_used))]
+
 pub mod cli;
 pub mod config;
 pub mod consensus;
+pub mod datadir;
 pub mod http;
 pub mod leader;
 pub mod node;
 pub mod snapshot;
 pub mod state;
 pub mod store;
+pub mod telemetry;
 pub mod transport;
 pub mod wal;

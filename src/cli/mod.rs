@@ -1,1 +1,163 @@
-//! The command line.
+//! The command line: one binary is the server, the client and the tools.
+//!
+//! Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found or condition not met. What goes wrong is one line on stderr
+//! that says what to do next.
+
+mod config;
+mod serve;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// A replicated key-value server with etcd's guarantees, spoken to with plain HTTP.
+#[derive(Debug, Parser)]
+#[command(name = "metcd", version, about, after_help = EXAMPLES, arg_required_else_help = true, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  metcd serve                                   a single node on 127.0.0.1:3379, data in ./metcd-data
+  metcd serve --config config/node1.toml        the first of three
+  metcd config check config/node1.toml          would this file be accepted?
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found or condition not met.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a member of a cluster, or a single node.
+    Serve(Box<serve::ServeArgs>),
+    /// Check a configuration file, or show the configuration in force.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Print the version and what this build contains.
+    Version,
+    /// Print the completion script of a shell.
+    #[command(after_help = "Example:\n  metcd completions bash > /etc/bash_completion.d/metcd")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// Why a command did not succeed; becomes the exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Refused or failed: exit code 1.
+    #[error("{0}")]
+    Failed(String),
+    /// The command line is wrong: exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// Not found, or a condition is not met: exit code 3.
+    #[error("{0}")]
+    NotMet(String),
+}
+
+impl CliError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
+            Self::NotMet(_) => 3,
+        }
+    }
+}
+
+/// Runs the command line `args`, the program's name first.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let result = match Cli::try_parse_from(args) {
+        Ok(cli) => run(cli.command),
+        Err(error) => usage(&error),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to tell if stderr is gone.
+            let _ = writeln!(io::stderr(), "metcd: {}", one_line(&error.to_string()));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Config(command) => config::run(&command),
+        Command::Version => print(&version()),
+        Command::Completions { shell } => completions(shell),
+    }
+}
+
+/// Help and version are answers; everything else is wrong usage, in one line instead of clap's several.
+fn usage(error: &clap::Error) -> Result<(), CliError> {
+    if [ErrorKind::DisplayHelp, ErrorKind::DisplayVersion].contains(&error.kind()) {
+        return print(&error.to_string());
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return Err(CliError::Usage("no command given: see --help".to_owned()));
+    }
+    let text = error.to_string();
+    let message = text.split("\n\nUsage:").next().unwrap_or_default().split("\n\nFor more").next().unwrap_or_default();
+    Err(CliError::Usage(format!("{}: see --help", message.trim_start_matches("error: "))))
+}
+
+fn version() -> String {
+    let rocksdb = if cfg!(feature = "rocksdb") { ", rocksdb" } else { "" };
+    format!(
+        "metcd {}\nwal engines: sled, raft-engine{rocksdb}\nstore backends: memory, sled{rocksdb}\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+fn completions(shell: Shell) -> Result<(), CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "metcd", &mut script);
+    print(&String::from_utf8_lossy(&script))
+}
+
+/// Writes to stdout. A reader that has gone away (`metcd … | head`) is not an error.
+fn print(text: &str) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::Failed(format!("cannot write to stdout: {error}"))),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_usage_is_one_line_with_the_nearest_flag() {
+        let error = Cli::try_parse_from(["metcd", "serve", "--confg", "x"]).expect_err("no such flag");
+        let error = usage(&error).expect_err("wrong usage");
+        assert_eq!(error.exit_code(), 2);
+        let line = one_line(&error.to_string());
+        assert!(
+            line.contains("'--confg'") && line.contains("'--config'") && !line.contains("Usage"),
+            "{line}"
+        );
+    }
+}

@@ -1,6 +1,29 @@
 //! One checked [`Config`] out of defaults, file, environment and flags.
+//!
+//! The layers, later ones win: `config/metcd.toml` (compiled in) → a TOML file → `METCD__SECTION__KEY` → flags. Each layer is checked
+//! against [`schema`] while it is known where a value was written; then they are merged; then [`Config`] is built and what only shows
+//! between values is checked.
+//!
+//! *Invariants*
+//! - A [`Config`] that exists is valid. Nothing behind it checks again, nothing in the program reads the environment or a file for settings.
+//! - An unknown key, or a value out of range, is never ignored: a mistyped limit must not silently be the default.
+//! - No key holds a secret: those that would (`tls`, `auth`) are refused until they are built.
+
+mod check;
+mod error;
+mod layer;
+mod load;
+mod schema;
+mod show;
+pub mod units;
+mod url;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+pub use error::{ConfigError, Problem};
+pub use layer::{Flag, FlagValue};
+pub use load::{DEFAULTS, Loaded, Sources, load};
+pub use show::show;
 
 /// The whole configuration, every value checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,11 +54,38 @@ pub struct Config {
     pub log: LogConfig,
 }
 
+impl Config {
+    /// The member's name: as configured, else `node<id>`; `None` while a joiner has no id.
+    pub fn name(&self) -> Option<String> {
+        self.node.name.clone().or_else(|| self.node.id.map(default_name))
+    }
+}
+
+/// The name of a member that was given none.
+pub fn default_name(id: u64) -> String {
+    format!("node{id}")
+}
+
+impl Default for Config {
+    /// The built-in defaults: a single node on loopback with its data in `./metcd-data`.
+    ///
+    /// # Panics
+    /// If `config/metcd.toml` as compiled in is not valid, which a test rules out.
+    fn default() -> Self {
+        match load(&Sources::default()) {
+            Ok(loaded) => loaded.config,
+            Err(error) => panic!("built-in defaults: {error}"),
+        }
+    }
+}
+
 /// `[node]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct NodeConfig {
     /// `None` only with `cluster.join`: the cluster assigns one.
     pub id: Option<u64>,
+    /// Whether `id` was set by somebody: only then must a data directory agree, otherwise the directory's id is the member's.
+    pub id_is_given: bool,
     /// Default `node<id>`.
     pub name: Option<String>,
     /// Data directory.
@@ -112,6 +162,20 @@ pub enum WalEngine {
     RocksDb,
 }
 
+/// The engines by name.
+const WAL_ENGINES: [(&str, WalEngine); 3] = [
+    ("sled", WalEngine::Sled),
+    ("raft-engine", WalEngine::RaftEngine),
+    ("rocksdb", WalEngine::RocksDb),
+];
+
+impl WalEngine {
+    /// The name in configuration files, `/status` and data directories.
+    pub fn name(self) -> &'static str {
+        name_of(self, &WAL_ENGINES)
+    }
+}
+
 /// `[wal]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct WalConfig {
@@ -130,6 +194,20 @@ pub enum StoreBackend {
     Sled,
     /// On disk; needs the cargo feature.
     RocksDb,
+}
+
+/// The backends by name.
+const STORE_BACKENDS: [(&str, StoreBackend); 3] = [
+    ("memory", StoreBackend::Memory),
+    ("sled", StoreBackend::Sled),
+    ("rocksdb", StoreBackend::RocksDb),
+];
+
+impl StoreBackend {
+    /// The name in configuration files, `/status` and data directories.
+    pub fn name(self) -> &'static str {
+        name_of(self, &STORE_BACKENDS)
+    }
 }
 
 /// `[store]`
@@ -202,6 +280,20 @@ pub enum LogFormat {
     Text,
     /// For machines.
     Json,
+}
+
+/// The forms by name.
+const LOG_FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+impl LogFormat {
+    /// The name in configuration files.
+    pub fn name(self) -> &'static str {
+        name_of(self, &LOG_FORMATS)
+    }
+}
+
+fn name_of<T: PartialEq>(value: T, names: &[(&'static str, T)]) -> &'static str {
+    names.iter().find(|(_, named)| *named == value).map_or("", |(name, _)| name)
 }
 
 /// When a log file is closed and a new one begun.

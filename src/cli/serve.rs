@@ -1,0 +1,233 @@
+//! `metcd serve`: flags → configuration → logging → runtime → server → exit code.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::CliError;
+use crate::config::{self, Config, Flag, FlagValue, Loaded, Sources};
+use crate::telemetry::{self, LogHandle};
+
+const EXAMPLES: &str = "\
+Examples:
+  metcd serve
+      a single node: clients on 127.0.0.1:3379, data in ./metcd-data
+  metcd serve --config config/node2.toml --data-dir /var/lib/metcd
+      a file, with one key changed
+  metcd serve --id 1 --member 1=http://10.0.0.1:3380 --member 2=http://10.0.0.2:3380 --member 3=http://10.0.0.3:3380 \\
+      --listen-client 10.0.0.1:3379 --listen-peer 10.0.0.1:3380
+      the first of three founding members
+  metcd serve --id 4 --data-dir d4 --listen-client 127.0.0.1:6379 --listen-peer 127.0.0.1:6380 --join http://127.0.0.1:3379
+      one more member for a running cluster
+  metcd serve --set raft.tick=100ms --set log.level=debug
+      any key; all of them are in config/metcd.toml
+
+Layers, later ones win: built-in defaults, --config, METCD__SECTION__KEY in the environment, flags.";
+
+/// Flags of `metcd serve`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// The flags that are settings. All are texts here: the configuration's own checks speak about ranges and spelling.
+#[derive(Debug, Default, Args)]
+pub struct ConfigArgs {
+    /// Read settings from a TOML file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// This member's id [node.id].
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    id: Option<String>,
+    /// This member's name [node.name].
+    #[arg(long, value_name = "S")]
+    name: Option<String>,
+    /// Where its data lives [node.data_dir].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// Where clients are served [listen.client].
+    #[arg(long, value_name = "ADDR")]
+    listen_client: Option<String>,
+    /// Where the other members are served [listen.peer].
+    #[arg(long, value_name = "ADDR")]
+    listen_peer: Option<String>,
+    /// How clients reach this member [advertise.client_url].
+    #[arg(long, value_name = "URL")]
+    advertise_client_url: Option<String>,
+    /// How the other members reach it [advertise.peer_url].
+    #[arg(long, value_name = "URL")]
+    advertise_peer_url: Option<String>,
+    /// A founding member; once for each, the same on all of them [cluster.members].
+    #[arg(long = "member", value_name = "ID=PEER_URL")]
+    members: Vec<String>,
+    /// A client URL of the running cluster to join; may be repeated [cluster.join].
+    #[arg(long, value_name = "CLIENT_URL")]
+    join: Vec<String>,
+    /// memory, sled or rocksdb [store.backend].
+    #[arg(long, value_name = "BACKEND")]
+    store: Option<String>,
+    /// sled, raft-engine or rocksdb [wal.engine].
+    #[arg(long, value_name = "ENGINE")]
+    wal: Option<String>,
+    /// Set any key; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+impl ConfigArgs {
+    /// The configuration these flags, the file they name and the environment make.
+    ///
+    /// # Errors
+    /// Wrong usage if only flags are to blame, else refused.
+    pub fn load(&self) -> Result<Loaded, CliError> {
+        let sources = Sources {
+            file: self.config.clone(),
+            env: std::env::vars_os().collect(),
+            flags: self.flags()?,
+        };
+        config::load(&sources).map_err(|error| {
+            let text = error.to_string();
+            if error.is_usage() {
+                CliError::Usage(text)
+            } else {
+                CliError::Failed(text)
+            }
+        })
+    }
+
+    fn flags(&self) -> Result<Vec<Flag>, CliError> {
+        let texts = [
+            ("--id", "node.id", &self.id),
+            ("--name", "node.name", &self.name),
+            ("--data-dir", "node.data_dir", &self.data_dir),
+            ("--listen-client", "listen.client", &self.listen_client),
+            ("--listen-peer", "listen.peer", &self.listen_peer),
+            ("--advertise-client-url", "advertise.client_url", &self.advertise_client_url),
+            ("--advertise-peer-url", "advertise.peer_url", &self.advertise_peer_url),
+            ("--store", "store.backend", &self.store),
+            ("--wal", "wal.engine", &self.wal),
+        ];
+        let lists = [
+            ("--member", "cluster.members", &self.members),
+            ("--join", "cluster.join", &self.join),
+        ];
+        let texts = texts
+            .into_iter()
+            .filter_map(|(name, path, value)| Some(flag(name, path, FlagValue::Text(value.clone()?))));
+        let lists = lists.into_iter().filter(|(_, _, items)| !items.is_empty());
+        let lists = lists.map(|(name, path, items)| flag(name, path, FlagValue::List(items.clone())));
+        texts
+            .chain(lists)
+            .map(Ok)
+            .chain(self.sets.iter().map(|set| parse_set(set)))
+            .collect()
+    }
+}
+
+fn flag(name: &str, path: &str, value: FlagValue) -> Flag {
+    Flag {
+        path: path.to_owned(),
+        value,
+        origin: name.to_owned(),
+    }
+}
+
+fn parse_set(set: &str) -> Result<Flag, CliError> {
+    let wrong = || CliError::Usage(format!("--set {set}: write it like --set raft.tick=100ms"));
+    let (path, value) = set.split_once('=').ok_or_else(wrong)?;
+    Ok(flag(&format!("--set {path}"), path.trim(), FlagValue::Text(value.to_owned())))
+}
+
+/// Runs a member until it is told to stop.
+pub fn run(args: &ServeArgs) -> Result<(), CliError> {
+    let Loaded { config, warnings, .. } = args.config.load()?;
+    let name = config.name().unwrap_or_else(|| "joining".to_owned());
+    let log = telemetry::init(&config.log, &name).map_err(|error| CliError::Failed(error.to_string()))?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %config.node.data_dir.display(), "starting");
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let result = run_to_the_end(config, log.clone());
+    if let Err(error) = &result {
+        tracing::error!("{error}");
+    }
+    log.close();
+    result
+}
+
+fn run_to_the_end(config: Config, log: LogHandle) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("metcd-worker")
+        .build()
+        .map_err(|error| CliError::Failed(format!("cannot start the runtime's threads: {error}")))?;
+    runtime.block_on(serve(config, log)).map_err(CliError::Failed)
+}
+
+/// Where the server is started; it returns when the member has stopped in order.
+async fn serve(config: Config, _log: LogHandle) -> Result<(), String> {
+    Err(format!(
+        "nothing to serve on {}: the server is not wired in yet",
+        config.listen.client
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_names_a_key_and_itself() {
+        let some = |text: &str| Some(text.to_owned());
+        let args = ConfigArgs {
+            config: None,
+            id: some("2"),
+            name: some("n"),
+            data_dir: some("d"),
+            listen_client: some("127.0.0.1:1"),
+            listen_peer: some("127.0.0.1:2"),
+            advertise_client_url: some("http://a:1"),
+            advertise_peer_url: some("http://a:2"),
+            members: vec!["2=http://a:2".to_owned(), "1=http://b:2".to_owned()],
+            join: Vec::new(),
+            store: some("sled"),
+            wal: some("raft-engine"),
+            sets: vec!["raft.tick=20ms".to_owned()],
+        };
+        let flags = args.flags().expect("flags");
+        let config = config::load(&Sources {
+            flags,
+            ..Sources::default()
+        })
+        .expect("load")
+        .config;
+        assert_eq!(
+            (config.node.id, config.node.name.as_deref(), config.node.data_dir.to_str()),
+            (Some(2), Some("n"), Some("d"))
+        );
+        assert_eq!((config.listen.client.port(), config.listen.peer.port()), (1, 2));
+        assert_eq!(
+            (config.advertise.client_url.as_str(), config.advertise.peer_url.as_str()),
+            ("http://a:1", "http://a:2")
+        );
+        assert_eq!(config.cluster.members.iter().map(|m| m.id).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!((config.store.backend.name(), config.wal.engine.name()), ("sled", "raft-engine"));
+        assert_eq!(config.raft.tick.as_millis(), 20);
+    }
+
+    #[test]
+    fn a_flag_that_is_wrong_is_wrong_usage() {
+        let args = ConfigArgs {
+            id: Some("zero".to_owned()),
+            ..ConfigArgs::default()
+        };
+        let flags = args.flags().expect("flags");
+        let error = config::load(&Sources {
+            flags,
+            ..Sources::default()
+        })
+        .expect_err("not a number");
+        assert!(error.is_usage() && error.to_string().starts_with("--id: "), "{error}");
+        assert!(parse_set("raft.tick").is_err_and(|e| e.to_string().contains("--set raft.tick=100ms")));
+    }
+}

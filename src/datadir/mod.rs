@@ -1,0 +1,620 @@
+//! The data directory: one process at a time, one member for ever.
+//!
+//! ```text
+//! metcd-data/
+//! ├─ LOCK            held while a process uses the directory; holds its pid
+//! ├─ identity.toml   whose data this is
+//! ├─ boot            how often it was started
+//! ├─ reserve         space held back for a full disk
+//! ├─ wal/  store/  snapshots/
+//! ```
+//!
+//! *Invariants*
+//! - A directory is opened by at most one process.
+//! - It is never opened as another cluster's or another member's, or by another engine than it was written by.
+//! - The incarnation is drawn once; [`boot`](DataDir::boot) is greater at every start, durably, before anything is sent: a pair of
+//!   (incarnation, boot) never comes twice.
+//! - Until [`set_cluster`](DataDir::set_cluster) the directory [is new](DataDir::is_new), however often it was opened: a founder that was
+//!   refused by its peers, or crashed while founding, asks them again the next time.
+
+pub mod disk;
+mod identity;
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::Xxh3Default;
+
+use crate::config::{Config, FoundingMember};
+use disk::RESERVE_BYTES;
+pub use identity::{FORMAT, Identity};
+
+const LOCK_NAME: &str = "LOCK";
+
+/// Why a directory cannot be used; each says the way out.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what each field is")]
+pub enum DataDirError {
+    /// The operating system refused.
+    #[error("{path}: {source}")]
+    Io { path: String, source: io::Error },
+    /// Another process has it.
+    #[error("data directory {path} is in use by {holder}: stop that process, or choose another --data-dir")]
+    InUse { path: String, holder: String },
+    /// Not empty, and not ours.
+    #[error("data directory {path} is not metcd's: it holds {found} and no identity.toml: choose another --data-dir, or empty this one")]
+    Foreign { path: String, found: String },
+    /// Written by a newer program.
+    #[error("{path} has format {format}, this program knows formats up to {FORMAT}: start the newer version of metcd that wrote it")]
+    NewerFormat { path: String, format: i64 },
+    /// A checksum does not fit.
+    #[error(
+        "{path} is damaged ({why}): remove this member from the cluster and add it under a new id with an empty directory, or restore the directory from a backup made while it was stopped"
+    )]
+    Damaged { path: String, why: String },
+    /// Belongs to something else than what is configured.
+    #[error("data directory {path} belongs to {what} {theirs}, the configuration says {ours}: {way_out}")]
+    Mismatch {
+        path: String,
+        what: &'static str,
+        theirs: String,
+        ours: String,
+        way_out: &'static str,
+    },
+}
+
+impl DataDirError {
+    fn io(path: &Path, source: io::Error) -> Self {
+        Self::Io {
+            path: path.display().to_string(),
+            source,
+        }
+    }
+
+    fn damaged(path: &Path, why: &str) -> Self {
+        Self::Damaged {
+            path: path.display().to_string(),
+            why: why.trim().replace('\n', "; "),
+        }
+    }
+}
+
+/// An opened directory. The lock is held until this is dropped or the process ends.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    identity: Identity,
+    boot: u64,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes the directory if need be, locks it, checks that it is this member's, and counts the start.
+    ///
+    /// # Errors
+    /// See [`DataDirError`]; nothing in the directory was changed then, except that a full disk's reserve may be released.
+    pub fn open(config: &Config) -> Result<Self, DataDirError> {
+        let path = &config.node.data_dir;
+        let io_error = |source| DataDirError::io(path, source);
+        refuse_foreign(path, config)?;
+        disk::create_dir_durably(path).map_err(io_error)?;
+        let lock = lock(path)?;
+        let found = Identity::read(path)?;
+        if let Some(identity) = &found {
+            check(path, identity, config)?;
+        }
+        make_room(path).map_err(io_error)?;
+        let identity = match found {
+            Some(identity) if identity.cluster_id.is_some() => identity,
+            unfinished => begin(path, config, unfinished)?,
+        };
+        let boot = count_boot(path, &identity)?;
+        if !disk::keep_reserve(path).map_err(io_error)? {
+            tracing::warn!(data_dir = %path.display(), "the disk is nearly full: no space is held in reserve");
+        }
+        Ok(Self {
+            path: path.clone(),
+            identity,
+            boot,
+            _lock: lock,
+        })
+    }
+
+    /// Opens an existing directory for a tool while no member runs on it. Nothing is checked against a configuration, no start is counted.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`DataDirError::Foreign`] also if it is empty or absent.
+    pub fn open_offline(path: &Path) -> Result<Self, DataDirError> {
+        let foreign = || DataDirError::Foreign {
+            path: path.display().to_string(),
+            found: "nothing of a member".to_owned(),
+        };
+        if !path.join(identity::IDENTITY_NAME).exists() {
+            return Err(foreign());
+        }
+        let lock = lock(path)?;
+        let identity = Identity::read(path)?.ok_or_else(foreign)?;
+        let boot = identity::read_boot(path)?.unwrap_or(0);
+        Ok(Self {
+            path: path.to_owned(),
+            identity,
+            boot,
+            _lock: lock,
+        })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the log's engine keeps its files.
+    pub fn wal_dir(&self) -> PathBuf {
+        self.path.join("wal")
+    }
+
+    /// Where the store's engine keeps its files.
+    pub fn store_dir(&self) -> PathBuf {
+        self.path.join("store")
+    }
+
+    /// Where snapshots are.
+    pub fn snapshot_dir(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+
+    /// Whose data this is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The member's id: the directory's, or while it is new the configured one; `None` while a joiner waits for its id.
+    pub fn node_id(&self) -> Option<u64> {
+        self.identity.node_id
+    }
+
+    /// Number of this start, from 1; greater at every start.
+    pub fn boot(&self) -> u64 {
+        self.boot
+    }
+
+    /// Whether the member has not yet founded or joined a cluster from this directory.
+    pub fn is_new(&self) -> bool {
+        self.identity.cluster_id.is_none()
+    }
+
+    /// Notes durably which cluster and member this directory is from now on. A founder calls this after its peers have been asked
+    /// and its first snapshot is durable; a joiner as soon as it is registered. The same again is no change.
+    ///
+    /// # Errors
+    /// [`DataDirError::Mismatch`] if it is another cluster's or member's already.
+    pub fn set_cluster(&mut self, cluster_id: u64, node_id: u64) -> Result<(), DataDirError> {
+        if let Some(theirs) = self.identity.cluster_id {
+            let way_out = "a directory never changes its cluster or member: use an empty one";
+            agree(
+                &self.path,
+                "cluster id",
+                format!("{theirs:016x}"),
+                format!("{cluster_id:016x}"),
+                way_out,
+            )?;
+            let theirs = self.identity.node_id.unwrap_or_default();
+            return agree(&self.path, "node id", theirs.to_string(), node_id.to_string(), way_out);
+        }
+        let identity = Identity {
+            cluster_id: Some(cluster_id),
+            node_id: Some(node_id),
+            ..self.identity.clone()
+        };
+        identity.write(&self.path)?;
+        self.identity = identity;
+        Ok(())
+    }
+
+    /// Bytes that may still be written on this disk.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        disk::free_bytes(&self.path)
+    }
+
+    /// Takes the reserve again once the disk has space; whether it is there now. For the disk monitor.
+    pub fn keep_reserve(&self) -> io::Result<bool> {
+        disk::keep_reserve(&self.path)
+    }
+}
+
+/// The id of the cluster these members found: the same on all of them, different for another name, member or address.
+pub fn founding_cluster_id(name: &str, members: &[FoundingMember]) -> u64 {
+    let mut members: Vec<&FoundingMember> = members.iter().collect();
+    members.sort_by_key(|member| member.id);
+    let mut hash = Xxh3Default::new();
+    let mut add = |bytes: &[u8]| {
+        hash.update(&bytes.len().to_le_bytes());
+        hash.update(bytes);
+    };
+    add(name.as_bytes());
+    for member in members {
+        add(&member.id.to_le_bytes());
+        add(member.peer_url.as_bytes());
+    }
+    // 0 is what an absent id looks like on the wire.
+    hash.digest().max(1)
+}
+
+/// Looks before anything is written: a mistyped path must not get a LOCK file among somebody's photographs.
+fn refuse_foreign(path: &Path, config: &Config) -> Result<(), DataDirError> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(DataDirError::io(path, error)),
+    };
+    if path.join(identity::IDENTITY_NAME).exists() {
+        return Ok(());
+    }
+    let names = entries
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<io::Result<Vec<_>>>();
+    let names = names.map_err(|source| DataDirError::io(path, source))?;
+    let mut foreign: Vec<String> = names
+        .iter()
+        .filter(|name| !is_ours(&path.join(name), config))
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    foreign.sort();
+    if foreign.is_empty() {
+        return Ok(());
+    }
+    let more = if foreign.len() > 3 {
+        format!(" and {} more", foreign.len() - 3)
+    } else {
+        String::new()
+    };
+    let found = format!(
+        "{}{more}",
+        foreign.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ")
+    );
+    Err(DataDirError::Foreign {
+        path: path.display().to_string(),
+        found,
+    })
+}
+
+/// What may be in a directory that has no identity yet: what a crash in the first moments leaves, a mount point's own, and our logs.
+fn is_ours(entry: &Path, config: &Config) -> bool {
+    let name = entry.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let temporary = disk::temporary_name(Path::new(identity::IDENTITY_NAME));
+    let is_known = [LOCK_NAME, "lost+found"].contains(&name) || Path::new(name) == temporary;
+    let (entry, logs) = (
+        std::path::absolute(entry).ok(),
+        config.log.directory.as_ref().and_then(|dir| std::path::absolute(dir).ok()),
+    );
+    let is_log = entry
+        .zip(logs)
+        .is_some_and(|(entry, logs)| logs.starts_with(&entry) || entry.parent() == Some(&logs));
+    is_known || is_log
+}
+
+/// Takes the lock and leaves our pid for whoever is refused.
+fn lock(path: &Path) -> Result<File, DataDirError> {
+    let name = path.join(LOCK_NAME);
+    let io_error = |source| DataDirError::io(&name, source);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&name)
+        .map_err(io_error)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(DataDirError::InUse {
+                path: path.display().to_string(),
+                holder: holder(&mut file),
+            });
+        }
+        Err(TryLockError::Error(source)) => return Err(io_error(source)),
+    }
+    // The pid is a courtesy: on a full disk the lock holds without it.
+    let noted = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    if let Err(error) = noted {
+        tracing::warn!(file = %name.display(), %error, "cannot note the pid");
+    }
+    Ok(file)
+}
+
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    match file
+        .take(32)
+        .read_to_string(&mut text)
+        .ok()
+        .and_then(|_| text.trim().parse::<u32>().ok())
+    {
+        Some(pid) => format!("process {pid}"),
+        None => "another process".to_owned(),
+    }
+}
+
+/// Refuses a directory that is another's. While it is new, nothing but the format binds it.
+fn check(path: &Path, identity: &Identity, config: &Config) -> Result<(), DataDirError> {
+    if identity.cluster_id.is_none() {
+        return Ok(());
+    }
+    let other_directory = "choose the --data-dir of this member, or an empty one for a new member";
+    agree(
+        path,
+        "a cluster named",
+        format!("{:?}", identity.cluster_name),
+        format!("{:?}", config.cluster.name),
+        other_directory,
+    )?;
+    if let (Some(theirs), Some(ours), true) = (identity.node_id, config.node.id, config.node.id_is_given) {
+        agree(path, "node id", theirs.to_string(), ours.to_string(), other_directory)?;
+    }
+    let engine_stays =
+        "start with the engine it was written by; to change it, add a new member with an empty directory and remove this one";
+    agree(
+        path,
+        "the WAL engine",
+        identity.wal_engine.clone(),
+        config.wal.engine.name().to_owned(),
+        engine_stays,
+    )?;
+    agree(
+        path,
+        "the store backend",
+        identity.store_backend.clone(),
+        config.store.backend.name().to_owned(),
+        engine_stays,
+    )
+}
+
+fn agree(path: &Path, what: &'static str, theirs: String, ours: String, way_out: &'static str) -> Result<(), DataDirError> {
+    if theirs == ours {
+        return Ok(());
+    }
+    Err(DataDirError::Mismatch {
+        path: path.display().to_string(),
+        what,
+        theirs,
+        ours,
+        way_out,
+    })
+}
+
+/// On a full disk gives the reserve back before the first write of this start needs it.
+fn make_room(path: &Path) -> io::Result<()> {
+    if disk::free_bytes(path)? < RESERVE_BYTES && disk::release_reserve(path)? {
+        tracing::warn!(data_dir = %path.display(), "the disk is full: the reserve was released so that the member can open, compact and stop");
+    }
+    Ok(())
+}
+
+/// The identity of a directory that has not founded or joined yet: what is configured now, under the incarnation it was given first.
+fn begin(path: &Path, config: &Config, unfinished: Option<Identity>) -> Result<Identity, DataDirError> {
+    let identity = Identity {
+        format: FORMAT,
+        cluster_name: config.cluster.name.clone(),
+        cluster_id: None,
+        node_id: config.node.id,
+        incarnation: unfinished.as_ref().map_or_else(draw_incarnation, |identity| identity.incarnation),
+        wal_engine: config.wal.engine.name().to_owned(),
+        store_backend: config.store.backend.name().to_owned(),
+    };
+    if unfinished.as_ref() != Some(&identity) {
+        identity.write(path)?;
+    }
+    Ok(identity)
+}
+
+/// Random, not 0: that is what an absent one looks like on the wire.
+fn draw_incarnation() -> u64 {
+    rand::random::<u64>().max(1)
+}
+
+/// Counts a start durably. A count that is gone cannot be guessed: a smaller one would repeat the names of old proposals and reads.
+fn count_boot(path: &Path, identity: &Identity) -> Result<u64, DataDirError> {
+    let last = match (identity::read_boot(path)?, identity.cluster_id) {
+        (Some(last), _) => last,
+        (None, None) => 0,
+        (None, Some(_)) => return Err(DataDirError::damaged(&path.join(identity::BOOT_NAME), "it is missing")),
+    };
+    let boot = last
+        .checked_add(1)
+        .ok_or_else(|| DataDirError::damaged(&path.join(identity::BOOT_NAME), "no number follows"))?;
+    identity::write_boot(path, boot)?;
+    Ok(boot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{StoreBackend, WalEngine};
+
+    fn config(path: &Path) -> Config {
+        let mut config = Config::default();
+        config.node.data_dir = path.to_owned();
+        config
+    }
+
+    /// A directory that belongs to member 1 of cluster 17.
+    fn founded(path: &Path) {
+        DataDir::open(&config(path)).expect("open").set_cluster(17, 1).expect("set_cluster");
+    }
+
+    fn refusal(config: &Config) -> String {
+        DataDir::open(config).expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn a_directory_keeps_its_identity_and_counts_its_starts() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let path = root.path().join("new/data");
+        let first = DataDir::open(&config(&path)).expect("open");
+        assert!(first.is_new() && first.boot() == 1 && first.node_id() == Some(1));
+        let incarnation = first.identity().incarnation;
+        drop(first);
+        founded(&path);
+        let third = DataDir::open(&config(&path)).expect("open");
+        assert!(!third.is_new());
+        assert_eq!(
+            (third.boot(), third.identity().incarnation, third.identity().cluster_id),
+            (3, incarnation, Some(17))
+        );
+    }
+
+    #[test]
+    fn two_directories_have_different_incarnations() {
+        let (a, b) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
+        let draw = |path: &Path| DataDir::open(&config(path)).expect("open").identity().incarnation;
+        assert_ne!(draw(a.path()), draw(b.path()));
+    }
+
+    #[test]
+    fn one_process_at_a_time_and_the_other_is_named() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let held = DataDir::open(&config(root.path())).expect("open");
+        let refused = refusal(&config(root.path()));
+        assert!(refused.contains(&format!("in use by process {}", std::process::id())), "{refused}");
+        drop(held);
+        assert_eq!(
+            DataDir::open(&config(root.path())).expect("open again").boot(),
+            2,
+            "a refused start is not counted"
+        );
+    }
+
+    #[test]
+    fn a_new_directory_follows_the_configuration_until_it_has_a_cluster() {
+        let root = tempfile::tempdir().expect("tempdir");
+        drop(DataDir::open(&config(root.path())).expect("open"));
+        let mut other = config(root.path());
+        (other.cluster.name, other.node.id) = ("other".to_owned(), None);
+        let mut reopened = DataDir::open(&other).expect("open");
+        assert_eq!((reopened.identity().cluster_name.as_str(), reopened.node_id()), ("other", None));
+        reopened.set_cluster(u64::MAX, 4).expect("set_cluster");
+        assert!(reopened.set_cluster(u64::MAX, 4).is_ok(), "the same again");
+        assert!(
+            reopened
+                .set_cluster(1, 4)
+                .is_err_and(|e| e.to_string().contains("cluster id ffffffffffffffff"))
+        );
+        assert!(
+            reopened
+                .set_cluster(u64::MAX, 5)
+                .is_err_and(|e| e.to_string().contains("node id 4"))
+        );
+        drop(reopened);
+        let joined = DataDir::open(&other).expect("open");
+        assert_eq!((joined.node_id(), joined.identity().cluster_id), (Some(4), Some(u64::MAX)));
+    }
+
+    #[test]
+    fn what_belongs_to_another_is_refused_with_the_reason() {
+        let root = tempfile::tempdir().expect("tempdir");
+        founded(root.path());
+        let refused = |change: fn(&mut Config)| {
+            let mut changed = config(root.path());
+            change(&mut changed);
+            refusal(&changed)
+        };
+        assert!(refused(|c| c.cluster.name = "other".to_owned()).contains("a cluster named \"metcd\", the configuration says \"other\""));
+        assert!(refused(|c| (c.node.id, c.node.id_is_given) = (Some(2), true)).contains("node id 1, the configuration says 2"));
+        assert!(refused(|c| c.wal.engine = WalEngine::RaftEngine).contains("the WAL engine sled, the configuration says raft-engine"));
+        assert!(refused(|c| c.store.backend = StoreBackend::Sled).contains("the store backend memory, the configuration says sled"));
+        let mut unsaid = config(root.path());
+        (unsaid.node.id, unsaid.node.id_is_given) = (Some(9), false);
+        assert_eq!(DataDir::open(&unsaid).expect("an id nobody gave does not count").node_id(), Some(1));
+    }
+
+    #[test]
+    fn a_foreign_directory_is_refused_untouched_and_says_what_it_holds() {
+        let root = tempfile::tempdir().expect("tempdir");
+        for name in ["d.jpg", "a.jpg", "c.jpg", "b.jpg"] {
+            fs::write(root.path().join(name), "photograph").expect("write");
+        }
+        let refused = refusal(&config(root.path()));
+        assert!(
+            refused.contains("it holds a.jpg, b.jpg, c.jpg and 1 more and no identity.toml"),
+            "{refused}"
+        );
+        assert_eq!(fs::read_dir(root.path()).expect("read_dir").count(), 4, "nothing was added");
+        assert!(DataDir::open_offline(root.path()).is_err_and(|e| e.to_string().contains("nothing of a member")));
+    }
+
+    #[test]
+    fn leftovers_of_a_first_start_and_own_logs_are_not_foreign() {
+        let root = tempfile::tempdir().expect("tempdir");
+        for name in ["LOCK", "identity.toml.tmp"] {
+            fs::write(root.path().join(name), "").expect("write");
+        }
+        for name in ["lost+found", "logs"] {
+            fs::create_dir(root.path().join(name)).expect("mkdir");
+        }
+        assert!(refusal(&config(root.path())).contains("it holds logs and"));
+        let mut with_logs = config(root.path());
+        with_logs.log.directory = Some(root.path().join("logs"));
+        assert!(DataDir::open(&with_logs).is_ok());
+    }
+
+    #[test]
+    fn every_flipped_bit_of_the_identity_is_noticed() {
+        let root = tempfile::tempdir().expect("tempdir");
+        founded(root.path());
+        for name in ["identity.toml", "boot"] {
+            let path = root.path().join(name);
+            let good = fs::read(&path).expect("read");
+            for bit in 0..good.len() * 8 {
+                let mut bad = good.clone();
+                bad[bit / 8] ^= 1 << (bit % 8);
+                fs::write(&path, &bad).expect("write");
+                assert!(DataDir::open(&config(root.path())).is_err(), "{name} bit {bit}");
+            }
+            fs::write(&path, &good).expect("write");
+        }
+        assert!(DataDir::open(&config(root.path())).is_ok());
+    }
+
+    #[test]
+    fn a_newer_format_and_a_missing_boot_count_are_refused() {
+        let root = tempfile::tempdir().expect("tempdir");
+        founded(root.path());
+        let path = root.path().join("identity.toml");
+        let good = fs::read_to_string(&path).expect("read");
+        fs::write(&path, good.replace("format = 1", "format = 2")).expect("write");
+        let refused = refusal(&config(root.path()));
+        assert!(refused.contains("has format 2, this program knows formats up to 1"), "{refused}");
+        fs::write(&path, good).expect("write");
+        fs::remove_file(root.path().join("boot")).expect("remove");
+        assert!(refusal(&config(root.path())).contains("boot is damaged (it is missing)"));
+    }
+
+    #[test]
+    fn a_tool_opens_what_a_member_left_and_counts_nothing() {
+        let root = tempfile::tempdir().expect("tempdir");
+        founded(root.path());
+        let tool = DataDir::open_offline(root.path()).expect("open_offline");
+        assert_eq!((tool.boot(), tool.node_id()), (1, Some(1)));
+        assert!(refusal(&config(root.path())).contains("in use"));
+        drop(tool);
+        assert_eq!(DataDir::open(&config(root.path())).expect("open").boot(), 2);
+    }
+
+    #[test]
+    fn founders_agree_on_the_cluster_id_and_others_differ() {
+        let member = |id: u64, url: &str| FoundingMember {
+            id,
+            peer_url: url.to_owned(),
+        };
+        let (a, b) = (member(1, "http://a:1"), member(2, "http://b:1"));
+        let id = founding_cluster_id("metcd", &[a.clone(), b.clone()]);
+        assert_eq!(id, founding_cluster_id("metcd", &[b.clone(), a.clone()]));
+        assert_ne!(id, founding_cluster_id("other", &[a.clone(), b.clone()]));
+        assert_ne!(id, founding_cluster_id("metcd", std::slice::from_ref(&a)));
+        assert_ne!(id, founding_cluster_id("metcd", &[a, member(2, "http://c:1")]));
+    }
+}

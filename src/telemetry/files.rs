@@ -1,0 +1,228 @@
+//! A log file that is closed and renamed at a size or at the turn of an hour or day (UTC).
+//!
+//! `metcd.log` is the one being written; closed ones are `metcd-20261121T000000Z.log`, named by the time they were closed, so that
+//! their names sort by age.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::config::LogRotation;
+
+/// One log.
+pub struct RotatingFile {
+    directory: PathBuf,
+    stem: &'static str,
+    rotation: LogRotation,
+    keep_files: usize,
+    clock: fn() -> SystemTime,
+    file: File,
+    bytes: u64,
+    period: u64,
+}
+
+impl RotatingFile {
+    /// Opens `<directory>/<stem>.log` for appending; makes the directory.
+    pub fn open(directory: &Path, stem: &'static str, rotation: LogRotation, keep_files: usize) -> io::Result<Self> {
+        Self::open_with_clock(directory, stem, rotation, keep_files, SystemTime::now)
+    }
+
+    fn open_with_clock(
+        directory: &Path,
+        stem: &'static str,
+        rotation: LogRotation,
+        keep_files: usize,
+        clock: fn() -> SystemTime,
+    ) -> io::Result<Self> {
+        fs::create_dir_all(directory)?;
+        let file = open_for_append(&directory.join(format!("{stem}.log")))?;
+        let meta = file.metadata()?;
+        // A file that an earlier run left belongs to the period it was last written in, and is closed at the first line of a later one.
+        let last_written = if meta.len() > 0 { meta.modified()? } else { clock() };
+        let period = period(rotation, last_written);
+        Ok(Self {
+            directory: directory.to_owned(),
+            stem,
+            rotation,
+            keep_files,
+            clock,
+            file,
+            bytes: meta.len(),
+            period,
+        })
+    }
+
+    fn is_due(&self, now: SystemTime, next_bytes: u64) -> bool {
+        let full = matches!(self.rotation, LogRotation::Size(max) if self.bytes.saturating_add(next_bytes) > max);
+        self.bytes > 0 && (full || period(self.rotation, now) != self.period)
+    }
+
+    fn rotate(&mut self, now: SystemTime) -> io::Result<()> {
+        let current = self.directory.join(format!("{}.log", self.stem));
+        fs::rename(&current, self.free_name(now))?;
+        self.file = open_for_append(&current)?;
+        self.bytes = 0;
+        self.remove_old()
+    }
+
+    fn free_name(&self, now: SystemTime) -> PathBuf {
+        let stamp = stamp(now);
+        let named = |suffix: String| self.directory.join(format!("{}-{stamp}{suffix}.log", self.stem));
+        let mut name = named(String::new());
+        let mut counter = 0;
+        while name.exists() {
+            counter += 1;
+            name = named(format!(".{counter:06}"));
+        }
+        name
+    }
+
+    fn remove_old(&self) -> io::Result<()> {
+        let mut closed: Vec<PathBuf> = fs::read_dir(&self.directory)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| {
+                path.file_name()
+                    .and_then(|name| name.to_str())
+                    .is_some_and(|name| self.is_closed_name(name))
+            })
+            .collect();
+        closed.sort();
+        let surplus = closed.len().saturating_sub(self.keep_files);
+        closed.iter().take(surplus).try_for_each(fs::remove_file)
+    }
+
+    /// Whether a file is one of ours: nothing else in the directory is ever removed.
+    fn is_closed_name(&self, name: &str) -> bool {
+        let stamp = name
+            .strip_prefix(self.stem)
+            .and_then(|rest| rest.strip_prefix('-'))
+            .and_then(|rest| rest.strip_suffix(".log"));
+        stamp.is_some_and(|stamp| stamp.len() >= 16 && stamp.bytes().all(|b| b.is_ascii_digit() || b"TZ.".contains(&b)))
+    }
+}
+
+impl Write for RotatingFile {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let now = (self.clock)();
+        let length = u64::try_from(line.len()).unwrap_or(u64::MAX);
+        if self.is_due(now, length)
+            && let Err(error) = self.rotate(now)
+        {
+            // The line matters more than the file it is in; the next period or the next line tries again.
+            writeln!(self.file, "metcd: log rotation failed: {error}")?;
+        }
+        self.period = period(self.rotation, now);
+        self.file.write_all(line)?;
+        self.bytes = self.bytes.saturating_add(length);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn open_for_append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+/// Number of the hour or day since 1970; the same number for ever if time does not rotate.
+fn period(rotation: LogRotation, now: SystemTime) -> u64 {
+    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    match rotation {
+        LogRotation::Hourly => seconds / 3_600,
+        LogRotation::Daily => seconds / 86_400,
+        LogRotation::Never | LogRotation::Size(_) => 0,
+    }
+}
+
+/// `20261121T001500Z`
+fn stamp(now: SystemTime) -> String {
+    let utc = time::OffsetDateTime::from(now);
+    let (year, month, day) = (utc.year(), u8::from(utc.month()), utc.day());
+    format!(
+        "{year:04}{month:02}{day:02}T{:02}{:02}{:02}Z",
+        utc.hour(),
+        utc.minute(),
+        utc.second()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    use super::*;
+
+    thread_local! {
+        static NOW: Cell<u64> = const { Cell::new(1_795_219_140) };
+    }
+
+    fn test_clock() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(NOW.get())
+    }
+
+    fn open(directory: &Path, rotation: LogRotation, keep_files: usize) -> RotatingFile {
+        RotatingFile::open_with_clock(directory, "metcd", rotation, keep_files, test_clock).expect("open")
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(directory)
+            .expect("read_dir")
+            .map(|e| e.expect("entry").file_name().into_string().expect("utf-8"))
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_full_file_is_closed_before_the_line_that_would_not_fit() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let mut log = open(directory.path(), LogRotation::Size(10), 14);
+        for line in ["12345\n", "1234\n", "abc\n"] {
+            log.write_all(line.as_bytes()).expect("write");
+        }
+        assert_eq!(names(directory.path()).len(), 2, "6 + 5 > 10, 5 + 4 ≤ 10");
+        assert_eq!(fs::read_to_string(directory.path().join("metcd.log")).expect("read"), "1234\nabc\n");
+    }
+
+    #[test]
+    fn the_turn_of_an_hour_or_day_closes_the_file() {
+        for (rotation, seconds) in [(LogRotation::Hourly, 3_600), (LogRotation::Daily, 86_400)] {
+            let directory = tempfile::tempdir().expect("tempdir");
+            let mut log = open(directory.path(), rotation, 14);
+            log.write_all(b"before\n").expect("write");
+            NOW.set(NOW.get() + seconds);
+            log.write_all(b"after\n").expect("write");
+            assert_eq!(fs::read_to_string(directory.path().join("metcd.log")).expect("read"), "after\n");
+            assert_eq!(names(directory.path()).len(), 2);
+        }
+    }
+
+    #[test]
+    fn only_the_oldest_of_our_own_files_are_removed() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        for foreign in ["metcd-notes.log", "access-20200101T000000Z.log", "metcd-20200101T000000Z.txt"] {
+            fs::write(directory.path().join(foreign), "keep me").expect("write");
+        }
+        let mut log = open(directory.path(), LogRotation::Size(1), 2);
+        for line in 0..5 {
+            NOW.set(NOW.get() + 1);
+            log.write_all(format!("{line}\n").as_bytes()).expect("write");
+        }
+        let names = names(directory.path());
+        assert_eq!(names.len(), 3 + 1 + 2, "{names:?}");
+        let newest = fs::read_to_string(directory.path().join("metcd.log")).expect("read");
+        assert!(newest.ends_with("4\n"), "{newest}");
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_run_is_appended_to() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        open(directory.path(), LogRotation::Never, 1).write_all(b"one\n").expect("write");
+        open(directory.path(), LogRotation::Never, 1).write_all(b"two\n").expect("write");
+        assert_eq!(fs::read_to_string(directory.path().join("metcd.log")).expect("read"), "one\ntwo\n");
+    }
+}

@@ -1,0 +1,131 @@
+//! The program as a shell meets it: exit codes, one line on stderr, help.
+
+use std::process::{Command, Output};
+
+fn metcd(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_metcd"));
+    command.args(args).env_clear().output().expect("the program runs")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+/// Asserts the exit code and that stderr is one line; returns that line.
+fn fails_with(code: i32, args: &[&str]) -> String {
+    let output = metcd(args);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+    assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
+    text
+}
+
+#[test]
+fn help_has_examples_and_goes_to_stdout() {
+    for args in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["config", "check", "--help"],
+        &["config", "show", "--help"],
+        &["completions", "--help"],
+    ] {
+        let output = metcd(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        assert!(stdout(&output).contains("Example"), "{args:?}");
+    }
+}
+
+#[test]
+fn version_is_given_by_flag_and_command() {
+    assert_eq!(stdout(&metcd(&["--version"])), concat!("metcd ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert!(stdout(&metcd(&["version"])).starts_with(concat!("metcd ", env!("CARGO_PKG_VERSION"), "\n")));
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    assert!(fails_with(2, &["serv"]).contains("'serve'"));
+    assert!(fails_with(2, &["serve", "--data_dir", "x"]).contains("'--data-dir'"));
+    assert!(fails_with(2, &["serve", "--id", "zero"]).contains("--id: "));
+    assert!(fails_with(2, &["serve", "--member", "http://a:1"]).contains("write it like 2=http://10.0.0.2:3380"));
+    assert!(fails_with(2, &["serve", "--set", "raft.tik=1s"]).contains("did you mean \"raft.tick\"?"));
+    assert_eq!(metcd(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn a_refused_configuration_is_exit_code_1() {
+    assert!(fails_with(1, &["serve", "--config", "/nonexistent/metcd.toml"]).contains("/nonexistent/metcd.toml: cannot be read"));
+    let directory = tempfile::tempdir().expect("tempdir");
+    let file = directory.path().join("bad.toml");
+    std::fs::write(&file, "[raft]\ntik = \"50ms\"\ntick = \"5ms\"\n").expect("write");
+    let file = file.to_str().expect("UTF-8");
+    let line = fails_with(1, &["serve", "--config", file]);
+    assert!(
+        line.contains("bad.toml:2: unknown key") && line.contains("(and 1 more: see `metcd config check`)"),
+        "{line}"
+    );
+    let check = metcd(&["config", "check", file]);
+    assert_eq!(
+        (check.status.code(), stderr(&check).lines().count()),
+        (Some(1), 3),
+        "{}",
+        stderr(&check)
+    );
+}
+
+#[test]
+fn a_variable_that_is_wrong_is_exit_code_1() {
+    let output = Command::new(env!("CARGO_BIN_EXE_metcd"))
+        .args(["config", "show"])
+        .env("METCD__RAFT__TICK", "5ms")
+        .output()
+        .expect("runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).starts_with("metcd: METCD__RAFT__TICK: 5ms is out of range"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn check_accepts_the_files_of_the_repository() {
+    for name in ["metcd", "node1", "node2", "node3"] {
+        let file = format!("{}/config/{name}.toml", env!("CARGO_MANIFEST_DIR"));
+        let output = metcd(&["config", "check", &file]);
+        assert_eq!(
+            (output.status.code(), stdout(&output)),
+            (Some(0), format!("{file}: ok\n")),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn show_takes_the_flags_of_serve() {
+    let output = metcd(&[
+        "config",
+        "show",
+        "--id",
+        "4",
+        "--join",
+        "http://127.0.0.1:3379",
+        "--listen-client",
+        "127.0.0.1:6379",
+    ]);
+    let text = stdout(&output);
+    assert!(text.contains("id = 4  # --id\n"), "{text}");
+    assert!(text.contains("client_url = \"http://127.0.0.1:6379\"  # default\n"), "{text}");
+    assert!(text.contains("join = [\"http://127.0.0.1:3379\"]  # --join\n"), "{text}");
+}
+
+#[test]
+fn completions_are_a_script() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(stdout(&metcd(&["completions", shell])).contains("data-dir"), "{shell}");
+    }
+}

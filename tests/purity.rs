@@ -1,0 +1,83 @@
+//! The line between the protocol and the world: the pure modules see no socket, clock, disk, thread, global randomness or unordered
+//! map. The simulator runs them from one seed, so a single leak makes a failure that cannot be repeated.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Files and directories under `src/` that are pure.
+const PURE: &[&str] = &["consensus", "state", "store/memory.rs", "store/memory"];
+
+/// What must not appear there, and why.
+const FORBIDDEN: &[(&str, &str)] = &[
+    ("Instant::now", "a clock: time comes in as an input"),
+    ("SystemTime", "a clock: time comes in as an input"),
+    ("tokio::time", "a clock: time comes in as an input"),
+    ("thread::", "a thread: the caller decides what runs where"),
+    ("tokio::spawn", "a task: the caller decides what runs where"),
+    ("tokio::task", "a task: the caller decides what runs where"),
+    ("tokio::net", "a socket"),
+    ("std::net::Tcp", "a socket"),
+    ("reqwest", "a socket"),
+    ("axum", "a socket"),
+    ("std::fs", "the disk"),
+    ("tokio::fs", "the disk"),
+    ("File::", "the disk"),
+    ("std::env", "the environment"),
+    ("thread_rng", "global randomness: it comes in as a seed"),
+    ("rand::rng", "global randomness: it comes in as a seed"),
+    ("rand::random", "global randomness: it comes in as a seed"),
+    ("HashMap", "its order differs from run to run: use BTreeMap"),
+    ("HashSet", "its order differs from run to run: use BTreeSet"),
+    ("RandomState", "its order differs from run to run"),
+];
+
+/// A line that must have one of these names although the module is pure says so, with the reason: `// pure: the name of a type only`.
+const EXEMPTION: &str = "// pure: ";
+
+fn rust_files(path: &Path, files: &mut Vec<PathBuf>) {
+    if path.is_file() {
+        files.push(path.to_owned());
+    } else if path.is_dir() {
+        let entries = fs::read_dir(path).expect("read_dir");
+        entries.for_each(|entry| rust_files(&entry.expect("entry").path(), files));
+    }
+}
+
+/// The part of a file that is compiled into the program: tests at the end may use what they like.
+fn shipped(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let is_code = |line: &str| !line.trim_start().starts_with("//");
+    let numbered = text.lines().enumerate().map(|(at, line)| (at + 1, line));
+    numbered
+        .take_while(|(_, line)| line.trim() != "#[cfg(test)]")
+        .filter(move |(_, line)| is_code(line))
+}
+
+fn violations(file: &Path, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (number, line) in shipped(text).filter(|(_, line)| !line.contains(EXEMPTION)) {
+        for (name, why) in FORBIDDEN.iter().filter(|(name, _)| line.contains(name)) {
+            found.push(format!("{}:{number}: {name}: {why}", file.display()));
+        }
+    }
+    found
+}
+
+#[test]
+fn pure_modules_see_no_clock_disk_socket_thread_randomness_or_unordered_map() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    PURE.iter().for_each(|pure| rust_files(&source.join(pure), &mut files));
+    assert!(!files.is_empty(), "nothing was checked");
+    let found: Vec<String> = files
+        .iter()
+        .flat_map(|file| violations(file, &fs::read_to_string(file).expect("read")))
+        .collect();
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn the_check_finds_a_leak_and_heeds_comments_tests_and_exemptions() {
+    let text = "// HashMap\nuse std::collections::HashMap;\nlet x = HashSet::new(); // pure: never iterated\n#[cfg(test)]\nmod tests { fn f() { std::fs::read(\"x\"); } }\n";
+    let found = violations(Path::new("x.rs"), text);
+    assert_eq!(found, ["x.rs:2: HashMap: its order differs from run to run: use BTreeMap"]);
+}

@@ -210,6 +210,7 @@ pub struct Shared {
     /// Nothing is served below this applied index: what was committed before the last stop is replayed first (rule 19).
     serve_from_index: u64,
     installing: AtomicBool,
+    hash_report: Mutex<Option<(u64, u128)>>,
     write_refusal: RwLock<Option<String>>,
     max_store_bytes: u64,
     wal_engine: &'static str,
@@ -233,6 +234,8 @@ pub enum Phase {
     Running,
     /// Asked to stop: no new work.
     Stopping,
+    /// Stopped in order.
+    Closed,
     /// Cannot go on.
     Failed(Fatal),
 }
@@ -326,6 +329,7 @@ impl Shared {
             tick: parts.tick,
             serve_from_index: parts.serve_from_index,
             installing: AtomicBool::new(false),
+            hash_report: Mutex::default(),
             write_refusal: RwLock::new(None),
             max_store_bytes: parts.max_store_bytes,
             wal_engine: parts.wal_engine,
@@ -362,6 +366,17 @@ impl Shared {
         });
     }
 
+    /// Everything has ended; the peers need not be heard any more.
+    pub fn close(&self) {
+        self.phase.send_if_modified(|phase| {
+            let stopping = *phase == Phase::Stopping;
+            if stopping {
+                *phase = Phase::Closed;
+            }
+            stopping
+        });
+    }
+
     /// Follows the process's life.
     pub fn phases(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
@@ -394,6 +409,14 @@ impl Shared {
     /// While a snapshot replaces the state, nothing is read from it.
     pub(crate) fn set_installing(&self, installing: bool) {
         self.installing.store(installing, Ordering::Release);
+    }
+
+    pub(crate) fn set_hash_report(&self, report: (u64, u128)) {
+        *self.hash_report.lock() = Some(report);
+    }
+
+    pub(crate) fn take_hash_report(&self) -> Option<(u64, u128)> {
+        self.hash_report.lock().take()
     }
 
     /// Why writes that grow the store are refused (507), or that they are not.
@@ -481,7 +504,7 @@ impl Shared {
     fn serving(&self) -> Result<(), BarrierError> {
         match &*self.phase.borrow() {
             Phase::Running | Phase::Stopping => {}
-            Phase::Failed(_) => return Err(BarrierError::ShuttingDown),
+            Phase::Closed | Phase::Failed(_) => return Err(BarrierError::ShuttingDown),
         }
         if let Some(reason) = self.reader.divergence(self.id) {
             return Err(BarrierError::Quarantined(reason));

@@ -180,6 +180,9 @@ impl ApplyThread {
 
     fn report_applied(&mut self) {
         let settled = std::mem::take(&mut self.settled);
+        if let Some(report) = self.state.take_hash_report() {
+            self.shared.set_hash_report(report);
+        }
         let cluster_time_ms = self.state.cluster_time_ms();
         self.shared.send(Event::Applied { index: self.state.applied().index, cluster_time_ms, settled });
     }

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use crate::consensus::ConfRefused;
 use crate::consensus::log::FetchWish;
 use crate::consensus::proposals::Proposal;
+use crate::server::Queued;
 use crate::state::SnapshotView;
 use crate::state::outcome::Outcome;
 use crate::wal::LogStart;
@@ -25,7 +26,12 @@ pub enum Event {
     /// Somebody waits in [`crate::node::ReadGate`].
     ReadWanted,
     /// Admitted messages of one peer, in order.
-    Messages(Vec<Message>),
+    Messages {
+        /// The messages.
+        messages: Vec<Message>,
+        /// Counts them as queued until it is dropped.
+        queued: Queued,
+    },
     /// The WAL holds everything up to this batch.
     Persisted(u64),
     /// The state machine stands here.

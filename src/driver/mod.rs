@@ -105,7 +105,7 @@ struct Driver {
     last_snapshot_bytes: u64,
     chore_running: bool,
     in_configuration: bool,
-    peers_version: u64,
+    peers: Vec<Peer>,
 }
 
 /// Starts the threads. `events` is the receiving end of what `shared` sends to.
@@ -149,7 +149,7 @@ pub fn start(
         last_snapshot_bytes: 0,
         chore_running: false,
         in_configuration,
-        peers_version: 0,
+        peers: Vec::new(),
     };
     let driver = std::thread::Builder::new().name("driver".into()).spawn(move || {
         driver.run();
@@ -215,7 +215,8 @@ impl Driver {
                 }
             }
             Event::ReadWanted => {}
-            Event::Messages(messages) => {
+            Event::Messages { messages, queued } => {
+                drop(queued);
                 for message in messages {
                     self.core.step(Input::Message(message));
                 }
@@ -431,14 +432,13 @@ impl Driver {
     }
 
     fn update_peers(&mut self) {
-        let version = self.shared.reader.members_version();
-        if version == self.peers_version {
-            return;
-        }
-        self.peers_version = version;
         let own = self.shared.id;
         let members = self.shared.reader.members().into_iter().filter(|member| member.id != own);
-        self.transport.set_peers(members.map(|member| Peer { id: member.id, url: member.peer_url }).collect());
+        let peers: Vec<Peer> = members.map(|member| Peer { id: member.id, url: member.peer_url }).collect();
+        if peers != self.peers {
+            self.peers.clone_from(&peers);
+            self.transport.set_peers(peers);
+        }
     }
 
     /// A member that was removed stops; it must not campaign, vote or serve again.

@@ -39,8 +39,6 @@ pub struct Duties {
     pub name: String,
     /// Own client URL.
     pub client_url: String,
-    /// Own peer URL.
-    pub peer_url: String,
     /// Own data directory.
     pub incarnation: u64,
     /// Length of a tick.
@@ -204,7 +202,7 @@ impl Round {
     }
 
     fn report_hash(&self) {
-        if let Some((index, hash)) = self.shared.reader.take_hash_report() {
+        if let Some((index, hash)) = self.shared.take_hash_report() {
             let hash = hash.to_be_bytes().to_vec().into();
             self.propose(Body::HashReport(HashReport { member: self.shared.id, index, hash }));
         }

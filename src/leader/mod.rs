@@ -125,7 +125,7 @@ impl LeaderService {
             let result = if leader == self.shared.id {
                 self.execute(request.clone(), deadline).await
             } else {
-                self.transport.call(leader, request.clone(), deadline).await
+                self.transport.call(leader, &request, deadline.saturating_duration_since(Instant::now())).await
             };
             match result {
                 // Nothing was begun there: it does not lead (any more), or cannot be reached.

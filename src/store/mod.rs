@@ -9,6 +9,9 @@
 
 mod files;
 mod memory;
+#[cfg(feature = "rocksdb")]
+mod rocksdb;
+mod sled;
 
 #[cfg(test)]
 mod conformance;
@@ -29,7 +32,11 @@ pub const MAX_KEY_BYTES: usize = 12 * 1024;
 pub fn open(backend: StoreBackend, dir: &Path) -> Result<Arc<dyn KvStore>, StoreError> {
     match backend {
         StoreBackend::Memory => Ok(Arc::new(MemoryStore::new())),
-        _ => Err(StoreError::Refused(
+        StoreBackend::Sled => Ok(Arc::new(sled::SledStore::open(dir, sled::DEFAULT_CACHE_BYTES)?)),
+        #[cfg(feature = "rocksdb")]
+        StoreBackend::RocksDb => Ok(Arc::new(rocksdb::RocksDbStore::open(dir)?)),
+        #[cfg(not(feature = "rocksdb"))]
+        StoreBackend::RocksDb => Err(StoreError::Refused(
             "this build has no RocksDB; build it with `cargo build --release --features rocksdb`, or choose store.backend = \"sled\"".into(),
         )),
     }
@@ -104,7 +111,11 @@ pub struct WriteBatch {
 impl WriteBatch {
     /// Appends a put.
     pub fn put(&mut self, table: Table, key: impl Into<Vec<u8>>, value: impl Into<Arc<[u8]>>) {
-        self.ops.push(Op::Put { table, key: key.into(), value: value.into() });
+        self.ops.push(Op::Put {
+            table,
+            key: key.into(),
+            value: value.into(),
+        });
     }
 
     /// Appends a delete.

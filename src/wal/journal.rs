@@ -101,8 +101,8 @@ impl Journal {
         }
     }
 
-    /// Writes one unit and makes it durable.
-    pub(crate) fn append(&mut self, unit: &Unit) -> Result<(), WalError> {
+    /// Writes one unit and makes it durable; returns the bytes it takes in the journal.
+    pub(crate) fn append(&mut self, unit: &Unit) -> Result<u64, WalError> {
         if self.offset >= self.half_bytes {
             self.turn_over()?;
         }
@@ -113,13 +113,14 @@ impl Journal {
             file.sync_data().map_err(io_error("fdatasync", path))?;
             self.syncs += 1;
         }
-        self.offset += self.buffer.len() as u64;
+        let bytes = self.buffer.len() as u64;
+        self.offset += bytes;
         self.number += 1;
         self.last_seq[self.current] = unit.seq;
         if self.buffer.capacity() > 4 * HALF_BYTES as usize {
             self.buffer = Vec::new();
         }
-        Ok(())
+        Ok(bytes)
     }
 
     /// fdatasyncs so far.
@@ -267,7 +268,7 @@ mod tests {
         let (mut journal, _) = Journal::open(dir.path(), 9, HALF, true).unwrap();
         journal.append(&unit(1, 100_000)).unwrap();
         assert_eq!(read(dir.path(), 9), [unit(1, 100_000)]);
-        (2..=7).for_each(|seq| journal.append(&unit(seq, 100)).unwrap());
+        (2..=7).for_each(|seq| assert!(journal.append(&unit(seq, 100)).is_ok()));
         assert!(paths(dir.path()).iter().all(|path| path.metadata().unwrap().len() == HALF));
     }
 
@@ -276,7 +277,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         create(dir.path(), HALF).unwrap();
         let (mut journal, _) = Journal::open(dir.path(), 9, HALF, true).unwrap();
-        (1..=3).for_each(|seq| journal.append(&unit(seq, 100)).unwrap());
+        (1..=3).for_each(|seq| assert!(journal.append(&unit(seq, 100)).is_ok()));
         let path = &paths(dir.path())[journal.current];
         let mut raw = std::fs::read(path).unwrap();
         raw[BLOCK_BYTES + 100] ^= 4;

@@ -49,6 +49,11 @@ const CHUNK_BYTES: usize = 4000;
 const CHECKPOINT_BYTES: usize = 64 * 1024;
 /// Records removed in one step.
 const STEP_RECORDS: usize = 256;
+/// Bytes of journal that may wait for the keeper. Smaller than a half, so that appends are slowed to the keeper's pace one by one instead of
+/// all stopping when the journal is full.
+const BACKLOG_BYTES: u64 = 4 * 1024 * 1024;
+/// Bytes of journal at which the keeper starts: many small units together cost far less than each alone.
+const WAKE_BYTES: u64 = 256 * 1024;
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 const META_KEY: &[u8] = b"m";
 
@@ -75,6 +80,8 @@ pub(crate) struct SledBackend {
     keeper: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
     journal: Journal,
+    half_bytes: u64,
+    wake_bytes: u64,
     /// Records the keeper may not have put yet: index, seq of their unit, record. Ascending in both; they hide what sled has at and after the first.
     tail: VecDeque<(u64, u64, Bytes)>,
     meta: Option<Vec<u8>>,
@@ -104,9 +111,11 @@ impl SledBackend {
         let meta = table.meta()?;
         let leftovers_to = meta.as_deref().and_then(Meta::decode).map_or(0, |meta| meta.start.index);
         let shared = Arc::new(Shared::new(durable_seq, leftovers_to));
+        let wake_bytes = WAKE_BYTES.min(options.half_bytes / 4);
         let keeper = Keeper {
             shared: Arc::clone(&shared),
             table: table.clone(),
+            wake_bytes,
             unsynced_bytes: 0,
         };
         let keeper = std::thread::Builder::new()
@@ -119,6 +128,8 @@ impl SledBackend {
             keeper: Some(keeper),
             shared,
             journal,
+            half_bytes: options.half_bytes,
+            wake_bytes,
             tail: VecDeque::new(),
             meta,
             table,
@@ -136,7 +147,8 @@ impl SledBackend {
         if needed_seq > state.durable_seq {
             self.shared.work.notify_all();
         }
-        while state.durable_seq < needed_seq && state.failed.is_none() {
+        let backlog_bytes = BACKLOG_BYTES.min(self.half_bytes / 2);
+        while state.failed.is_none() && (state.durable_seq < needed_seq || state.queued_bytes > backlog_bytes) {
             self.shared.done.wait(&mut state);
         }
         if let Some(reason) = &state.failed {
@@ -152,12 +164,7 @@ impl SledBackend {
 
     /// Does to the tail what `unit` does to the log.
     fn apply_to_tail(&mut self, unit: &Unit) {
-        let from = match unit.remove {
-            Remove::Nothing => u64::MAX,
-            Remove::Suffix { from, .. } => from,
-            Remove::All => 0,
-            Remove::Prefix { .. } => u64::MAX,
-        };
+        let from = removed_at_once(unit.remove).map_or(u64::MAX, |(from, _)| from);
         while self.tail.back().is_some_and(|(index, ..)| *index >= from) {
             self.tail.pop_back();
         }
@@ -199,13 +206,15 @@ impl Backend for SledBackend {
 
     fn commit(&mut self, unit: Unit) -> Result<(), WalError> {
         self.make_room()?;
-        self.journal.append(&unit)?;
+        let bytes = self.journal.append(&unit)?;
         self.apply_to_tail(&unit);
         self.meta = None;
         let mut state = self.shared.state.lock();
-        state.queue.push_back(unit);
-        drop(state);
-        self.shared.work.notify_all();
+        state.queued_bytes += bytes;
+        state.queue.push_back((unit, bytes));
+        if state.queued_bytes >= self.wake_bytes {
+            self.shared.work.notify_all();
+        }
         Ok(())
     }
 
@@ -238,13 +247,15 @@ struct Shared {
     state: Mutex<KeeperState>,
     /// There is something for the keeper to do.
     work: Condvar,
-    /// The keeper made a checkpoint or failed.
+    /// The keeper put a unit, made a checkpoint or failed.
     done: Condvar,
 }
 
 struct KeeperState {
-    /// Bounded by the journal: `commit` waits before it writes over a half whose units are still here.
-    queue: VecDeque<Unit>,
+    /// Units and their bytes in the journal. Bounded: `commit` waits while there are more than [`BACKLOG_BYTES`].
+    queue: VecDeque<(Unit, u64)>,
+    /// Journal bytes of the units in the queue.
+    queued_bytes: u64,
     /// Newest unit that sled holds, readable but perhaps not durable.
     put_seq: u64,
     /// Newest unit that a checkpoint covered.
@@ -261,6 +272,7 @@ impl Shared {
     fn new(durable_seq: u64, leftovers_to: u64) -> Self {
         let state = KeeperState {
             queue: VecDeque::new(),
+            queued_bytes: 0,
             put_seq: durable_seq,
             durable_seq,
             wanted_seq: 0,
@@ -276,15 +288,31 @@ impl Shared {
     }
 }
 
+impl KeeperState {
+    /// Takes units off the queue until they have `enough_bytes`.
+    fn take(&mut self, enough_bytes: u64) -> Vec<Unit> {
+        let (mut units, mut taken_bytes) = (Vec::new(), 0);
+        while taken_bytes < enough_bytes
+            && let Some((unit, bytes)) = self.queue.pop_front()
+        {
+            taken_bytes += bytes;
+            units.push(unit);
+        }
+        self.queued_bytes -= taken_bytes;
+        units
+    }
+}
+
 /// The thread that puts units into sled.
 struct Keeper {
     shared: Arc<Shared>,
     table: Table,
+    wake_bytes: u64,
     unsynced_bytes: usize,
 }
 
 enum Task {
-    Put(Unit),
+    Put(Vec<Unit>),
     Checkpoint,
     RemoveLeftovers { to: u64 },
     Close,
@@ -309,11 +337,12 @@ impl Keeper {
     fn next(&self) -> Task {
         let mut state = self.shared.state.lock();
         loop {
-            if state.wanted_seq > state.durable_seq && state.put_seq >= state.wanted_seq {
+            let wanted = state.wanted_seq > state.durable_seq;
+            if wanted && state.put_seq >= state.wanted_seq {
                 return Task::Checkpoint;
             }
-            if let Some(unit) = state.queue.pop_front() {
-                return Task::Put(unit);
+            if !state.queue.is_empty() && (wanted || state.closing || state.queued_bytes >= self.wake_bytes) {
+                return Task::Put(state.take(self.wake_bytes));
             }
             if state.closing {
                 return Task::Close;
@@ -327,13 +356,16 @@ impl Keeper {
 
     fn carry_out(&mut self, task: Task) -> Result<(), WalError> {
         match task {
-            Task::Put(unit) => {
-                self.put(&unit)?;
+            Task::Put(units) => {
+                self.put(&units)?;
                 let mut state = self.shared.state.lock();
-                state.put_seq = unit.seq;
-                if let Remove::Prefix { to } = unit.remove {
-                    state.leftovers_to = to;
+                for unit in units {
+                    state.put_seq = unit.seq;
+                    if let Remove::Prefix { to } = unit.remove {
+                        state.leftovers_to = to;
+                    }
                 }
+                self.shared.done.notify_all();
             }
             Task::Checkpoint | Task::Close => self.checkpoint()?,
             Task::RemoveLeftovers { to } => {
@@ -348,21 +380,24 @@ impl Keeper {
         Ok(())
     }
 
-    fn put(&mut self, unit: &Unit) -> Result<(), WalError> {
-        match unit.remove {
-            Remove::Nothing | Remove::Prefix { .. } => {}
-            Remove::Suffix { from, to } => self.remove(from, to)?,
-            Remove::All => self.remove(0, u64::MAX)?,
-        }
+    fn put(&mut self, units: &[Unit]) -> Result<(), WalError> {
         let mut pieces = Pieces::default();
-        for (index, record) in &unit.records {
-            for (chunk, value) in chunks(record) {
-                if let Some(full) = pieces.put(entry_key(*index, chunk), value) {
-                    self.apply(full)?;
+        for unit in units {
+            if let Some((from, to)) = removed_at_once(unit.remove) {
+                self.apply(pieces.take())?;
+                self.remove(from, to)?;
+            }
+            for (index, record) in &unit.records {
+                for (chunk, value) in chunks(record) {
+                    if let Some(full) = pieces.put(entry_key(*index, chunk), value) {
+                        self.apply(full)?;
+                    }
                 }
             }
         }
-        pieces.batch.insert(META_KEY, unit.meta.as_slice());
+        if let Some(newest) = units.last() {
+            pieces.batch.insert(META_KEY, newest.meta.as_slice());
+        }
         self.apply(pieces.take())
     }
 
@@ -399,6 +434,15 @@ impl Keeper {
         self.shared.state.lock().durable_seq = put_seq;
         self.shared.done.notify_all();
         Ok(())
+    }
+}
+
+/// The entries that must be gone before the unit's records are put.
+fn removed_at_once(remove: Remove) -> Option<(u64, u64)> {
+    match remove {
+        Remove::Nothing | Remove::Prefix { .. } => None,
+        Remove::Suffix { from, to } => Some((from, to)),
+        Remove::All => Some((0, u64::MAX)),
     }
 }
 

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{ApiError, Problem};
+use crate::serve::is_body_timeout;
 
 /// How long, and how much of, a body that nobody wants is taken off the wire so that its sender gets to read the answer.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
@@ -83,6 +84,7 @@ impl RequestBody {
                     self.done = true;
                     return Ok(None);
                 }
+                Ok(Some(Err(cause))) if is_body_timeout(&cause) => return Err(Problem::RequestTimeout.into()),
                 Ok(Some(Err(cause))) => {
                     tracing::debug!(%cause, "a request's body broke off");
                     self.done = true;

@@ -290,6 +290,7 @@ impl From<ProposeError> for ApiError {
             ProposeError::ShuttingDown => Problem::ShuttingDown,
             ProposeError::Quarantined(reason) => Problem::Quarantined(reason),
             ProposeError::Quota(detail) => Problem::QuotaExceeded(detail),
+            ProposeError::NotReady(reason) => Problem::NotReady(reason),
         }
         .into()
     }
@@ -302,6 +303,7 @@ impl From<BarrierError> for ApiError {
             BarrierError::Timeout => Problem::Timeout("a quorum did not confirm the read within the request's timeout"),
             BarrierError::ShuttingDown => Problem::ShuttingDown,
             BarrierError::Quarantined(reason) => Problem::Quarantined(reason),
+            BarrierError::NotReady(reason) => Problem::NotReady(reason),
         }
         .into()
     }

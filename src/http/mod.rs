@@ -10,7 +10,7 @@
 //! - A handler has no effect before its request is parsed to the last parameter.
 //! - `outcome` is never `not_applied` for a command that was handed to raft.
 //!
-//! Not here: accepting connections, header timeouts and TLS (the connection server calls [`Api`]).
+//! Not here: accepting connections, header timeouts and TLS ([`crate::serve`] calls [`Api`]).
 
 mod accept;
 mod body;
@@ -58,6 +58,17 @@ use self::params::Params;
 use self::route::{Route, Target};
 use crate::config::Config;
 use crate::node::Node;
+use crate::telemetry::{ACCESS_TARGET, LogHandle};
+
+impl LogControl for LogHandle {
+    fn filter(&self) -> String {
+        LogHandle::filter(self)
+    }
+
+    fn set_filter(&self, filter: &str) -> Result<(), String> {
+        LogHandle::set_filter(self, filter)
+    }
+}
 
 /// What the handlers share. Cheap to clone.
 #[derive(Clone)]
@@ -174,7 +185,7 @@ async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
     app.metrics.observe(route, response.status(), took);
     if app.config.log.access_log {
         let (method, target, status) = (&parts.method, &parts.uri, response.status().as_u16());
-        tracing::info!(target: "access", %method, %target, status, micros = took.as_micros());
+        tracing::info!(target: ACCESS_TARGET, %method, %target, status, micros = took.as_micros());
     }
     response
 }

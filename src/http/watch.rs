@@ -33,7 +33,9 @@ use crate::state::watch::{Change, Event, EventKind, WatchFilter, Watcher};
 static LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// How long without a change until a `progress`.
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
-/// A piece of the body ends after the event that makes it at least this long.
+/// A change of so many events is encoded once for all its watchers; a larger one (a range delete) piece by piece for each of them.
+const SHARED_EVENTS: usize = 128;
+/// Such a piece ends after the event that makes it at least this long.
 const PIECE_BYTES: usize = 64 << 10;
 
 /// `GET /v1/watch`
@@ -195,30 +197,31 @@ impl Feed {
         Ok(self.format.error(&error.problem))
     }
 
-    /// Some of what waits to be sent.
+    /// Some of what waits to be sent: the next change, or a part of it if it is large.
     fn piece(&mut self) -> Bytes {
-        let mut out = Vec::with_capacity(512);
-        while let Some(change) = self.changes.front() {
-            if self.next_event == 0 {
-                self.format.begin_change(&mut out, change.revision);
-            }
-            while let Some(event) = change.events.get(self.next_event) {
-                if self.next_event > 0 {
-                    out.push(b',');
-                }
-                write_event(&mut out, event);
-                self.next_event += 1;
-                if out.len() >= PIECE_BYTES && self.next_event < change.events.len() {
-                    return out.into();
-                }
-            }
-            self.format.end_change(&mut out);
+        let Some(change) = self.changes.front() else { return Bytes::new() };
+        if change.events.len() <= SHARED_EVENTS {
+            let message = self.format.shared(change);
             self.changes.pop_front();
-            self.next_event = 0;
-            if out.len() >= PIECE_BYTES {
-                break;
+            return message;
+        }
+        let mut out = Vec::with_capacity(PIECE_BYTES);
+        if self.next_event == 0 {
+            self.format.begin_change(&mut out, change.revision);
+        }
+        while let Some(event) = change.events.get(self.next_event) {
+            if self.next_event > 0 {
+                out.push(b',');
+            }
+            write_event(&mut out, event);
+            self.next_event += 1;
+            if out.len() >= PIECE_BYTES && self.next_event < change.events.len() {
+                return out.into();
             }
         }
+        self.format.end_change(&mut out);
+        self.changes.pop_front();
+        self.next_event = 0;
         out.into()
     }
 }
@@ -255,6 +258,24 @@ impl Format {
         } else {
             format!("event: error\ndata: {{{fields}}}\n\n").into()
         }
+    }
+
+    /// The whole message of a change, encoded by the first watcher that sends it.
+    fn shared(&self, change: &Change) -> Bytes {
+        let slot = if self.is_ndjson() { &change.encoded.json_line } else { &change.encoded.event_stream };
+        let encode = || {
+            let mut out = Vec::with_capacity(256);
+            self.begin_change(&mut out, change.revision);
+            for (at, event) in change.events.iter().enumerate() {
+                if at > 0 {
+                    out.push(b',');
+                }
+                write_event(&mut out, event);
+            }
+            self.end_change(&mut out);
+            out.into()
+        };
+        slot.get_or_init(encode).clone()
     }
 
     fn begin_change(&self, out: &mut Vec<u8>, revision: u64) {

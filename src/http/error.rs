@@ -281,6 +281,7 @@ impl From<ProposeError> for ApiError {
             ProposeError::Overloaded => Problem::Overloaded("the proposal queue is full"),
             ProposeError::ShuttingDown => Problem::ShuttingDown,
             ProposeError::Quarantined(reason) => Problem::Quarantined(reason),
+            ProposeError::NotReady(reason) => Problem::NotReady(reason),
             ProposeError::Quota(detail) => Problem::QuotaExceeded(detail),
         }
         .into()
@@ -294,6 +295,7 @@ impl From<BarrierError> for ApiError {
             BarrierError::Timeout => Problem::Timeout("a quorum did not confirm the read within the request's timeout"),
             BarrierError::ShuttingDown => Problem::ShuttingDown,
             BarrierError::Quarantined(reason) => Problem::Quarantined(reason),
+            BarrierError::NotReady(reason) => Problem::NotReady(reason),
         }
         .into()
     }

@@ -14,6 +14,7 @@ pub mod node;
 pub mod serve;
 pub mod server;
 pub mod snapshot;
+pub mod snapshot_files;
 pub mod state;
 pub mod store;
 pub mod telemetry;

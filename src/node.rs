@@ -17,7 +17,7 @@ use crate::driver::{Event, Fatal};
 use crate::leader::clock::LeaseClock;
 use crate::leader::{LeaderError, LeaderReply, LeaderRequest, LeaderService};
 use crate::state::StateReader;
-use crate::state::command::{Body, Command, Idempotency, TxnOpBody};
+use crate::state::command::{Body, Command, HashReport, Idempotency, TxnOpBody};
 use crate::state::outcome::{Outcome, Refusal};
 use crate::store::KvStore;
 use crate::wal::WalStats;
@@ -210,7 +210,7 @@ pub struct Shared {
     /// Nothing is served below this applied index: what was committed before the last stop is replayed first (rule 19).
     serve_from_index: u64,
     installing: AtomicBool,
-    hash_report: Mutex<Option<(u64, u128)>>,
+    hash_report: Mutex<Option<HashReport>>,
     write_refusal: RwLock<Option<String>>,
     max_store_bytes: u64,
     wal_engine: &'static str,
@@ -411,11 +411,11 @@ impl Shared {
         self.installing.store(installing, Ordering::Release);
     }
 
-    pub(crate) fn set_hash_report(&self, report: (u64, u128)) {
+    pub(crate) fn set_hash_report(&self, report: HashReport) {
         *self.hash_report.lock() = Some(report);
     }
 
-    pub(crate) fn take_hash_report(&self) -> Option<(u64, u128)> {
+    pub(crate) fn take_hash_report(&self) -> Option<HashReport> {
         self.hash_report.lock().take()
     }
 

@@ -10,7 +10,7 @@ use raft::eraftpb::{Entry, EntryType};
 
 use super::event::{Event, Fatal};
 use crate::node::Shared;
-use crate::snapshot;
+use crate::{snapshot, snapshot_files};
 use crate::state::outcome::Outcome;
 use crate::state::{ConfDecision, ProposalId, State, StateError};
 use crate::wal::LogStart;
@@ -44,20 +44,23 @@ enum ApplyError {
     Store(#[from] crate::store::StoreError),
     #[error("snapshot: {0}")]
     Snapshot(#[from] snapshot::SnapshotError),
+    #[error("snapshot: {0}")]
+    Io(#[from] std::io::Error),
     #[error("raft refused a committed configuration change: {0}")]
     Raft(#[from] raft::Error),
     #[error("the driver has ended")]
     Stopped,
 }
 
-pub(super) fn spawn(state: State, jobs: Receiver<ApplyJob>, shared: Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
-    let thread = ApplyThread { state, shared, settled: Vec::new(), garbage: true };
+pub(super) fn spawn(state: State, jobs: Receiver<ApplyJob>, shared: Arc<Shared>, snapshot_dir: PathBuf) -> std::io::Result<JoinHandle<()>> {
+    let thread = ApplyThread { state, shared, snapshot_dir, settled: Vec::new(), garbage: true };
     std::thread::Builder::new().name("apply".into()).spawn(move || thread.run(&jobs))
 }
 
 struct ApplyThread {
     state: State,
     shared: Arc<Shared>,
+    snapshot_dir: PathBuf,
     settled: Vec<u64>,
     /// There may be garbage to collect when nothing else is to do.
     garbage: bool,
@@ -128,14 +131,15 @@ impl ApplyThread {
             }
             ApplyJob::Install { file, start } => {
                 self.shared.set_installing(true);
-                let file = snapshot::adopt(&file, start.index)?;
-                self.state.install(&file)?;
+                let file = snapshot_files::adopt(&file, &self.snapshot_dir, start.index)?;
+                snapshot::install(&file, self.shared.store.as_ref())?;
+                self.state.reload()?;
                 self.shared.set_installing(false);
                 self.report_applied();
                 self.shared.send(Event::Installed(start));
             }
             ApplyJob::Close => {
-                self.state.sync()?;
+                self.shared.store.sync()?;
                 return Ok(true);
             }
         }
@@ -180,10 +184,10 @@ impl ApplyThread {
 
     fn report_applied(&mut self) {
         let settled = std::mem::take(&mut self.settled);
-        if let Some(report) = self.state.take_hash_report() {
+        if let Some(report) = self.state.take_hash_report(self.shared.id) {
             self.shared.set_hash_report(report);
         }
-        let cluster_time_ms = self.state.cluster_time_ms();
+        let cluster_time_ms = self.shared.reader.cluster_time_ms();
         self.shared.send(Event::Applied { index: self.state.applied().index, cluster_time_ms, settled });
     }
 

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use super::event::{Event, Fatal};
 use crate::node::Shared;
-use crate::snapshot;
+use crate::{snapshot, snapshot_files};
 use crate::state::SnapshotView;
 
 /// Slow work.
@@ -24,26 +24,26 @@ pub(super) fn spawn(chores: Receiver<Chore>, shared: Arc<Shared>, dir: PathBuf) 
     std::thread::Builder::new().name("chores".into()).spawn(move || {
         while let Ok(chore) = chores.recv() {
             match chore {
-                Chore::Durable(view) => make_durable(&view, &shared, &dir),
-                Chore::Remove(file) => remove(&file),
+                Chore::Durable(view) => make_durable(*view, &shared, &dir),
+                Chore::Remove(file) => log_failure(&file, std::fs::remove_file(&file)),
                 Chore::Close => return,
             }
         }
     })
 }
 
-fn make_durable(view: &SnapshotView, shared: &Shared, dir: &Path) {
+fn make_durable(view: SnapshotView, shared: &Shared, dir: &Path) {
     let index = view.applied.index;
     let result = if shared.store.is_persistent() {
         shared.store.sync().map(|()| 0).map_err(|error| error.to_string())
     } else {
-        let file = snapshot::file_name(dir, index);
-        snapshot::write_file(view, &file).map_err(|error| error.to_string())
+        let file = snapshot_files::path_of(dir, index);
+        snapshot::write_file(view, &file).map(|meta| meta.bytes).map_err(|error| error.to_string())
     };
     match result {
         Ok(bytes) => {
             if bytes > 0 {
-                snapshot::remove_older(dir, index);
+                log_failure(dir, snapshot_files::remove_older(dir, index));
             }
             shared.send(Event::Durable { index, bytes });
         }
@@ -56,8 +56,9 @@ fn make_durable(view: &SnapshotView, shared: &Shared, dir: &Path) {
     }
 }
 
-fn remove(file: &Path) {
-    if let Err(error) = std::fs::remove_file(file) {
-        tracing::warn!(file = %file.display(), %error, "could not remove a snapshot file");
+/// What could not be removed costs space and is tried again with the next snapshot or start.
+fn log_failure(path: &Path, result: std::io::Result<()>) {
+    if let Err(error) = result {
+        tracing::warn!(path = %path.display(), %error, "could not remove a snapshot that is not needed any more");
     }
 }

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType, Snapshot};
 
 pub use apply::ApplyJob;
@@ -33,7 +34,7 @@ use crate::consensus::{Consensus, Effects, Input, Persist};
 use crate::node::Shared;
 use crate::snapshot::SnapshotWriter;
 use crate::state::{SnapshotView, State};
-use crate::transport::{Peer, Transport};
+use crate::transport::{Peer, SnapshotSource, Transport};
 use crate::wal::{LogStart, Wal};
 
 /// Events taken in before effects are drained: bounds the latency of what is already in.
@@ -72,7 +73,7 @@ impl Threads {
 /// A snapshot that followers may have.
 struct Offer {
     index: u64,
-    view: Arc<SnapshotView>,
+    view: SnapshotView,
     since_tick: u64,
     streams: usize,
 }
@@ -81,6 +82,12 @@ struct Offer {
 struct Installing {
     persist: Persist,
     deferred: VecDeque<Persist>,
+}
+
+impl SnapshotSource for SnapshotWriter {
+    fn next_chunk(&mut self) -> std::io::Result<Option<Bytes>> {
+        SnapshotWriter::next_chunk(self).map_err(std::io::Error::other)
+    }
 }
 
 struct Driver {
@@ -124,7 +131,7 @@ pub fn start(
     let (apply_tx, apply_rx) = channel();
     let (chore_tx, chore_rx) = channel();
     let wal_thread = wal::spawn(wal, wal_rx, shared.clone())?;
-    let apply_thread = apply::spawn(state, apply_rx, shared.clone())?;
+    let apply_thread = apply::spawn(state, apply_rx, shared.clone(), options.snapshot_dir.clone())?;
     let chore_thread = chores::spawn(chore_rx, shared.clone(), options.snapshot_dir.clone())?;
     let now = Instant::now();
     let in_configuration = is_configured(&core, shared.id);
@@ -331,7 +338,7 @@ impl Driver {
         match &mut self.offer {
             Some(offer) if offer.index == index => {
                 offer.streams += 1;
-                let writer = SnapshotWriter::new(offer.view.clone());
+                let writer = SnapshotWriter::new(offer.view.fork());
                 self.transport.send_snapshot(message, Box::new(writer));
             }
             _ => self.shared.send(Event::SnapshotSent { to: message.to, ok: false }),
@@ -379,7 +386,7 @@ impl Driver {
         metadata.index = view.applied.index;
         metadata.term = view.applied.term;
         metadata.set_conf_state(view.applied.conf_state.clone());
-        self.offer = Some(Offer { index: view.applied.index, view: Arc::new(view), since_tick: self.ticks, streams: 0 });
+        self.offer = Some(Offer { index: view.applied.index, view, since_tick: self.ticks, streams: 0 });
         self.core.step(Input::SnapshotOffered(Some(snapshot)));
     }
 

@@ -289,6 +289,7 @@ impl From<ProposeError> for ApiError {
             ProposeError::Overloaded => Problem::Overloaded("the proposal queue is full"),
             ProposeError::ShuttingDown => Problem::ShuttingDown,
             ProposeError::Quarantined(reason) => Problem::Quarantined(reason),
+            ProposeError::NotReady(reason) => Problem::NotReady(reason),
             ProposeError::Quota(detail) => Problem::QuotaExceeded(detail),
             ProposeError::NotReady(reason) => Problem::NotReady(reason),
         }

@@ -15,7 +15,7 @@ use crate::consensus::proposals::{Gate, Proposal};
 use crate::driver::Event;
 use crate::node::{Phase, Role, Shared};
 use crate::state::command::{
-    Body, Command, Compact, Evict, FEATURE_LEVEL, HashReport, LeaseExpire, MemberRecord, MemberRole, MemberUpdate, MembershipChange,
+    Body, Command, Compact, Evict, FEATURE_LEVEL, LeaseExpire, MemberRecord, MemberRole, MemberUpdate, MembershipChange,
 };
 
 /// Leases ended at one tick at most: a million leases that end together do not fill the queue at once.
@@ -202,9 +202,8 @@ impl Round {
     }
 
     fn report_hash(&self) {
-        if let Some((index, hash)) = self.shared.take_hash_report() {
-            let hash = hash.to_be_bytes().to_vec().into();
-            self.propose(Body::HashReport(HashReport { member: self.shared.id, index, hash }));
+        if let Some(report) = self.shared.take_hash_report() {
+            self.propose(Body::HashReport(report));
         }
     }
 

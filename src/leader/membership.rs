@@ -106,7 +106,8 @@ impl LeaderService {
         Err(conflict(ConflictCode::ChangeInProgress, format!("another change came first; member {id} was not removed")))
     }
 
-    pub(super) async fn hand_over(&self, candidates: &[u64], deadline: Instant) -> Result<(), LeaderError> {
+    /// Hands leadership to the candidate that is furthest along.
+    pub async fn hand_over(&self, candidates: &[u64], deadline: Instant) -> Result<(), LeaderError> {
         let peers = self.shared.peers();
         let best = peers.iter().filter(|peer| peer.active && candidates.contains(&peer.id)).max_by_key(|peer| peer.match_index);
         let Some(best) = best else {

@@ -91,7 +91,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         Identity { cluster_id: settled.cluster_id, member: id, incarnation: data_dir.identity().incarnation, boot: data_dir.boot() };
     let (events_tx, events_rx) = channel();
     let applied = found.state.applied();
-    let core = Consensus::start(protocol_options(&config, &identity), found.image, applied, found.state.cluster_time_ms(), &slog_bridge())?;
+    let core = Consensus::start(protocol_options(&config, &identity), found.image, applied, found.state.reader().cluster_time_ms(), &slog_bridge())?;
     let shared = Arc::new(Shared::new(SharedParts {
         id,
         boot: identity.boot,
@@ -119,7 +119,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
 
     let peer_service = Arc::new(peers::Service::new(node.clone(), data_dir.snapshot_dir()));
     let peer_app = PeerServer::new(peer_service, identity, transport_limits(&config));
-    let client_app = http::service(AppState::new(node.clone(), config.clone(), Some(Arc::new(log))));
+    let client_app = http::service(AppState::new(node.clone(), config.clone()));
     let limits = serve_limits(&config, id);
     let peer_server = tokio::spawn(serve::serve(peer_listener, peer_app, limits.clone(), closing(shared.clone())));
     let client_server = tokio::spawn(serve::serve(client_listener, client_app, limits, stopping(shared.clone())));

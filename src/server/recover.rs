@@ -12,7 +12,7 @@ use super::join::Settled;
 use crate::config::Config;
 use crate::consensus::LogImage;
 use crate::datadir::DataDir;
-use crate::snapshot;
+use crate::{snapshot, snapshot_files};
 use crate::state::State;
 use crate::state::command::{MemberRecord, MemberRole};
 use crate::store::{self, KvStore};
@@ -41,17 +41,18 @@ pub fn open(config: &Config, data_dir: &DataDir, settled: Settled) -> Result<Fou
     let mut state = State::open(store.clone())?;
     let recovered = wal.recovered().clone();
 
-    snapshot::remove_incomplete(&snapshot_dir)?;
+    snapshot_files::remove_incomplete(&snapshot_dir)?;
     let is_empty = state.applied().index == 0 && recovered.last_index == 0;
-    if settled.founds && is_empty && snapshot::newest(&snapshot_dir)?.is_none() {
+    if settled.founds && is_empty && snapshot_files::newest(&snapshot_dir)?.is_none() {
         found_cluster(config, data_dir, settled.cluster_id, &mut state)?;
     }
-    let newest = snapshot::newest(&snapshot_dir)?;
+    let newest = snapshot_files::newest(&snapshot_dir)?;
     if let Some((index, file)) = &newest
         && *index > state.applied().index
     {
         tracing::info!(index, "loading a snapshot");
-        state.install(file)?;
+        snapshot::install(file, store.as_ref())?;
+        state.reload()?;
     }
     let applied = state.applied();
     let (mut hard_state, mut start, mut last_index) = (recovered.hard_state, recovered.start, recovered.last_index);
@@ -69,7 +70,7 @@ pub fn open(config: &Config, data_dir: &DataDir, settled: Settled) -> Result<Fou
         && store.is_persistent()
     {
         store.sync()?;
-        snapshot::remove(file)?;
+        std::fs::remove_file(file)?;
     }
     let (term_runs, tail) = read_log(wal.as_ref(), start, last_index, applied.index)?;
     let committed_index = hard_state.commit.max(applied.index).min(last_index);
@@ -90,7 +91,8 @@ fn found_cluster(config: &Config, data_dir: &DataDir, cluster_id: u64, state: &m
     let members: Vec<MemberRecord> = config.cluster.members.iter().map(|member| voter(member.id, &member.peer_url)).collect();
     state.bootstrap(cluster_id, &members)?;
     let view = state.snapshot_view();
-    snapshot::write_file(&view, &snapshot::file_name(&data_dir.snapshot_dir(), view.applied.index))?;
+    let file = snapshot_files::path_of(&data_dir.snapshot_dir(), view.applied.index);
+    snapshot::write_file(view, &file)?;
     Ok(())
 }
 

@@ -291,7 +291,6 @@ impl From<ProposeError> for ApiError {
             ProposeError::Quarantined(reason) => Problem::Quarantined(reason),
             ProposeError::NotReady(reason) => Problem::NotReady(reason),
             ProposeError::Quota(detail) => Problem::QuotaExceeded(detail),
-            ProposeError::NotReady(reason) => Problem::NotReady(reason),
         }
         .into()
     }

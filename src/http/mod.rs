@@ -105,6 +105,9 @@ impl AppState {
             guard,
             member,
             watchers: AtomicUsize::new(0),
+            metrics: Metrics::default(),
+            log,
+            started: Instant::now(),
         }))
     }
 }

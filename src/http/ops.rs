@@ -2,7 +2,7 @@
 
 use http::{HeaderValue, StatusCode};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::call::{Call, Reply, odd_result};
 use super::error::{ApiError, Problem};
@@ -231,6 +231,8 @@ fn log_control<'a>(call: &Call<'a>) -> Result<&'a dyn LogControl, ApiError> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use serde_json::Value;
 
     use super::*;
     use crate::http::route::Route;

@@ -262,7 +262,11 @@ impl Format {
 
     /// The whole message of a change, encoded by the first watcher that sends it.
     fn shared(&self, change: &Change) -> Bytes {
-        let slot = if self.is_ndjson() { &change.encoded.json_line } else { &change.encoded.event_stream };
+        let slot = if self.is_ndjson() {
+            &change.encoded.json_line
+        } else {
+            &change.encoded.event_stream
+        };
         let encode = || {
             let mut out = Vec::with_capacity(256);
             self.begin_change(&mut out, change.revision);

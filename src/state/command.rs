@@ -187,7 +187,10 @@ impl KeySpan {
         let mut end = Vec::with_capacity(key.len() + 1);
         end.extend_from_slice(key);
         end.push(0);
-        KeySpan { start: Bytes::copy_from_slice(key), end: Some(end.into()) }
+        KeySpan {
+            start: Bytes::copy_from_slice(key),
+            end: Some(end.into()),
+        }
     }
 
     /// All keys that begin with `prefix`; the empty prefix is everything.
@@ -196,10 +199,16 @@ impl KeySpan {
         while let Some(last) = end.pop() {
             if last < 0xff {
                 end.push(last + 1);
-                return KeySpan { start: Bytes::copy_from_slice(prefix), end: Some(end.into()) };
+                return KeySpan {
+                    start: Bytes::copy_from_slice(prefix),
+                    end: Some(end.into()),
+                };
             }
         }
-        KeySpan { start: Bytes::copy_from_slice(prefix), end: None }
+        KeySpan {
+            start: Bytes::copy_from_slice(prefix),
+            end: None,
+        }
     }
 
     /// Whether `key` lies within.

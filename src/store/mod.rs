@@ -7,7 +7,41 @@
 //! - Engines know nothing of revisions. Readers get a consistent view because the records they read are immutable and carry the
 //!   revision that made them (see [`crate::state`]); no engine needs snapshots of its own.
 
-use std::{ops::Bound, ops::ControlFlow, sync::Arc};
+mod files;
+mod memory;
+#[cfg(feature = "rocksdb")]
+mod rocksdb;
+mod sled;
+
+#[cfg(test)]
+mod conformance;
+
+use std::{ops::Bound, ops::ControlFlow, path::Path, sync::Arc};
+
+pub use memory::MemoryStore;
+
+use crate::config::StoreBackend;
+
+/// Longest key of a record. A user's key has at most 4 KiB; escaping doubles it at worst, and the revision is added.
+pub const MAX_KEY_BYTES: usize = 12 * 1024;
+
+/// Opens the store in `dir`, which is created if it is not there. The memory engine keeps nothing and does not touch the directory.
+///
+/// `Refused` if the directory belongs to another engine or a newer format, if this build lacks the engine, or if the engine came
+/// back without records that a [`sync`](KvStore::sync) had covered; the text says what to do.
+pub fn open(backend: StoreBackend, dir: &Path) -> Result<Arc<dyn KvStore>, StoreError> {
+    match backend {
+        StoreBackend::Memory => Ok(Arc::new(MemoryStore::new())),
+        StoreBackend::Sled => Ok(Arc::new(sled::SledStore::open(dir, sled::DEFAULT_CACHE_BYTES)?)),
+        #[cfg(feature = "rocksdb")]
+        StoreBackend::RocksDb => Ok(Arc::new(rocksdb::RocksDbStore::open(dir)?)),
+        #[cfg(not(feature = "rocksdb"))]
+        StoreBackend::RocksDb => Err(StoreError::Refused(
+            "this build has no RocksDB; build it with `cargo build --release --features rocksdb`, or choose store.backend = \"sled\""
+                .into(),
+        )),
+    }
+}
 
 /// A key space of the store. Engines keep the tables apart (a prefix byte will do) and each in byte order of its keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,6 +86,22 @@ pub enum Op {
     Delete { table: Table, key: Vec<u8> },
 }
 
+impl Op {
+    /// The table it changes.
+    pub fn table(&self) -> Table {
+        match self {
+            Op::Put { table, .. } | Op::Delete { table, .. } => *table,
+        }
+    }
+
+    /// The key it changes.
+    pub fn key(&self) -> &[u8] {
+        match self {
+            Op::Put { key, .. } | Op::Delete { key, .. } => key,
+        }
+    }
+}
+
 /// An ordered list of changes that become visible together. A later operation on the same key wins.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WriteBatch {
@@ -62,12 +112,27 @@ pub struct WriteBatch {
 impl WriteBatch {
     /// Appends a put.
     pub fn put(&mut self, table: Table, key: impl Into<Vec<u8>>, value: impl Into<Arc<[u8]>>) {
-        self.ops.push(Op::Put { table, key: key.into(), value: value.into() });
+        self.ops.push(Op::Put {
+            table,
+            key: key.into(),
+            value: value.into(),
+        });
     }
 
     /// Appends a delete.
     pub fn delete(&mut self, table: Table, key: impl Into<Vec<u8>>) {
         self.ops.push(Op::Delete { table, key: key.into() });
+    }
+}
+
+/// Every engine's limit, checked before anything is changed.
+fn check_keys(batch: &WriteBatch) -> Result<(), StoreError> {
+    match batch.ops.iter().find(|op| op.key().len() > MAX_KEY_BYTES) {
+        Some(op) => Err(StoreError::Engine(format!(
+            "a key of {} bytes is over the limit of {MAX_KEY_BYTES}",
+            op.key().len()
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -130,6 +195,12 @@ pub trait KvStore: Send + Sync + 'static {
 
     /// Removes every record of every table, durably. Used before a snapshot is loaded.
     fn clear(&self) -> Result<(), StoreError>;
+
+    /// Gives space of removed records back, as far as the engine can do so on request. May take long and runs beside reads and writes:
+    /// call it from a thread of its own, rarely (after a compaction of history).
+    fn reclaim(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// Bytes held: on disk for a disk engine, an estimate of the heap for memory. For `/status`; cheap.
     fn bytes(&self) -> u64;

@@ -1,0 +1,199 @@
+//! What the apply thread publishes and everybody else reads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use raft::eraftpb::ConfState;
+use tokio::sync::watch;
+
+use super::divergence::Reports;
+use super::hub::Hub;
+use super::lease::Leases;
+use super::member::Members;
+use super::meta::{MetaRecord, Samples};
+use crate::store::KvStore;
+
+/// Shared by the state, its readers, watchers and pins.
+///
+/// *Invariants*
+/// - Published after the batch is in the store: whoever sees a revision or applied index sees everything up to it.
+/// - The revision is published before the applied index, and both before anybody is woken.
+pub(super) struct Shared {
+    pub(super) store: Arc<dyn KvStore>,
+    revision: AtomicU64,
+    compacted_revision: AtomicU64,
+    applied_index: AtomicU64,
+    published: RwLock<Published>,
+    progress: watch::Sender<Progress>,
+    pins: Mutex<BTreeMap<u64, usize>>,
+    pub(super) hub: Mutex<Hub>,
+    pub(super) reports: Mutex<Reports>,
+}
+
+/// What waiters wait for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Progress {
+    pub(super) applied_index: u64,
+    pub(super) revision: u64,
+}
+
+/// The state's smaller parts as of the last published batch; the maps share their memory with the writer's.
+#[derive(Clone)]
+pub(super) struct Published {
+    pub(super) meta: MetaRecord,
+    pub(super) conf_state: Arc<ConfState>,
+    pub(super) leases: Leases,
+    pub(super) members: Members,
+    pub(super) samples: Samples,
+    /// Stamp of the oldest idempotency record, and their number.
+    pub(super) idempotency: (Option<u64>, usize),
+}
+
+impl Shared {
+    pub(super) fn new(store: Arc<dyn KvStore>, published: Published) -> Shared {
+        let meta = &published.meta;
+        let progress = Progress {
+            applied_index: meta.applied_index,
+            revision: meta.revision,
+        };
+        Shared {
+            store,
+            revision: AtomicU64::new(meta.revision),
+            compacted_revision: AtomicU64::new(meta.compacted_revision),
+            applied_index: AtomicU64::new(meta.applied_index),
+            hub: Mutex::new(Hub::new(meta.revision)),
+            published: RwLock::new(published),
+            progress: watch::Sender::new(progress),
+            pins: Mutex::new(BTreeMap::new()),
+            reports: Mutex::new(Reports::default()),
+        }
+    }
+
+    pub(super) fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    pub(super) fn compacted_revision(&self) -> u64 {
+        self.compacted_revision.load(Ordering::Acquire)
+    }
+
+    pub(super) fn applied_index(&self) -> u64 {
+        self.applied_index.load(Ordering::Acquire)
+    }
+
+    /// Looks at what is published. Short: the writer waits meanwhile.
+    pub(super) fn with<T>(&self, look: impl FnOnce(&Published) -> T) -> T {
+        look(&self.published.read())
+    }
+
+    /// Publishes a batch that is in the store, with its changes of keys, and wakes whoever waits for it.
+    pub(super) fn publish(&self, update: impl FnOnce(&mut Published), events: Vec<(u64, Arc<[u8]>)>) {
+        let progress = {
+            let mut published = self.published.write();
+            update(&mut published);
+            Progress {
+                applied_index: published.meta.applied_index,
+                revision: published.meta.revision,
+            }
+        };
+        // Under the hub's lock, so that no watcher delivers a revision that readers do not see yet.
+        let touched = {
+            let mut hub = self.hub.lock();
+            let touched = hub.append(progress.revision, events);
+            self.store_progress(progress);
+            touched
+        };
+        for group in touched {
+            group.wake();
+        }
+        self.progress.send_replace(progress);
+    }
+
+    /// Publishes a state that was replaced as a whole: its history has nothing to do with what watchers have in hand.
+    pub(super) fn republish(&self, published: Published) {
+        let progress = Progress {
+            applied_index: published.meta.applied_index,
+            revision: published.meta.revision,
+        };
+        *self.published.write() = published;
+        let touched = {
+            let mut hub = self.hub.lock();
+            let touched = hub.restart(progress.revision);
+            self.store_progress(progress);
+            touched
+        };
+        for group in touched {
+            group.wake();
+        }
+        self.progress.send_replace(progress);
+    }
+
+    fn store_progress(&self, progress: Progress) {
+        let compacted_revision = self.with(|published| published.meta.compacted_revision);
+        self.compacted_revision.store(compacted_revision, Ordering::Release);
+        self.revision.store(progress.revision, Ordering::Release);
+        self.applied_index.store(progress.applied_index, Ordering::Release);
+    }
+
+    /// Returns once `is_reached` holds of the published progress.
+    pub(super) async fn wait(&self, is_reached: impl FnMut(&Progress) -> bool) {
+        let mut progress = self.progress.subscribe();
+        // The sender lives in here, so it cannot be closed.
+        let _ = progress.wait_for(is_reached).await;
+    }
+
+    // ---- pins
+
+    /// Holds `revision` against garbage collection, if it can be read now.
+    pub(super) fn try_pin(&self, revision: u64) -> bool {
+        let mut pins = self.pins.lock();
+        if revision < self.compacted_revision() && !pins.contains_key(&revision) {
+            return false;
+        }
+        *pins.entry(revision).or_default() += 1;
+        true
+    }
+
+    pub(super) fn unpin(&self, revision: u64) {
+        let mut pins = self.pins.lock();
+        if let Some(count) = pins.get_mut(&revision) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&revision);
+            }
+        }
+    }
+
+    /// Whether the revision can be read: not compacted, or held by a pin.
+    pub(super) fn is_readable(&self, revision: u64) -> bool {
+        revision >= self.compacted_revision() || self.pins.lock().contains_key(&revision)
+    }
+
+    /// Up to where garbage may be removed: what is compacted, but nothing that a pin needs.
+    pub(super) fn garbage_limit(&self) -> u64 {
+        let pins = self.pins.lock();
+        let pinned = pins.keys().next().copied().unwrap_or(u64::MAX);
+        self.compacted_revision().min(pinned)
+    }
+}
+
+/// Holds history at a revision against compaction while it lives.
+pub struct Pin {
+    /// The pinned revision. Reads at it work, though it may be compacted for everybody else.
+    pub revision: u64,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.shared.unpin(self.revision);
+    }
+}
+
+impl std::fmt::Debug for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pin").field("revision", &self.revision).finish_non_exhaustive()
+    }
+}

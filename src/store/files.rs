@@ -1,0 +1,305 @@
+//! The directory of a store: one engine directory per *generation*, and the `STORE` file that names the current one.
+//!
+//! ```text
+//! store/STORE        engine, format, generation, fence (checksummed, replaced atomically)
+//! store/<engine>-3/  the engine's own files
+//! ```
+//!
+//! *Invariants*
+//! - Clearing a store begins a new generation: the new directory is complete before `STORE` names it, the old one is removed after.
+//!   A crash in between leaves one of the two, whole.
+//! - The **fence** is the number of the last batch that a `sync` made durable. Each batch also stores its number in the engine; an engine
+//!   that comes back with a lower one has lost acknowledged records, and the store refuses to open (rule 11 would be broken otherwise).
+//! - Create and rename are followed by fsync of file, directory and parent (rule 4).
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use parking_lot::Mutex;
+
+use super::StoreError;
+
+/// The format that this build writes, and the highest it reads.
+const FORMAT: u64 = 1;
+const FILE_NAME: &str = "STORE";
+
+/// What the `STORE` file says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Marker {
+    /// Which engine directory is the current one.
+    pub(super) generation: u64,
+    /// Number of the last batch known to be durable in it.
+    pub(super) fence: u64,
+}
+
+/// A store's directory, opened for one engine.
+#[derive(Debug)]
+pub(super) struct StoreDir {
+    dir: PathBuf,
+    engine: &'static str,
+    marker: Mutex<Marker>,
+}
+
+impl StoreDir {
+    /// Opens the directory, or creates it, and removes what an interrupted `clear` left.
+    pub(super) fn open(dir: &Path, engine: &'static str) -> Result<StoreDir, StoreError> {
+        create_dir_durably(dir)?;
+        let path = dir.join(FILE_NAME);
+        let marker = match fs::read_to_string(&path) {
+            Ok(text) => parse(&text, engine, &path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let marker = Marker { generation: 1, fence: 0 };
+                create_dir_durably(&engine_dir(dir, engine, marker.generation))?;
+                replace(dir, engine, marker)?;
+                marker
+            }
+            Err(error) => return Err(io_error("reading", &path, error)),
+        };
+        let opened = StoreDir {
+            dir: dir.to_owned(),
+            engine,
+            marker: Mutex::new(marker),
+        };
+        opened.remove_other_generations()?;
+        Ok(opened)
+    }
+
+    /// The current marker.
+    pub(super) fn marker(&self) -> Marker {
+        *self.marker.lock()
+    }
+
+    /// The current engine directory.
+    pub(super) fn current(&self) -> PathBuf {
+        engine_dir(&self.dir, self.engine, self.marker().generation)
+    }
+
+    /// Refuses an engine that came back behind the fence; `batch` is the newest batch it holds.
+    pub(super) fn check_fence(&self, batch: u64) -> Result<(), StoreError> {
+        let fence = self.marker().fence;
+        if batch >= fence {
+            return Ok(());
+        }
+        Err(StoreError::Refused(format!(
+            "{} lost data: it came back at batch {batch}, but batch {fence} had been made durable. The disk or the file system dropped \
+             acknowledged writes. Remove this member and add it again under a new id with an empty data directory",
+            self.current().display()
+        )))
+    }
+
+    /// Notes that the batches up to `batch` are durable. Call it after the sync that made them so.
+    pub(super) fn raise_fence(&self, batch: u64) -> Result<(), StoreError> {
+        let mut marker = self.marker.lock();
+        if batch > marker.fence {
+            let raised = Marker { fence: batch, ..*marker };
+            replace(&self.dir, self.engine, raised)?;
+            *marker = raised;
+        }
+        Ok(())
+    }
+
+    /// Creates the directory of the next generation, empty.
+    pub(super) fn prepare_next(&self) -> Result<PathBuf, StoreError> {
+        let next = engine_dir(&self.dir, self.engine, self.marker().generation + 1);
+        remove_tree(&next)?;
+        create_dir_durably(&next)?;
+        Ok(next)
+    }
+
+    /// Makes the next generation the current one, durably.
+    pub(super) fn switch_to_next(&self) -> Result<(), StoreError> {
+        let mut marker = self.marker.lock();
+        let next = Marker {
+            generation: marker.generation + 1,
+            fence: 0,
+        };
+        replace(&self.dir, self.engine, next)?;
+        *marker = next;
+        Ok(())
+    }
+
+    /// Removes every engine directory but the current one.
+    pub(super) fn remove_other_generations(&self) -> Result<(), StoreError> {
+        let current = self.current();
+        let prefix = format!("{}-", self.engine);
+        let failed = |error| io_error("listing", &self.dir, error);
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) && entry.path() != current {
+                remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn engine_dir(dir: &Path, engine: &str, generation: u64) -> PathBuf {
+    dir.join(format!("{engine}-{generation}"))
+}
+
+fn parse(text: &str, engine: &str, path: &Path) -> Result<Marker, StoreError> {
+    let damaged = || StoreError::Corrupt(format!("{} is damaged", path.display()));
+    let (body, crc) = text.trim_end().rsplit_once("\ncrc32c ").ok_or_else(damaged)?;
+    if u32::from_str_radix(crc, 16).ok() != Some(crc32c::crc32c(body.as_bytes())) {
+        return Err(damaged());
+    }
+    let field = |name: &str| body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let number = |name: &str| field(name).and_then(|value| value.parse::<u64>().ok()).ok_or_else(damaged);
+    let format = number("format")?;
+    if format > FORMAT {
+        return Err(StoreError::Refused(format!(
+            "{} has format {format}, this build reads up to {FORMAT}: start the newer version, or use another data directory",
+            path.display()
+        )));
+    }
+    let found = field("engine").ok_or_else(damaged)?;
+    if found != engine {
+        return Err(StoreError::Refused(format!(
+            "{} belongs to the engine {found}, not {engine}: set store.backend = \"{found}\", or use another data directory",
+            path.display()
+        )));
+    }
+    Ok(Marker {
+        generation: number("generation")?,
+        fence: number("fence")?,
+    })
+}
+
+/// Writes `STORE` beside itself, syncs it and renames it into place.
+fn replace(dir: &Path, engine: &str, marker: Marker) -> Result<(), StoreError> {
+    let Marker { generation, fence } = marker;
+    let body = format!("metcd-store\nformat {FORMAT}\nengine {engine}\ngeneration {generation}\nfence {fence}");
+    let text = format!("{body}\ncrc32c {:08x}\n", crc32c::crc32c(body.as_bytes()));
+    let (path, new) = (dir.join(FILE_NAME), dir.join("STORE.new"));
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, &path)
+    };
+    write().map_err(|error| io_error("writing", &path, error))?;
+    sync_dir(dir)
+}
+
+/// Creates a directory (and its parents); it survives a power cut.
+pub(super) fn create_dir_durably(dir: &Path) -> Result<(), StoreError> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    create_dir_durably(parent)?;
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io_error("creating", dir, error)),
+        _ => {}
+    }
+    sync_dir(dir)?;
+    sync_dir(parent)
+}
+
+/// Makes the entries of a directory durable.
+pub(super) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|error| io_error("syncing", dir, error))
+}
+
+/// The bytes of all files below a directory, as the file system counts them.
+pub(super) fn disk_bytes(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => disk_bytes(&entry.path()),
+            Ok(metadata) => std::os::unix::fs::MetadataExt::blocks(&metadata) * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+fn remove_tree(dir: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("removing", dir, error)),
+        _ => Ok(()),
+    }
+}
+
+/// An [`StoreError::Io`] that names the file.
+pub(super) fn io_error(what: &str, path: &Path, source: io::Error) -> StoreError {
+    StoreError::Io {
+        what: format!("{what} {}", path.display()),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(result: Result<StoreDir, StoreError>) -> String {
+        match result {
+            Err(StoreError::Refused(text)) => text,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn another_engine_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        StoreDir::open(dir.path(), "sled").unwrap();
+        let text = refusal(StoreDir::open(dir.path(), "rocksdb"));
+        assert!(text.contains("store.backend = \"sled\""), "{text}");
+    }
+
+    #[test]
+    fn a_newer_format_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let body = "metcd-store\nformat 2\nengine sled\ngeneration 1\nfence 0";
+        fs::write(
+            dir.path().join(FILE_NAME),
+            format!("{body}\ncrc32c {:08x}\n", crc32c::crc32c(body.as_bytes())),
+        )
+        .unwrap();
+        assert!(refusal(StoreDir::open(dir.path(), "sled")).contains("format 2"));
+    }
+
+    #[test]
+    fn every_damaged_byte_of_the_marker_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        StoreDir::open(dir.path(), "sled").unwrap().raise_fence(77).unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let good = fs::read(&path).unwrap();
+        for i in 0..good.len() - 1 {
+            let mut bad = good.clone();
+            bad[i] ^= 1;
+            fs::write(&path, &bad).unwrap();
+            let result = StoreDir::open(dir.path(), "sled");
+            assert!(matches!(result, Err(StoreError::Corrupt(_))), "byte {i}: {result:?}");
+        }
+    }
+
+    #[test]
+    fn an_engine_behind_the_fence_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        StoreDir::open(dir.path(), "sled").unwrap().raise_fence(5).unwrap();
+        let opened = StoreDir::open(dir.path(), "sled").unwrap();
+        assert!(opened.check_fence(5).is_ok() && opened.check_fence(9).is_ok());
+        let error = opened.check_fence(4).unwrap_err().to_string();
+        assert!(error.contains("lost data") && error.contains("new id"), "{error}");
+    }
+
+    #[test]
+    fn an_interrupted_clear_leaves_the_old_generation() {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = StoreDir::open(dir.path(), "sled").unwrap();
+        let next = opened.prepare_next().unwrap();
+        let reopened = StoreDir::open(dir.path(), "sled").unwrap();
+        assert_eq!(reopened.marker().generation, 1);
+        assert!(!next.exists() && reopened.current().exists());
+    }
+}

@@ -53,7 +53,7 @@ fn entry(seed: u64, index: u64, op: u64) -> Entry {
     } else {
         sizes[random.below(8) as usize]
     };
-    let data: Vec<u8> = std::iter::repeat_with(|| random.next().to_le_bytes())
+    let data: Vec<u8> = std::iter::repeat_with(|| random.draw().to_le_bytes())
         .flatten()
         .take(bytes)
         .collect();

@@ -2,7 +2,7 @@
 //!
 //! *Invariants*
 //! - When [`Wal::append`] returns `Ok`, everything in the batch, and everything before it, survives a power cut (rules 2 and 5):
-//!   an fdatasync that covers it has returned, and the fence (where the engine needs one) has followed.
+//!   an fdatasync that covers it has returned. The fence, which guards it against later damage, follows within 50 ms.
 //! - Entries and hard state of one batch are one atomic unit (rule 6); appending at index i removes all entries ≥ i in the same unit (rule 10).
 //! - Every record is checksummed and verified whenever it is read (rule 8). Damage is an error, never a shorter log.
 //! - A failed write or sync poisons the log: the caller ends the process, nothing is retried (rule 5).

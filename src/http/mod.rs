@@ -10,7 +10,7 @@
 //! - A handler has no effect before its request is parsed to the last parameter.
 //! - `outcome` is never `not_applied` for a command that was handed to raft.
 //!
-//! Not here: accepting connections, header timeouts and TLS (the connection server calls [`Api`]).
+//! Not here: accepting connections, header timeouts and TLS ([`crate::serve`] calls [`Api`]).
 
 mod accept;
 mod body;
@@ -20,10 +20,19 @@ mod error;
 mod guard;
 mod json;
 mod kv;
+mod lease;
+mod list;
+mod member;
+mod metrics;
+mod ops;
+mod page;
 mod params;
 mod percent;
 mod respond;
 mod route;
+mod span;
+mod txn;
+mod watch;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -44,10 +53,22 @@ use self::body::RequestBody;
 use self::call::{Call, Reply};
 use self::error::{ApiError, Problem};
 use self::guard::Guard;
+use self::metrics::Metrics;
 use self::params::Params;
 use self::route::{Route, Target};
 use crate::config::Config;
 use crate::node::Node;
+use crate::telemetry::{ACCESS_TARGET, LogHandle};
+
+impl LogControl for LogHandle {
+    fn filter(&self) -> String {
+        LogHandle::filter(self)
+    }
+
+    fn set_filter(&self, filter: &str) -> Result<(), String> {
+        LogHandle::set_filter(self, filter)
+    }
+}
 
 /// What the handlers share. Cheap to clone.
 #[derive(Clone)]
@@ -60,11 +81,22 @@ pub(in crate::http) struct App {
     guard: Guard,
     member: HeaderValue,
     watchers: AtomicUsize,
+    metrics: Metrics,
+    log: Option<Arc<dyn LogControl>>,
+    started: Instant,
+}
+
+/// The tracing filter at run time: `GET` and `PUT /debug/log`.
+pub trait LogControl: Send + Sync {
+    /// The filter in force.
+    fn filter(&self) -> String;
+    /// Sets another one; the error says what is wrong with it.
+    fn set_filter(&self, filter: &str) -> Result<(), String>;
 }
 
 impl AppState {
-    /// Over a node, with a checked configuration.
-    pub fn new(node: Node, config: Arc<Config>) -> AppState {
+    /// Over a node, with a checked configuration. Without a `log`, `/debug/log` is not served.
+    pub fn new(node: Node, config: Arc<Config>, log: Option<Arc<dyn LogControl>>) -> AppState {
         let member = HeaderValue::from(node.id());
         let guard = Guard::new(&config);
         AppState(Arc::new(App {
@@ -73,26 +105,29 @@ impl AppState {
             guard,
             member,
             watchers: AtomicUsize::new(0),
+            metrics: Metrics::default(),
+            log,
+            started: Instant::now(),
         }))
     }
 }
 
 impl App {
     /// Takes a place among the open watches and waits (`limits.max_watchers`).
-    fn watch_slot(self: &App) -> Result<WatchSlot<'_>, ApiError> {
+    fn watch_slot(self: &Arc<App>) -> Result<WatchSlot, ApiError> {
         let max = self.config.limits.max_watchers;
         if self.watchers.fetch_add(1, Ordering::Relaxed) >= max {
             self.watchers.fetch_sub(1, Ordering::Relaxed);
             return Err(Problem::TooManyWatchers { max }.into());
         }
-        Ok(WatchSlot(self))
+        Ok(WatchSlot(self.clone()))
     }
 }
 
 /// A place among the open watches.
-struct WatchSlot<'a>(&'a App);
+struct WatchSlot(Arc<App>);
 
-impl Drop for WatchSlot<'_> {
+impl Drop for WatchSlot {
     fn drop(&mut self) {
         self.0.watchers.fetch_sub(1, Ordering::Relaxed);
     }
@@ -131,7 +166,7 @@ where
     }
 }
 
-async fn serve(app: &App, request: Request<Body>) -> Response {
+async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
     let arrived = Instant::now();
     let (parts, body) = request.into_parts();
     let mut body = RequestBody::new(body, parts.headers.contains_key(header::EXPECT));
@@ -148,10 +183,17 @@ async fn serve(app: &App, request: Request<Body>) -> Response {
     if let Some(origin) = cors {
         guard::add_cors(response.headers_mut(), origin, &parts.method, route.allow());
     }
-    finish(app, route, &parts, response)
+    let response = finish(app, route, &parts, response);
+    let took = arrived.elapsed();
+    app.metrics.observe(route, response.status(), took);
+    if app.config.log.access_log {
+        let (method, target, status) = (&parts.method, &parts.uri, response.status().as_u16());
+        tracing::info!(target: ACCESS_TARGET, %method, %target, status, micros = took.as_micros());
+    }
+    response
 }
 
-async fn dispatch(app: &App, parts: &Parts, body: &mut RequestBody, target: Target, arrived: Instant) -> Reply {
+async fn dispatch(app: &Arc<App>, parts: &Parts, body: &mut RequestBody, target: Target, arrived: Instant) -> Reply {
     if parts.method == Method::OPTIONS {
         let mut response = respond::empty(StatusCode::NO_CONTENT);
         response
@@ -178,7 +220,36 @@ async fn dispatch(app: &App, parts: &Parts, body: &mut RequestBody, target: Targ
         (Route::ShortKey | Route::Key, "PUT") => kv::put(call).await,
         (Route::ShortKey | Route::Key, "DELETE") => kv::delete(call).await,
         (Route::ShortKey | Route::Key, _) => kv::get(call).await,
-        _ => Err(Problem::UnknownRoute.into()),
+        (Route::Range, "DELETE") => list::delete_range(call).await,
+        (Route::Range, _) => list::list(call).await,
+        (Route::Txn, _) => txn::txn(call).await,
+        (Route::Watch, _) => watch::watch(call).await,
+        (Route::Leases, "POST") => lease::grant(call).await,
+        (Route::Leases, _) => lease::list(call).await,
+        (Route::Lease, "DELETE") => lease::revoke(call).await,
+        (Route::Lease, _) => lease::show(call).await,
+        (Route::KeepAlive, _) => lease::keep_alive(call).await,
+        (Route::Compact, _) => ops::compact(call).await,
+        (Route::Hash, _) => list::hash(call).await,
+        (Route::Members, "POST") => member::add(call).await,
+        (Route::Members, _) => member::list(call).await,
+        (Route::Replace, _) => member::replace(call).await,
+        (Route::Member, "PATCH") => member::update(call).await,
+        (Route::Member, _) => member::remove(call).await,
+        (Route::Promote, _) => member::promote(call).await,
+        (Route::Leader, "POST") => member::transfer(call).await,
+        (Route::Leader, _) => member::leader(call).await,
+        (Route::Root, _) => ops::welcome(call),
+        (Route::Health, _) => ops::health(call).await,
+        (Route::Livez, _) => ops::livez(call),
+        (Route::Readyz, _) => ops::readyz(call),
+        (Route::Status, _) => ops::status(call),
+        (Route::Version, _) => ops::version(call),
+        (Route::Metrics, _) => ops::metrics(call),
+        (Route::OpenApi, _) => ops::openapi(call),
+        (Route::DebugLog, "PUT") => ops::set_log_filter(call).await,
+        (Route::DebugLog, _) => ops::log_filter(call),
+        (Route::Snapshot | Route::Unknown, _) => Err(Problem::UnknownRoute.into()),
     }
 }
 

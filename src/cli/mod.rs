@@ -5,6 +5,7 @@
 
 mod config;
 mod serve;
+mod signals;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

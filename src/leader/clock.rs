@@ -12,6 +12,7 @@ use crate::state::reader::LeaseInfo;
 
 /// What a renewal came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum Renewal {
     /// Full ttl again.
     Renewed { ttl_ms: u64 },

@@ -72,6 +72,7 @@ pub struct WalStats {
 
 /// Why a log could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum WalError {
     /// The operating system refused. Poisons the log.
     #[error("wal: {what}: {source}")]

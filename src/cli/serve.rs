@@ -1,9 +1,9 @@
 //! `metcd serve`: flags → configuration → logging → runtime → server → exit code.
 
 use std::path::PathBuf;
-use tokio::signal::unix::{SignalKind, signal};
 
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::CliError;
 use crate::config::{self, Config, Flag, FlagValue, Loaded, Sources};
@@ -162,7 +162,10 @@ fn run_to_the_end(config: Config, log: LogHandle) -> Result<(), CliError> {
         .thread_name("metcd-worker")
         .build()
         .map_err(|error| CliError::Failed(format!("cannot start the runtime's threads: {error}")))?;
-    runtime.block_on(serve(config, log)).map_err(CliError::Failed)
+    let result = runtime.block_on(serve(config, log)).map_err(CliError::Failed);
+    // Whatever is still waiting for a disk or a peer is not waited for.
+    runtime.shutdown_background();
+    result
 }
 
 /// Runs the member; it returns when the member has stopped in order.

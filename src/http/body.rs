@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{ApiError, Problem};
+use crate::serve::is_body_timeout;
 
 /// How long, and how much of, a body that nobody wants is taken off the wire so that its sender gets to read the answer.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
@@ -83,6 +84,7 @@ impl RequestBody {
                     self.done = true;
                     return Ok(None);
                 }
+                Ok(Some(Err(cause))) if is_body_timeout(&cause) => return Err(Problem::RequestTimeout.into()),
                 Ok(Some(Err(cause))) => {
                     tracing::debug!(%cause, "a request's body broke off");
                     self.done = true;
@@ -159,7 +161,7 @@ mod tests {
         );
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_body_that_stalls_times_out() {
         let stalled = stream::pending::<Result<Bytes, std::io::Error>>();
         assert_eq!(read(Body::from_stream(stalled), limits(10, 50)).await, Err(Problem::RequestTimeout));

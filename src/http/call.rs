@@ -1,6 +1,7 @@
 //! [`Call`]: one request on its way through a handler, and what most handlers need of it.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use axum::response::Response;
 use bytes::Bytes;
@@ -29,7 +30,7 @@ pub(super) type Reply = Result<Response, ApiError>;
 
 /// One request, parsed as far as all requests are alike.
 pub(super) struct Call<'a> {
-    pub(super) app: &'a App,
+    pub(super) app: &'a Arc<App>,
     pub(super) parts: &'a Parts,
     pub(super) body: &'a mut RequestBody,
     pub(super) route: Route,

@@ -215,6 +215,14 @@ impl ApiError {
         }
     }
 
+    /// Says which part of a JSON body it is about.
+    pub(super) fn within(mut self, part: &str) -> ApiError {
+        if let Problem::InvalidRequest(detail) | Problem::InvalidKey(detail) = &mut self.problem {
+            *detail = format!("{part}: {detail}");
+        }
+        self
+    }
+
     /// The answer. `mutation`: the request would have changed something, so the body tells the outcome.
     pub(super) fn into_response(self, mutation: bool) -> Response {
         let mut response = Response::new(Body::from(self.body(mutation)));

@@ -36,10 +36,15 @@ pub(super) fn write_bytes(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
         }
         Err(_) => {
             out.extend_from_slice(b"_base64\":\"");
-            out.extend_from_slice(STANDARD.encode(bytes).as_bytes());
+            out.extend_from_slice(to_base64(bytes).as_bytes());
             out.push(b'"');
         }
     }
+}
+
+/// Base64 in the standard alphabet, padded.
+pub(super) fn to_base64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
 }
 
 /// Appends a JSON string.

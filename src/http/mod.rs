@@ -1,6 +1,6 @@
 //! The client API over HTTP.
 //!
-//! A request goes `Guard` (is the caller allowed to be here) → [`route::resolve`] (raw path bytes to a route) → one handler → `finish`
+//! A request goes [`route::resolve`] (raw path bytes to a route) → `Guard` (is the caller allowed to be here) → one handler → `finish`
 //! (headers that every answer carries, metrics). Handlers see a [`call::Call`] and the [`Node`]; they return a response or an
 //! [`error::ApiError`], which is the one type that knows status codes.
 //!
@@ -10,7 +10,7 @@
 //! - A handler has no effect before its request is parsed to the last parameter.
 //! - `outcome` is never `not_applied` for a command that was handed to raft.
 //!
-//! Not here: accepting connections, header timeouts and TLS (the connection server calls [`Api`]).
+//! Not here: accepting connections, header timeouts and TLS ([`crate::serve`] calls [`Api`]).
 
 mod accept;
 mod body;
@@ -20,10 +20,19 @@ mod error;
 mod guard;
 mod json;
 mod kv;
+mod lease;
+mod list;
+mod member;
+mod metrics;
+mod ops;
+mod page;
 mod params;
 mod percent;
 mod respond;
 mod route;
+mod span;
+mod txn;
+mod watch;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -44,10 +53,22 @@ use self::body::RequestBody;
 use self::call::{Call, Reply};
 use self::error::{ApiError, Problem};
 use self::guard::Guard;
+use self::metrics::Metrics;
 use self::params::Params;
 use self::route::{Route, Target};
 use crate::config::Config;
 use crate::node::Node;
+use crate::telemetry::{ACCESS_TARGET, LogHandle};
+
+impl LogControl for LogHandle {
+    fn filter(&self) -> String {
+        LogHandle::filter(self)
+    }
+
+    fn set_filter(&self, filter: &str) -> Result<(), String> {
+        LogHandle::set_filter(self, filter)
+    }
+}
 
 /// What the handlers share. Cheap to clone.
 #[derive(Clone)]
@@ -60,11 +81,22 @@ pub(in crate::http) struct App {
     guard: Guard,
     member: HeaderValue,
     watchers: AtomicUsize,
+    metrics: Metrics,
+    log: Option<Arc<dyn LogControl>>,
+    started: Instant,
+}
+
+/// The tracing filter at run time: `GET` and `PUT /debug/log`.
+pub trait LogControl: Send + Sync {
+    /// The filter in force.
+    fn filter(&self) -> String;
+    /// Sets another one; the error says what is wrong with it.
+    fn set_filter(&self, filter: &str) -> Result<(), String>;
 }
 
 impl AppState {
-    /// Over a node, with a checked configuration.
-    pub fn new(node: Node, config: Arc<Config>) -> AppState {
+    /// Over a node, with a checked configuration. Without a `log`, `/debug/log` is not served.
+    pub fn new(node: Node, config: Arc<Config>, log: Option<Arc<dyn LogControl>>) -> AppState {
         let member = HeaderValue::from(node.id());
         let guard = Guard::new(&config);
         AppState(Arc::new(App {
@@ -73,26 +105,29 @@ impl AppState {
             guard,
             member,
             watchers: AtomicUsize::new(0),
+            metrics: Metrics::default(),
+            log,
+            started: Instant::now(),
         }))
     }
 }
 
 impl App {
     /// Takes a place among the open watches and waits (`limits.max_watchers`).
-    fn watch_slot(self: &App) -> Result<WatchSlot<'_>, ApiError> {
+    fn watch_slot(self: &Arc<App>) -> Result<WatchSlot, ApiError> {
         let max = self.config.limits.max_watchers;
         if self.watchers.fetch_add(1, Ordering::Relaxed) >= max {
             self.watchers.fetch_sub(1, Ordering::Relaxed);
             return Err(Problem::TooManyWatchers { max }.into());
         }
-        Ok(WatchSlot(self))
+        Ok(WatchSlot(self.clone()))
     }
 }
 
 /// A place among the open watches.
-struct WatchSlot<'a>(&'a App);
+struct WatchSlot(Arc<App>);
 
-impl Drop for WatchSlot<'_> {
+impl Drop for WatchSlot {
     fn drop(&mut self) {
         self.0.watchers.fetch_sub(1, Ordering::Relaxed);
     }
@@ -131,16 +166,17 @@ where
     }
 }
 
-async fn serve(app: &App, request: Request<Body>) -> Response {
+async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
     let arrived = Instant::now();
     let (parts, body) = request.into_parts();
     let mut body = RequestBody::new(body, parts.headers.contains_key(header::EXPECT));
-    let (route, cors, reply) = match app.guard.check(&parts) {
-        Err(refused) => (Route::Unknown, None, Err(refused)),
-        Ok(cors) => match route::resolve(parts.uri.path()) {
-            Err(invalid) => (Route::Unknown, cors, Err(invalid)),
-            Ok(target) => (target.route, cors, dispatch(app, &parts, &mut body, target, arrived).await),
-        },
+    let target = route::resolve(parts.uri.path());
+    // A path that cannot be decoded is a key that cannot be read.
+    let route = target.as_ref().map_or(Route::ShortKey, |target| target.route);
+    let (cors, reply) = match (app.guard.check(&parts), target) {
+        (Err(refused), _) => (None, Err(refused)),
+        (Ok(cors), Err(invalid)) => (cors, Err(invalid)),
+        (Ok(cors), Ok(target)) => (cors, dispatch(app, &parts, &mut body, target, arrived).await),
     };
     body.discard();
     let mutation = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
@@ -148,10 +184,17 @@ async fn serve(app: &App, request: Request<Body>) -> Response {
     if let Some(origin) = cors {
         guard::add_cors(response.headers_mut(), origin, &parts.method, route.allow());
     }
-    finish(app, route, &parts, response)
+    let response = finish(app, route, &parts, response);
+    let took = arrived.elapsed();
+    app.metrics.observe(route, response.status(), took);
+    if app.config.log.access_log {
+        let (method, target, status) = (&parts.method, &parts.uri, response.status().as_u16());
+        tracing::info!(target: ACCESS_TARGET, %method, %target, status, micros = took.as_micros());
+    }
+    response
 }
 
-async fn dispatch(app: &App, parts: &Parts, body: &mut RequestBody, target: Target, arrived: Instant) -> Reply {
+async fn dispatch(app: &Arc<App>, parts: &Parts, body: &mut RequestBody, target: Target, arrived: Instant) -> Reply {
     if parts.method == Method::OPTIONS {
         let mut response = respond::empty(StatusCode::NO_CONTENT);
         response
@@ -178,7 +221,36 @@ async fn dispatch(app: &App, parts: &Parts, body: &mut RequestBody, target: Targ
         (Route::ShortKey | Route::Key, "PUT") => kv::put(call).await,
         (Route::ShortKey | Route::Key, "DELETE") => kv::delete(call).await,
         (Route::ShortKey | Route::Key, _) => kv::get(call).await,
-        _ => Err(Problem::UnknownRoute.into()),
+        (Route::Range, "DELETE") => list::delete_range(call).await,
+        (Route::Range, _) => list::list(call).await,
+        (Route::Txn, _) => txn::txn(call).await,
+        (Route::Watch, _) => watch::watch(call).await,
+        (Route::Leases, "POST") => lease::grant(call).await,
+        (Route::Leases, _) => lease::list(call).await,
+        (Route::Lease, "DELETE") => lease::revoke(call).await,
+        (Route::Lease, _) => lease::show(call).await,
+        (Route::KeepAlive, _) => lease::keep_alive(call).await,
+        (Route::Compact, _) => ops::compact(call).await,
+        (Route::Hash, _) => list::hash(call).await,
+        (Route::Members, "POST") => member::add(call).await,
+        (Route::Members, _) => member::list(call).await,
+        (Route::Replace, _) => member::replace(call).await,
+        (Route::Member, "PATCH") => member::update(call).await,
+        (Route::Member, _) => member::remove(call).await,
+        (Route::Promote, _) => member::promote(call).await,
+        (Route::Leader, "POST") => member::transfer(call).await,
+        (Route::Leader, _) => member::leader(call).await,
+        (Route::Root, _) => ops::welcome(call),
+        (Route::Health, _) => ops::health(call).await,
+        (Route::Livez, _) => ops::livez(call),
+        (Route::Readyz, _) => ops::readyz(call),
+        (Route::Status, _) => ops::status(call),
+        (Route::Version, _) => ops::version(call),
+        (Route::Metrics, _) => ops::metrics(call),
+        (Route::OpenApi, _) => ops::openapi(call),
+        (Route::DebugLog, "PUT") => ops::set_log_filter(call).await,
+        (Route::DebugLog, _) => ops::log_filter(call),
+        (Route::Snapshot | Route::Unknown, _) => Err(Problem::UnknownRoute.into()),
     }
 }
 

@@ -111,6 +111,14 @@ impl Params {
         Err(Problem::UnknownParameter(format!("unknown parameter `{name}`{hint}")).into())
     }
 
+    /// The query again, without one parameter.
+    pub(super) fn without(&self, name: &str) -> String {
+        let kept = self.pairs.iter().filter(|pair| pair.name != name.as_bytes());
+        kept.map(|pair| format!("{}={}", percent::encode(&pair.name), percent::encode(&pair.value)))
+            .collect::<Vec<_>>()
+            .join("&")
+    }
+
     /// All parameters but `timeout`, in the order of their names: part of a request's identity.
     pub(super) fn identity(&self) -> Vec<(&[u8], &[u8])> {
         let mut pairs: Vec<_> = self

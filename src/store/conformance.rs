@@ -300,7 +300,7 @@ fn a_reader_beside_a_writer_sees_only_whole_values(backend: StoreBackend) {
 fn a_scan_beside_inserts_and_deletes_keeps_order_and_what_stays(backend: StoreBackend) {
     let dir = tempfile::tempdir().unwrap();
     let store = open(backend, dir.path());
-    let stays = |i: u32| i % 10 == 0;
+    let stays = |i: u32| i.is_multiple_of(10);
     let mut batch = WriteBatch::default();
     (0..5000_u32)
         .filter(|i| stays(*i))

@@ -15,6 +15,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -35,6 +36,9 @@ pub(super) struct Marker {
     pub(super) fence: u64,
 }
 
+/// Of a new store.
+const FIRST: Marker = Marker { generation: 1, fence: 0 };
+
 /// A store's directory, opened for one engine.
 #[derive(Debug)]
 pub(super) struct StoreDir {
@@ -46,17 +50,13 @@ pub(super) struct StoreDir {
 impl StoreDir {
     /// Opens the directory, or creates it, and removes what an interrupted `clear` left.
     pub(super) fn open(dir: &Path, engine: &'static str) -> Result<StoreDir, StoreError> {
-        create_dir_durably(dir)?;
-        let path = dir.join(FILE_NAME);
-        let marker = match fs::read_to_string(&path) {
-            Ok(text) => parse(&text, engine, &path)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let marker = Marker { generation: 1, fence: 0 };
-                create_dir_durably(&engine_dir(dir, engine, marker.generation))?;
-                replace(dir, engine, marker)?;
-                marker
+        let marker = match read(dir, engine)? {
+            Some(marker) => marker,
+            None => {
+                create_dir_durably(&engine_dir(dir, engine, FIRST.generation))?;
+                replace(dir, engine, FIRST)?;
+                FIRST
             }
-            Err(error) => return Err(io_error("reading", &path, error)),
         };
         let opened = StoreDir {
             dir: dir.to_owned(),
@@ -133,6 +133,26 @@ impl StoreDir {
             }
         }
         Ok(())
+    }
+}
+
+/// Notes that the directory belongs to an engine that keeps no files; refuses one that belongs to another.
+pub(super) fn claim(dir: &Path, engine: &str) -> Result<(), StoreError> {
+    if read(dir, engine)?.is_none() {
+        create_dir_durably(dir)?;
+        replace(dir, engine, FIRST)?;
+    }
+    Ok(())
+}
+
+/// The marker, if there is one.
+fn read(dir: &Path, engine: &str) -> Result<Option<Marker>, StoreError> {
+    let path = dir.join(FILE_NAME);
+    match fs::read_to_string(&path) {
+        Ok(text) => parse(&text, engine, &path).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(StoreError::Corrupt(format!("{} is damaged", path.display()))),
+        Err(error) => Err(io_error("reading", &path, error)),
     }
 }
 
@@ -216,7 +236,7 @@ pub(super) fn disk_bytes(dir: &Path) -> u64 {
         .flatten()
         .map(|entry| match entry.metadata() {
             Ok(metadata) if metadata.is_dir() => disk_bytes(&entry.path()),
-            Ok(metadata) => std::os::unix::fs::MetadataExt::blocks(&metadata) * 512,
+            Ok(metadata) => metadata.blocks() * 512,
             Err(_) => 0,
         })
         .sum()
@@ -254,6 +274,7 @@ mod tests {
         StoreDir::open(dir.path(), "sled").unwrap();
         let text = refusal(StoreDir::open(dir.path(), "rocksdb"));
         assert!(text.contains("store.backend = \"sled\""), "{text}");
+        assert!(claim(dir.path(), "memory").is_err());
     }
 
     #[test]

@@ -1,12 +1,8 @@
 //! One table: pages in key order, and the values too long for them.
 
-use std::{
-    collections::BTreeMap,
-    ops::{Bound, ControlFlow},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
-use super::super::{KeyRange, Order};
+use super::super::{KeyRange, Order, Visitor};
 use super::page::{MAX_PACKED_VALUE, MIN_PAGE, Page, Stored};
 
 /// What an entry of the page map costs besides the page's own heap: the page, its separator, and the map's share.
@@ -125,13 +121,7 @@ impl Table {
     }
 
     /// Visits at most `limit` records of the range.
-    pub(super) fn scan(
-        &self,
-        range: KeyRange<'_>,
-        order: Order,
-        limit: usize,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Step {
+    pub(super) fn scan(&self, range: KeyRange<'_>, order: Order, limit: usize, visit: Visitor<'_>) -> Step {
         match order {
             Order::Asc => self.scan_up(range, limit, visit),
             Order::Desc => self.scan_down(range, limit, visit),
@@ -143,7 +133,7 @@ impl Table {
         self.page_heap + self.slab.bytes
     }
 
-    fn scan_up(&self, (low, high): KeyRange<'_>, mut limit: usize, visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Step {
+    fn scan_up(&self, (low, high): KeyRange<'_>, mut limit: usize, visit: Visitor<'_>) -> Step {
         let first = self.first_page(low);
         let mut from = Some(low);
         for (_, page) in self.pages.range::<[u8], _>((first, Bound::Unbounded)) {
@@ -162,7 +152,7 @@ impl Table {
         Step::Done
     }
 
-    fn scan_down(&self, (low, high): KeyRange<'_>, mut limit: usize, visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Step {
+    fn scan_down(&self, (low, high): KeyRange<'_>, mut limit: usize, visit: Visitor<'_>) -> Step {
         let last = match high {
             Bound::Included(key) | Bound::Excluded(key) => Bound::Included(key),
             Bound::Unbounded => Bound::Unbounded,

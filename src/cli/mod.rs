@@ -6,9 +6,11 @@
 mod client;
 mod config;
 mod serve;
+mod wal;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -46,6 +48,9 @@ enum Command {
     Config(config::ConfigCommand),
     #[command(flatten)]
     Client(client::ClientCommand),
+    /// Look into a log directory that no server has open; nothing in it is changed.
+    #[command(subcommand)]
+    Wal(WalCommand),
     /// Print the version and what this build contains.
     Version,
     /// Print the completion script of a shell.
@@ -53,6 +58,23 @@ enum Command {
     Completions {
         /// The shell.
         shell: Shell,
+    },
+}
+
+/// `metcd wal …`
+#[derive(Debug, Subcommand)]
+enum WalCommand {
+    /// Print what the log holds, one line an entry.
+    #[command(after_help = "Example:\n  metcd wal dump metcd-data/wal")]
+    Dump {
+        /// The log's directory.
+        dir: PathBuf,
+    },
+    /// Check that the log is whole: exit code 1 if it is not.
+    #[command(after_help = "Example:\n  metcd wal verify metcd-data/wal")]
+    Verify {
+        /// The log's directory.
+        dir: PathBuf,
     },
 }
 
@@ -68,6 +90,14 @@ pub enum CliError {
     /// Not found, or a condition is not met: exit code 3.
     #[error("{0}")]
     NotMet(String),
+    /// A command that was run for the user failed: its own exit code.
+    #[error("{trouble}")]
+    Command {
+        /// Its exit code.
+        code: u8,
+        /// What to say.
+        trouble: String,
+    },
 }
 
 impl CliError {
@@ -76,6 +106,7 @@ impl CliError {
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
             Self::NotMet(_) => 3,
+            Self::Command { code, .. } => *code,
         }
     }
 }
@@ -104,6 +135,7 @@ fn run(cli: &Cli) -> Result<(), CliError> {
         Command::Serve(args) => serve::run(args),
         Command::Config(command) => config::run(command),
         Command::Client(command) => client::run(&cli.client, command),
+        Command::Wal(command) => look_into_wal(command),
         Command::Version => print(&version()),
         Command::Completions { shell } => completions(*shell),
     }
@@ -126,6 +158,21 @@ fn usage(error: &clap::Error) -> Result<(), CliError> {
         .next()
         .unwrap_or_default();
     Err(CliError::Usage(format!("{}: see --help", message.trim_start_matches("error: "))))
+}
+
+fn look_into_wal(command: &WalCommand) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    let (dir, looked) = match command {
+        WalCommand::Dump { dir } => (dir, wal::dump(dir, &mut stdout)),
+        WalCommand::Verify { dir } => (dir, wal::verify(dir, &mut stdout)),
+    };
+    match looked {
+        Ok(wal::EXIT_WHOLE) => Ok(()),
+        Ok(_) => Err(CliError::Failed(format!("the log in {} is not whole", dir.display()))),
+        // A reader that has gone away is not an error.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(CliError::Failed(format!("cannot write to stdout: {error}"))),
+    }
 }
 
 fn version() -> String {

@@ -3,9 +3,14 @@
 mod args;
 mod bench;
 mod kv;
+mod lease;
+mod lock;
 mod member;
 mod ops;
 mod output;
+mod process;
+mod txn;
+mod watch;
 
 use std::time::Duration;
 
@@ -28,6 +33,17 @@ pub enum ClientCommand {
     Del(kv::DelArgs),
     /// List keys.
     Ls(kv::LsArgs),
+    /// Print changes as they come, or run a command for each.
+    Watch(watch::WatchArgs),
+    /// Compare, then one of two branches, in one revision.
+    Txn(txn::TxnArgs),
+    /// Leases: keys that live as long as somebody says so.
+    #[command(subcommand)]
+    Lease(lease::LeaseCommand),
+    /// Hold a lock, and run a command while it is held.
+    Lock(lock::LockArgs),
+    /// Stand for leader, and run a command while leading.
+    Elect(lock::ElectArgs),
     /// The members of the cluster, and changes to them.
     #[command(subcommand)]
     Member(member::MemberCommand),
@@ -76,6 +92,11 @@ async fn dispatch(session: &Session, command: &ClientCommand) -> Result<(), CliE
         ClientCommand::Get(args) => kv::get(session, args).await,
         ClientCommand::Del(args) => kv::del(session, args).await,
         ClientCommand::Ls(args) => kv::ls(session, args).await,
+        ClientCommand::Watch(args) => watch::run(session, args).await,
+        ClientCommand::Txn(args) => txn::run(session, args).await,
+        ClientCommand::Lease(command) => lease::run(session, command).await,
+        ClientCommand::Lock(args) => lock::lock(session, args).await,
+        ClientCommand::Elect(args) => lock::elect(session, args).await,
         ClientCommand::Member(command) => member::run(session, command).await,
         ClientCommand::Leader(command) => member::leader(session, command).await,
         ClientCommand::Status => ops::status(session).await,

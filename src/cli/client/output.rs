@@ -1,6 +1,6 @@
 //! How answers are printed: plain for pipes and people, JSON for programs, tables for eyes.
 
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -70,6 +70,12 @@ pub(super) fn colours() -> bool {
 /// Text in bold, where that is seen.
 pub(super) fn bold(text: &str) -> String {
     if colours() { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// A line on stderr.
+pub(super) fn warn(text: &str) {
+    // Nobody is left to tell if stderr is gone.
+    let _ = writeln!(io::stderr(), "metcd: {text}");
 }
 
 /// Rows in aligned columns.

@@ -7,12 +7,13 @@ use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 
 use raft::eraftpb::{Entry, EntryType};
+use tokio::sync::oneshot;
 
 use super::event::{Event, Fatal};
 use crate::node::Shared;
 use crate::{snapshot, snapshot_files};
 use crate::state::outcome::Outcome;
-use crate::state::{ConfDecision, ProposalId, State, StateError};
+use crate::state::{ConfDecision, ProposalId, SnapshotView, State, StateError};
 use crate::wal::LogStart;
 
 /// Records that one step of garbage collection looks at: about a millisecond.
@@ -24,6 +25,8 @@ pub enum ApplyJob {
     Entries(Vec<Entry>),
     /// Give a view of the state: for a chore (`true`) or for followers (`false`).
     View(bool),
+    /// Give a view of the state to whoever asked for a backup.
+    Backup(oneshot::Sender<SnapshotView>),
     /// Replace the state by a received snapshot.
     Install {
         /// Verified file.
@@ -128,6 +131,10 @@ impl ApplyThread {
             ApplyJob::View(for_chore) => {
                 let view = self.state.snapshot_view();
                 self.shared.send(Event::View { view: Box::new(view), for_chore });
+            }
+            ApplyJob::Backup(reply) => {
+                // Whoever asked may have given up.
+                let _ = reply.send(self.state.snapshot_view());
             }
             ApplyJob::Install { file, start } => {
                 self.shared.set_installing(true);

@@ -241,6 +241,7 @@ impl Driver {
             Event::Fetched(wish, entries) => self.core.step(Input::Fetched(wish, entries)),
             Event::View { view, for_chore: true } => self.chore(Chore::Durable(view)),
             Event::View { view, for_chore: false } => self.handle_view(*view),
+            Event::Backup(reply) => self.to_apply(ApplyJob::Backup(reply)),
             Event::SnapshotReceived { message, file } => self.handle_snapshot_received(message, file),
             Event::SnapshotSent { to, ok } => {
                 if let Some(offer) = &mut self.offer {

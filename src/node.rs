@@ -267,7 +267,11 @@ impl WalMetrics {
         self.entries.fetch_add(entries as u64, Ordering::Relaxed);
         *self.stats.write() = stats;
         if took > SLOW_APPEND {
-            tracing::warn!(took_ms = took.as_millis() as u64, entries, "slow disk: a durable append of the log took more than 100 ms");
+            tracing::warn!(
+                took_ms = took.as_millis() as u64,
+                entries,
+                "slow disk: a durable append of the log took more than 100 ms"
+            );
         }
     }
 
@@ -311,7 +315,12 @@ impl Shared {
     /// Puts it together.
     pub fn new(parts: SharedParts) -> Shared {
         let leadership = (parts.view.term, parts.view.leader.unwrap_or(0));
-        let published = Published { view: parts.view, peers: Vec::new(), proposals_pending: 0, cluster_time_ms: 0 };
+        let published = Published {
+            view: parts.view,
+            peers: Vec::new(),
+            proposals_pending: 0,
+            cluster_time_ms: 0,
+        };
         Shared {
             id: parts.id,
             boot: parts.boot,
@@ -425,7 +434,12 @@ impl Shared {
     }
 
     pub(crate) fn publish(&self, view: View, peers: Vec<PeerProgress>, proposals_pending: usize, cluster_time_ms: u64) {
-        *self.published.write() = Arc::new(Published { view, peers, proposals_pending, cluster_time_ms });
+        *self.published.write() = Arc::new(Published {
+            view,
+            peers,
+            proposals_pending,
+            cluster_time_ms,
+        });
     }
 
     pub(crate) fn publish_leadership(&self, leadership: (u64, u64)) {
@@ -514,10 +528,15 @@ impl Shared {
         }
         let applied = self.applied_index();
         if applied == 0 {
-            return Err(BarrierError::NotReady("this member is not in its cluster's configuration yet".into()));
+            return Err(BarrierError::NotReady(
+                "this member is not in its cluster's configuration yet".into(),
+            ));
         }
         if applied < self.serve_from_index {
-            return Err(BarrierError::NotReady(format!("this member is replaying its log ({applied} of {})", self.serve_from_index)));
+            return Err(BarrierError::NotReady(format!(
+                "this member is replaying its log ({applied} of {})",
+                self.serve_from_index
+            )));
         }
         Ok(())
     }
@@ -568,13 +587,24 @@ impl Node {
         if waiting >= self.shared.max_waiting {
             return Err(ProposeError::Overloaded);
         }
-        let command = Command { seq: 0, idempotency, body: Some(body) };
+        let command = Command {
+            seq: 0,
+            idempotency,
+            body: Some(body),
+        };
         let gate = Arc::new(Gate::default());
         let ttl = deadline.saturating_duration_since(Instant::now());
         let ttl_ticks = (ttl.as_millis() / self.shared.tick.as_millis().max(1)) as u64 + 1;
-        let proposal = Proposal { body: command.encode_to_vec().into(), gate: gate.clone(), ttl_ticks };
+        let proposal = Proposal {
+            body: command.encode_to_vec().into(),
+            gate: gate.clone(),
+            ttl_ticks,
+        };
         let (reply, outcome) = oneshot::channel();
-        self.shared.send(Event::Propose { proposal, reply: Some(reply) });
+        self.shared.send(Event::Propose {
+            proposal,
+            reply: Some(reply),
+        });
         match tokio::time::timeout_at(deadline, outcome).await {
             Ok(Ok(outcome)) if outcome.result == Err(Refusal::AlreadyApplied) => Err(ProposeError::Timeout),
             Ok(Ok(outcome)) => Ok(outcome),
@@ -586,7 +616,11 @@ impl Node {
     }
 
     fn stopped_or(&self, error: ProposeError) -> ProposeError {
-        if *self.shared.phase.borrow() == Phase::Running { error } else { ProposeError::ShuttingDown }
+        if *self.shared.phase.borrow() == Phase::Running {
+            error
+        } else {
+            ProposeError::ShuttingDown
+        }
     }
 
     /// What refuses a command before it is proposed.
@@ -694,7 +728,11 @@ impl Node {
 fn grows(body: &Body) -> bool {
     match body {
         Body::Put(_) | Body::LeaseGrant(_) => true,
-        Body::Txn(txn) => txn.then.iter().chain(&txn.or_else).any(|op| matches!(op.body, Some(TxnOpBody::Put(_)))),
+        Body::Txn(txn) => txn
+            .then
+            .iter()
+            .chain(&txn.or_else)
+            .any(|op| matches!(op.body, Some(TxnOpBody::Put(_)))),
         Body::Delete(_)
         | Body::DeleteRange(_)
         | Body::LeaseRevoke(_)

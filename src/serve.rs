@@ -142,19 +142,29 @@ pub async fn serve_with<A: Acceptor, S: HttpService>(
         connections: Connections::new(stats),
         limits,
     });
-    let mut reaper = interval(reaper_period(&shared.limits));
-    reaper.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut shutdown = pin!(shutdown);
-    loop {
-        tokio::select! {
-            biased;
-            () = &mut shutdown => break,
-            _ = reaper.tick() => shared.connections.reap(&shared.limits),
-            accepted = accept(&listener, shared.connections.stats()) => start_connection(accepted, &acceptor, &service, &shared),
-        }
+    let reaping = reap(&shared);
+    let mut reaping = pin!(reaping);
+    tokio::select! {
+        biased;
+        () = shutdown => {}
+        () = &mut reaping => {}
+        () = accept_all(listener, &acceptor, &service, &shared) => {}
     }
-    drop(listener);
-    drain(&shared).await;
+    // The listener went with its future: nobody is accepted any more.
+    tokio::select! {
+        () = drain(&shared) => {}
+        () = reaping => {}
+    }
+}
+
+/// Looks at the connections for as long as it is polled.
+async fn reap(shared: &Shared) {
+    let mut ticks = interval(reaper_period(&shared.limits));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        shared.connections.reap(&shared.limits);
+    }
 }
 
 /// How often the connections are looked at: eight times per shortest timeout, within 10 ms and 1 s.
@@ -163,16 +173,16 @@ fn reaper_period(limits: &ServeLimits) -> Duration {
     (shortest / 8).clamp(Duration::from_millis(10), Duration::from_secs(1))
 }
 
-/// The next connection. Errors of one connection are skipped; when the process is out of descriptors or memory, trying again at once
-/// would only burn the processor that could free them.
-async fn accept(listener: &TcpListener, stats: &ServeStats) -> (TcpStream, SocketAddr) {
+/// Accepts for as long as it is polled. Errors of one connection are skipped; when the process is out of descriptors or memory, trying
+/// again at once would only burn the processor that could free them.
+async fn accept_all<A: Acceptor, S: HttpService>(listener: TcpListener, acceptor: &A, service: &S, shared: &Arc<Shared>) {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     loop {
         match listener.accept().await {
-            Ok(accepted) => return accepted,
+            Ok((stream, remote)) => start_connection(stream, remote, acceptor, service, shared),
             Err(err) if matches!(err.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) => {}
             Err(err) => {
-                stats.note_accept_error();
+                shared.connections.stats().note_accept_error();
                 tracing::warn!(error = %err, "cannot accept a connection, waiting 100 ms");
                 sleep(Duration::from_millis(100)).await;
             }
@@ -180,12 +190,7 @@ async fn accept(listener: &TcpListener, stats: &ServeStats) -> (TcpStream, Socke
     }
 }
 
-fn start_connection<A: Acceptor, S: HttpService>(
-    (stream, remote): (TcpStream, SocketAddr),
-    acceptor: &A,
-    service: &S,
-    shared: &Arc<Shared>,
-) {
+fn start_connection<A: Acceptor, S: HttpService>(stream: TcpStream, remote: SocketAddr, acceptor: &A, service: &S, shared: &Arc<Shared>) {
     // An answer is one write; waiting for more to send would only cost latency. A socket that refuses is about to fail anyway.
     let _ = stream.set_nodelay(true);
     match shared.connections.enter(shared.limits.max_connections) {

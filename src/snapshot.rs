@@ -22,7 +22,7 @@ use prost::Message;
 use prost::encoding::{decode_varint, encode_varint};
 
 use crate::state::{Record, SnapshotView, StateError};
-use crate::store::{KvStore, StoreError, TABLES, Table, WriteBatch};
+use crate::store::{KvStore, StoreError, TABLES, WriteBatch};
 
 /// The first bytes of every snapshot.
 pub const MAGIC: &[u8; 8] = b"metcdsnp";

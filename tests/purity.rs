@@ -14,7 +14,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("tokio::time", "a clock: time comes in as an input"),
     ("thread::", "a thread: the caller decides what runs where"),
     ("tokio::spawn", "a task: the caller decides what runs where"),
-    ("tokio::task", "a task: the caller decides what runs where"),
+    ("task::spawn", "a task: the caller decides what runs where"),
     ("tokio::net", "a socket"),
     ("std::net::Tcp", "a socket"),
     ("reqwest", "a socket"),

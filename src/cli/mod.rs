@@ -105,7 +105,13 @@ fn usage(error: &clap::Error) -> Result<(), CliError> {
         return Err(CliError::Usage("no command given: see --help".to_owned()));
     }
     let text = error.to_string();
-    let message = text.split("\n\nUsage:").next().unwrap_or_default().split("\n\nFor more").next().unwrap_or_default();
+    let message = text
+        .split("\n\nUsage:")
+        .next()
+        .unwrap_or_default()
+        .split("\n\nFor more")
+        .next()
+        .unwrap_or_default();
     Err(CliError::Usage(format!("{}: see --help", message.trim_start_matches("error: "))))
 }
 

@@ -1,9 +1,9 @@
 //! `metcd serve`: flags → configuration → logging → runtime → server → exit code.
 
-use tokio::signal::unix::{SignalKind, signal};
 use std::path::PathBuf;
 
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::CliError;
 use crate::config::{self, Config, Flag, FlagValue, Loaded, Sources};
@@ -162,7 +162,10 @@ fn run_to_the_end(config: Config, log: LogHandle) -> Result<(), CliError> {
         .thread_name("metcd-worker")
         .build()
         .map_err(|error| CliError::Failed(format!("cannot start the runtime's threads: {error}")))?;
-    runtime.block_on(serve(config, log)).map_err(CliError::Failed)
+    let result = runtime.block_on(serve(config, log)).map_err(CliError::Failed);
+    // Whatever is still waiting for a disk or a peer is not waited for.
+    runtime.shutdown_background();
+    result
 }
 
 /// Runs the member; it returns when the member has stopped in order.
@@ -195,7 +198,10 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
-#[expect(clippy::disallowed_methods, reason = "that is what a second signal asks for; the log on disk survives it as it survives kill -9")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "that is what a second signal asks for; the log on disk survives it as it survives kill -9"
+)]
 fn end_at_once() -> ! {
     std::process::exit(1)
 }

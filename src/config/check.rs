@@ -103,16 +103,17 @@ fn members(config: &Config, problems: &mut Problems<'_>) {
 }
 
 fn engines(config: &Config, problems: &mut Problems<'_>) {
-    let lacks_rocksdb = !cfg!(feature = "rocksdb");
-    let message = |key: &str, others: &str| {
-        format!("{key} = \"rocksdb\": this build has no RocksDB: build with --features rocksdb, or choose {others}")
-    };
-    if lacks_rocksdb && config.wal.engine == WalEngine::RocksDb {
-        problems.add(&["wal.engine"], message("wal.engine", "\"sled\" or \"raft-engine\""));
+    for (key, others) in engines_not_built(config, cfg!(feature = "rocksdb")) {
+        let message = format!("{key} = \"rocksdb\": this build has no RocksDB: build with --features rocksdb, or choose {others}");
+        problems.add(&[key], message);
     }
-    if lacks_rocksdb && config.store.backend == StoreBackend::RocksDb {
-        problems.add(&["store.backend"], message("store.backend", "\"memory\" or \"sled\""));
-    }
+}
+
+/// Keys that ask for an engine which this build lacks, with the others to choose from.
+fn engines_not_built(config: &Config, has_rocksdb: bool) -> Vec<(&'static str, &'static str)> {
+    let wal = (config.wal.engine == WalEngine::RocksDb).then_some(("wal.engine", "\"sled\" or \"raft-engine\""));
+    let store = (config.store.backend == StoreBackend::RocksDb).then_some(("store.backend", "\"memory\" or \"sled\""));
+    wal.into_iter().chain(store).filter(|_| !has_rocksdb).collect()
 }
 
 fn warnings(config: &Config, settings: &Settings) -> Vec<String> {
@@ -155,4 +156,19 @@ fn peer_url_warning(config: &Config) -> Option<String> {
     (listening != 0 && reached != listening).then(|| {
         format!("peers are told {advertised}, but listen.peer has port {listening}: right only if something forwards between them")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rocksdb_is_refused_by_a_build_without_it() {
+        let mut config = Config::default();
+        assert!(engines_not_built(&config, false).is_empty());
+        (config.wal.engine, config.store.backend) = (WalEngine::RocksDb, StoreBackend::RocksDb);
+        let keys: Vec<&str> = engines_not_built(&config, false).into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["wal.engine", "store.backend"]);
+        assert!(engines_not_built(&config, true).is_empty());
+    }
 }

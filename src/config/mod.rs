@@ -1,7 +1,7 @@
 //! One checked [`Config`] out of defaults, file, environment and flags.
 //!
 //! The layers, later ones win: `config/metcd.toml` (compiled in) → a TOML file → `METCD__SECTION__KEY` → flags. Each layer is checked
-//! against [`schema`] while it is known where a value was written; then they are merged; then [`Config`] is built and what only shows
+//! against the table of keys in `schema.rs` while it is known where a value was written; then they are merged; then [`Config`] is built and what only shows
 //! between values is checked.
 //!
 //! *Invariants*

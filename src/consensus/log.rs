@@ -83,7 +83,12 @@ impl LogCache {
     /// Takes entries of a Ready: everything from the first one's index on is replaced (rule 10).
     pub fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
-        assert!(first.index > self.start.index && first.index <= self.last() + 1, "log gap: {} after {}", first.index, self.last());
+        assert!(
+            first.index > self.start.index && first.index <= self.last() + 1,
+            "log gap: {} after {}",
+            first.index,
+            self.last()
+        );
         while self.entries.back().is_some_and(|entry| entry.index >= first.index) {
             self.cached_bytes -= self.entries.pop_back().as_ref().map_or(0, weight);
         }
@@ -173,7 +178,11 @@ impl Storage for LogCache {
         if low <= self.start.index {
             return Err(Error::Store(StorageError::Compacted));
         }
-        assert!(high <= self.last() + 1, "entries {low}..{high} asked for, the last one is {}", self.last());
+        assert!(
+            high <= self.last() + 1,
+            "entries {low}..{high} asked for, the last one is {}",
+            self.last()
+        );
         if low >= self.first_cached() {
             let from = (low - self.first_cached()) as usize;
             let upto = (high - self.first_cached()) as usize;
@@ -185,7 +194,12 @@ impl Storage for LogCache {
         if !context.can_async() {
             return Err(Error::Store(StorageError::Unavailable));
         }
-        self.fetch_wishes.borrow_mut().push(FetchWish { low, high, max_bytes, context });
+        self.fetch_wishes.borrow_mut().push(FetchWish {
+            low,
+            high,
+            max_bytes,
+            context,
+        });
         Err(Error::Store(StorageError::LogTemporarilyUnavailable))
     }
 
@@ -237,12 +251,22 @@ mod tests {
     use super::*;
 
     fn entry(index: u64, term: u64) -> Entry {
-        Entry { index, term, ..Default::default() }
+        Entry {
+            index,
+            term,
+            ..Default::default()
+        }
     }
 
     fn log() -> LogCache {
         let tail = (6..=10).map(|index| entry(index, 2 + index / 8)).collect();
-        LogCache::new(HardState::default(), ConfState::default(), LogStart { index: 3, term: 1 }, vec![(4, 1), (5, 2)], tail)
+        LogCache::new(
+            HardState::default(),
+            ConfState::default(),
+            LogStart { index: 3, term: 1 },
+            vec![(4, 1), (5, 2)],
+            tail,
+        )
     }
 
     #[test]
@@ -282,7 +306,10 @@ mod tests {
         assert_eq!(log.first_index().unwrap(), 9);
         assert_eq!(log.term(8).unwrap(), 3);
         assert_eq!(log.term(9).unwrap(), 3);
-        assert_eq!(log.entries(8, 9, None, GetEntriesContext::empty(true)), Err(Error::Store(StorageError::Compacted)));
+        assert_eq!(
+            log.entries(8, 9, None, GetEntriesContext::empty(true)),
+            Err(Error::Store(StorageError::Compacted))
+        );
     }
 
     #[test]

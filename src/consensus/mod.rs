@@ -71,6 +71,7 @@ pub struct LogImage {
 
 /// Why a node cannot start from what is on its disk (rule 7).
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum StartError {
     /// The state is ahead of the log.
     #[error(
@@ -78,7 +79,9 @@ pub enum StartError {
     )]
     StateAhead { applied: u64, last: u64 },
     /// The log begins after the state ends.
-    #[error("the state has applied index {applied}, but the log begins after {start}: the store lost data. Remove this member and add it again under a new id")]
+    #[error(
+        "the state has applied index {applied}, but the log begins after {start}: the store lost data. Remove this member and add it again under a new id"
+    )]
     StateBehind { applied: u64, start: u64 },
     /// They disagree about the past.
     #[error("the state applied index {index} in term {state_term}, the log has it in term {log_term}: they are not of one history")]
@@ -90,6 +93,7 @@ pub enum StartError {
 
 /// Inputs.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum Input {
     /// One tick passed.
     Tick,
@@ -100,7 +104,11 @@ pub enum Input {
     /// The WAL has made the batch of this number, and all before, durable.
     Persisted(u64),
     /// The state machine stands here; these sequences of this member are settled.
-    Applied { index: u64, cluster_time_ms: u64, settled: Vec<u64> },
+    Applied {
+        index: u64,
+        cluster_time_ms: u64,
+        settled: Vec<u64>,
+    },
     /// Entries that were wished for.
     Fetched(FetchWish, Vec<Entry>),
     /// A snapshot to offer to followers (metadata only), or none any more.
@@ -186,14 +194,26 @@ pub struct Consensus {
 
 impl Consensus {
     /// Starts from what the disk holds; checks that log and state are of one history (rule 7).
-    pub fn start(options: Options, image: LogImage, applied: Applied, cluster_time_ms: u64, logger: &slog::Logger) -> Result<Consensus, StartError> {
+    pub fn start(
+        options: Options,
+        image: LogImage,
+        applied: Applied,
+        cluster_time_ms: u64,
+        logger: &slog::Logger,
+    ) -> Result<Consensus, StartError> {
         let start = image.recovered.start;
         let last = image.recovered.last_index;
         if applied.index > last {
-            return Err(StartError::StateAhead { applied: applied.index, last });
+            return Err(StartError::StateAhead {
+                applied: applied.index,
+                last,
+            });
         }
         if applied.index < start.index {
-            return Err(StartError::StateBehind { applied: applied.index, start: start.index });
+            return Err(StartError::StateBehind {
+                applied: applied.index,
+                start: start.index,
+            });
         }
         let mut hard_state = image.recovered.hard_state;
         hard_state.commit = hard_state.commit.max(applied.index).min(last);
@@ -201,7 +221,11 @@ impl Consensus {
         let cache = LogCache::new(hard_state, applied.conf_state.clone(), start, image.term_runs, image.tail);
         let log_term = cache.term(applied.index)?;
         if log_term != applied.term {
-            return Err(StartError::TermMismatch { index: applied.index, state_term: applied.term, log_term });
+            return Err(StartError::TermMismatch {
+                index: applied.index,
+                state_term: applied.term,
+                log_term,
+            });
         }
         let node = RawNode::new(&raft_config(&options, applied.index), cache, logger)?;
         let mut consensus = Consensus {
@@ -232,7 +256,11 @@ impl Consensus {
             Input::Message(message) => self.handle_message(message),
             Input::Read(token) => self.reads.add(token),
             Input::Persisted(number) => self.handle_persisted(number),
-            Input::Applied { index, cluster_time_ms, settled } => self.handle_applied(index, cluster_time_ms, &settled),
+            Input::Applied {
+                index,
+                cluster_time_ms,
+                settled,
+            } => self.handle_applied(index, cluster_time_ms, &settled),
             Input::Fetched(wish, entries) => {
                 self.node.mut_store().fetched(entries);
                 self.node.on_entries_fetched(wish.context);
@@ -272,7 +300,10 @@ impl Consensus {
             return Err(ConfRefused::NotLeader);
         }
         let leaving = change.changes.is_empty();
-        if raft.has_pending_conf() || !raft.apply_to_current_term() || (raft.prs().conf().to_conf_state().voters_outgoing.is_empty() == leaving) {
+        if raft.has_pending_conf()
+            || !raft.apply_to_current_term()
+            || (raft.prs().conf().to_conf_state().voters_outgoing.is_empty() == leaving)
+        {
             return Err(ConfRefused::Busy);
         }
         let term = raft.term;

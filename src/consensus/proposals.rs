@@ -73,7 +73,13 @@ pub struct Proposals {
 impl Proposals {
     /// Nothing waits yet.
     pub fn new(member: u64, boot: u64) -> Proposals {
-        Proposals { member, boot, next_seq: 1, pending: BTreeMap::new(), queue: BTreeMap::new() }
+        Proposals {
+            member,
+            boot,
+            next_seq: 1,
+            pending: BTreeMap::new(),
+            queue: BTreeMap::new(),
+        }
     }
 
     /// Takes a proposal in and gives it its sequence.
@@ -81,7 +87,15 @@ impl Proposals {
         let seq = self.next_seq;
         self.next_seq += 1;
         let deadline_tick = tick.saturating_add(proposal.ttl_ticks);
-        self.pending.insert(seq, Pending { body: proposal.body, gate: proposal.gate, deadline_tick, handed: None });
+        self.pending.insert(
+            seq,
+            Pending {
+                body: proposal.body,
+                gate: proposal.gate,
+                deadline_tick,
+                handed: None,
+            },
+        );
         self.queue.insert(seq, ());
         seq
     }
@@ -109,7 +123,12 @@ impl Proposals {
 
     /// Drops what nobody waits for any more; returns their sequences.
     pub fn expire(&mut self, tick: u64) -> Vec<u64> {
-        let expired: Vec<u64> = self.pending.iter().filter(|(_, p)| p.deadline_tick <= tick).map(|(&seq, _)| seq).collect();
+        let expired: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(|(_, p)| p.deadline_tick <= tick)
+            .map(|(&seq, _)| seq)
+            .collect();
         for seq in &expired {
             self.settle(*seq);
         }
@@ -119,7 +138,10 @@ impl Proposals {
     /// Queues again what was handed over in another term, or longer than `patience` ticks ago (rule 18).
     pub fn requeue(&mut self, term: u64, tick: u64, patience: u64) {
         for (&seq, pending) in &self.pending {
-            if pending.handed.is_some_and(|(at, handed_term)| handed_term != term || tick.saturating_sub(at) >= patience) {
+            if pending
+                .handed
+                .is_some_and(|(at, handed_term)| handed_term != term || tick.saturating_sub(at) >= patience)
+            {
                 self.queue.insert(seq, ());
             }
         }
@@ -189,10 +211,25 @@ mod tests {
     use crate::state::command::{Body, Command, EntryPayload, Put};
 
     fn proposal(key: &str, ttl_ticks: u64) -> (Proposal, Arc<Gate>) {
-        let put = Put { key: Bytes::copy_from_slice(key.as_bytes()), value: Bytes::from_static(b"v"), ..Default::default() };
-        let command = Command { seq: 0, idempotency: None, body: Some(Body::Put(put)) };
+        let put = Put {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: Bytes::from_static(b"v"),
+            ..Default::default()
+        };
+        let command = Command {
+            seq: 0,
+            idempotency: None,
+            body: Some(Body::Put(put)),
+        };
         let gate = Arc::new(Gate::default());
-        (Proposal { body: command.encode_to_vec().into(), gate: gate.clone(), ttl_ticks }, gate)
+        (
+            Proposal {
+                body: command.encode_to_vec().into(),
+                gate: gate.clone(),
+                ttl_ticks,
+            },
+            gate,
+        )
     }
 
     fn unpack(data: &[u8]) -> (u64, Vec<u64>) {

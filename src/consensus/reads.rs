@@ -20,7 +20,14 @@ struct Round {
 
 impl Reads {
     pub fn new(member: u64, boot: u64) -> Reads {
-        Reads { member, boot, counter: 0, waiting: Vec::new(), round: None, leadership: (0, 0) }
+        Reads {
+            member,
+            boot,
+            counter: 0,
+            waiting: Vec::new(),
+            round: None,
+            leadership: (0, 0),
+        }
     }
 
     /// A read waits for the next round: never for one that was sent before it came (rule 16).
@@ -38,8 +45,15 @@ impl Reads {
             return None;
         }
         self.counter += 1;
-        let context = [self.member, self.boot, self.counter].iter().flat_map(|part| part.to_be_bytes()).collect::<Vec<u8>>();
-        self.round = Some(Round { context: context.clone(), tokens: std::mem::take(&mut self.waiting), since_tick: tick });
+        let context = [self.member, self.boot, self.counter]
+            .iter()
+            .flat_map(|part| part.to_be_bytes())
+            .collect::<Vec<u8>>();
+        self.round = Some(Round {
+            context: context.clone(),
+            tokens: std::mem::take(&mut self.waiting),
+            since_tick: tick,
+        });
         Some(context)
     }
 
@@ -53,7 +67,11 @@ impl Reads {
 
     /// Gives up a round that takes too long (its messages may be lost): its readers join the next one.
     pub fn handle_tick(&mut self, tick: u64, patience: u64) {
-        if self.round.as_ref().is_some_and(|round| tick.saturating_sub(round.since_tick) > patience) {
+        if self
+            .round
+            .as_ref()
+            .is_some_and(|round| tick.saturating_sub(round.since_tick) > patience)
+        {
             self.give_up();
         }
     }

@@ -1,7 +1,7 @@
 //! Raft's Ready in the one safe order. Where order is safety it is written flat.
 
-use raft::eraftpb::HardState;
 use raft::Storage;
+use raft::eraftpb::HardState;
 
 use super::{Consensus, Persist};
 use crate::wal::LogStart;
@@ -35,10 +35,16 @@ impl Consensus {
             self.effects.messages.extend(messages);
         }
 
-        let mut persist = Persist { number, ..Persist::default() };
+        let mut persist = Persist {
+            number,
+            ..Persist::default()
+        };
         if !ready.snapshot().is_empty() {
             let metadata = ready.snapshot().get_metadata();
-            let start = LogStart { index: metadata.index, term: metadata.term };
+            let start = LogStart {
+                index: metadata.index,
+                term: metadata.term,
+            };
             self.node.mut_store().reset(start);
             persist.snapshot = Some(start);
         }

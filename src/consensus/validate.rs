@@ -64,7 +64,11 @@ fn check_propose(message: &Message) -> Result<(), Implausible> {
     if message.entries.is_empty() {
         return Err(Implausible("a proposal without entries"));
     }
-    if message.entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal || entry.data.is_empty()) {
+    if message
+        .entries
+        .iter()
+        .any(|entry| entry.get_entry_type() != EntryType::EntryNormal || entry.data.is_empty())
+    {
         return Err(Implausible("a forwarded proposal that is not a command"));
     }
     Ok(())

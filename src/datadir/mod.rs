@@ -110,8 +110,9 @@ impl DataDir {
             unfinished => begin(path, config, unfinished)?,
         };
         let boot = count_boot(path, &identity)?;
-        if !disk::keep_reserve(path).map_err(io_error)? {
-            tracing::warn!(data_dir = %path.display(), "the disk is nearly full: no space is held in reserve");
+        // Without a reserve a member still works; it is only worse off on a full disk.
+        if !disk::keep_reserve(path).unwrap_or(false) {
+            tracing::warn!(data_dir = %path.display(), "no space is held in reserve: the disk is nearly full, or cannot be allocated on");
         }
         Ok(Self {
             path: path.clone(),

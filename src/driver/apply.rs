@@ -11,10 +11,10 @@ use tokio::sync::oneshot;
 
 use super::event::{Event, Fatal};
 use crate::node::Shared;
-use crate::{snapshot, snapshot_files};
 use crate::state::outcome::Outcome;
 use crate::state::{ConfDecision, ProposalId, SnapshotView, State, StateError};
 use crate::wal::LogStart;
+use crate::{snapshot, snapshot_files};
 
 /// Records that one step of garbage collection looks at: about a millisecond.
 const GARBAGE_STEP: usize = 512;
@@ -56,7 +56,13 @@ enum ApplyError {
 }
 
 pub(super) fn spawn(state: State, jobs: Receiver<ApplyJob>, shared: Arc<Shared>, snapshot_dir: PathBuf) -> std::io::Result<JoinHandle<()>> {
-    let thread = ApplyThread { state, shared, snapshot_dir, settled: Vec::new(), garbage: true };
+    let thread = ApplyThread {
+        state,
+        shared,
+        snapshot_dir,
+        settled: Vec::new(),
+        garbage: true,
+    };
     std::thread::Builder::new().name("apply".into()).spawn(move || thread.run(&jobs))
 }
 
@@ -130,7 +136,10 @@ impl ApplyThread {
             ApplyJob::Entries(entries) => self.apply(entries)?,
             ApplyJob::View(for_chore) => {
                 let view = self.state.snapshot_view();
-                self.shared.send(Event::View { view: Box::new(view), for_chore });
+                self.shared.send(Event::View {
+                    view: Box::new(view),
+                    for_chore,
+                });
             }
             ApplyJob::Backup(reply) => {
                 // Whoever asked may have given up.
@@ -195,12 +204,18 @@ impl ApplyThread {
             self.shared.set_hash_report(report);
         }
         let cluster_time_ms = self.shared.reader.cluster_time_ms();
-        self.shared.send(Event::Applied { index: self.state.applied().index, cluster_time_ms, settled });
+        self.shared.send(Event::Applied {
+            index: self.state.applied().index,
+            cluster_time_ms,
+            settled,
+        });
     }
 
     /// Rule 1: the only place from which a write is answered.
     fn answer(&mut self, results: Vec<(ProposalId, Outcome)>) {
-        let own = results.into_iter().filter(|(id, _)| id.member == self.shared.id && id.boot == self.shared.boot);
+        let own = results
+            .into_iter()
+            .filter(|(id, _)| id.member == self.shared.id && id.boot == self.shared.boot);
         let mut replies = self.shared.replies.lock();
         for (id, outcome) in own {
             self.settled.push(id.seq);

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 
 use super::event::{Event, Fatal};
 use crate::node::Shared;
-use crate::{snapshot, snapshot_files};
 use crate::state::SnapshotView;
+use crate::{snapshot, snapshot_files};
 
 /// Slow work.
 pub enum Chore {
@@ -38,7 +38,9 @@ fn make_durable(view: SnapshotView, shared: &Shared, dir: &Path) {
         shared.store.sync().map(|()| 0).map_err(|error| error.to_string())
     } else {
         let file = snapshot_files::path_of(dir, index);
-        snapshot::write_file(view, &file).map(|meta| meta.bytes).map_err(|error| error.to_string())
+        snapshot::write_file(view, &file)
+            .map(|meta| meta.bytes)
+            .map_err(|error| error.to_string())
     };
     match result {
         Ok(bytes) => {

@@ -112,7 +112,10 @@ pub struct Fatal {
 impl Fatal {
     /// A failure.
     pub fn new(reason: impl ToString) -> Fatal {
-        Fatal { reason: reason.to_string(), removed: false }
+        Fatal {
+            reason: reason.to_string(),
+            removed: false,
+        }
     }
 
     /// The member was removed from the cluster.

@@ -229,7 +229,15 @@ impl Driver {
                 }
             }
             Event::Persisted(number) => self.handle_persisted(number),
-            Event::Applied { index, cluster_time_ms, settled } => self.core.step(Input::Applied { index, cluster_time_ms, settled }),
+            Event::Applied {
+                index,
+                cluster_time_ms,
+                settled,
+            } => self.core.step(Input::Applied {
+                index,
+                cluster_time_ms,
+                settled,
+            }),
             Event::ConfChange { change, reply } => {
                 let result = self.core.apply_conf_change(&change);
                 // The apply thread waits for it; if it is gone, the process is ending.
@@ -276,14 +284,23 @@ impl Driver {
     }
 
     fn after_tick(&mut self) {
-        if self.offer.as_ref().is_some_and(|offer| offer.streams == 0 && self.ticks - offer.since_tick > OFFER_TICKS) {
+        if self
+            .offer
+            .as_ref()
+            .is_some_and(|offer| offer.streams == 0 && self.ticks - offer.since_tick > OFFER_TICKS)
+        {
             self.offer = None;
             self.core.step(Input::SnapshotOffered(None));
         }
         self.maybe_make_durable();
         self.update_peers();
         self.check_membership();
-        self.shared.publish(self.core.view(), self.core.progress(), self.core.proposals_pending(), self.core.stamp().0);
+        self.shared.publish(
+            self.core.view(),
+            self.core.progress(),
+            self.core.proposals_pending(),
+            self.core.stamp().0,
+        );
     }
 
     /// Performs everything that follows from the inputs so far.
@@ -294,7 +311,15 @@ impl Driver {
             self.core.step(Input::Read(token));
         }
         let effects = self.core.drain();
-        let Effects { messages, persist, apply, reads, fetch, snapshot_wanted, expired } = effects;
+        let Effects {
+            messages,
+            persist,
+            apply,
+            reads,
+            fetch,
+            snapshot_wanted,
+            expired,
+        } = effects;
         self.send(messages);
         for unit in persist {
             self.persist(unit);
@@ -326,8 +351,9 @@ impl Driver {
         if messages.is_empty() {
             return;
         }
-        let (snapshots, others): (Vec<_>, Vec<_>) =
-            messages.into_iter().partition(|message| message.get_msg_type() == MessageType::MsgSnapshot);
+        let (snapshots, others): (Vec<_>, Vec<_>) = messages
+            .into_iter()
+            .partition(|message| message.get_msg_type() == MessageType::MsgSnapshot);
         for message in snapshots {
             self.send_snapshot(message);
         }
@@ -358,9 +384,14 @@ impl Driver {
         match self.received.take() {
             Some((received, file)) if received == start => {
                 self.to_apply(ApplyJob::Install { file, start });
-                self.installing = Some(Installing { persist: unit, deferred: VecDeque::new() });
+                self.installing = Some(Installing {
+                    persist: unit,
+                    deferred: VecDeque::new(),
+                });
             }
-            other => self.shared.fail(Fatal::new(format!("raft installs snapshot {start:?}, received was {other:?}"))),
+            other => self
+                .shared
+                .fail(Fatal::new(format!("raft installs snapshot {start:?}, received was {other:?}"))),
         }
     }
 
@@ -373,7 +404,11 @@ impl Driver {
         for unit in installing.deferred {
             self.persist(unit);
         }
-        self.core.step(Input::Applied { index: start.index, cluster_time_ms: 0, settled: Vec::new() });
+        self.core.step(Input::Applied {
+            index: start.index,
+            cluster_time_ms: 0,
+            settled: Vec::new(),
+        });
     }
 
     fn handle_persisted(&mut self, number: u64) {
@@ -387,7 +422,12 @@ impl Driver {
         metadata.index = view.applied.index;
         metadata.term = view.applied.term;
         metadata.set_conf_state(view.applied.conf_state.clone());
-        self.offer = Some(Offer { index: view.applied.index, view, since_tick: self.ticks, streams: 0 });
+        self.offer = Some(Offer {
+            index: view.applied.index,
+            view,
+            since_tick: self.ticks,
+            streams: 0,
+        });
         self.core.step(Input::SnapshotOffered(Some(snapshot)));
     }
 
@@ -397,7 +437,13 @@ impl Driver {
             return;
         }
         let metadata = message.get_snapshot().get_metadata();
-        self.received = Some((LogStart { index: metadata.index, term: metadata.term }, file));
+        self.received = Some((
+            LogStart {
+                index: metadata.index,
+                term: metadata.term,
+            },
+            file,
+        ));
         self.core.step(Input::Message(message));
     }
 
@@ -442,7 +488,12 @@ impl Driver {
     fn update_peers(&mut self) {
         let own = self.shared.id;
         let members = self.shared.reader.members().into_iter().filter(|member| member.id != own);
-        let peers: Vec<Peer> = members.map(|member| Peer { id: member.id, url: member.peer_url }).collect();
+        let peers: Vec<Peer> = members
+            .map(|member| Peer {
+                id: member.id,
+                url: member.peer_url,
+            })
+            .collect();
         if peers != self.peers {
             self.peers.clone_from(&peers);
             self.transport.set_peers(peers);
@@ -460,7 +511,10 @@ impl Driver {
 
     fn stop(mut self) {
         self.perform();
-        let unit = Persist { hard_state: self.core.take_lazy_hard_state(), ..Persist::default() };
+        let unit = Persist {
+            hard_state: self.core.take_lazy_hard_state(),
+            ..Persist::default()
+        };
         self.to_wal(WalJob::Persist(unit));
         self.to_wal(WalJob::Close);
         self.to_apply(ApplyJob::Close);

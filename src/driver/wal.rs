@@ -29,7 +29,14 @@ pub enum WalJob {
 }
 
 pub(super) fn spawn(wal: Box<dyn Wal>, jobs: Receiver<WalJob>, shared: Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
-    let thread = WalThread { wal, shared, batch: WalBatch::default(), bytes: 0, number: None };
+    shared.wal_metrics.set_stats(wal.stats());
+    let thread = WalThread {
+        wal,
+        shared,
+        batch: WalBatch::default(),
+        bytes: 0,
+        number: None,
+    };
     std::thread::Builder::new().name("wal".into()).spawn(move || thread.run(&jobs))
 }
 
@@ -62,6 +69,7 @@ impl WalThread {
                     WalJob::Compact(to) => {
                         self.flush()?;
                         self.wal.compact(to)?;
+                        self.shared.wal_metrics.set_stats(self.wal.stats());
                     }
                     WalJob::Fetch(wish) => {
                         self.flush()?;
@@ -96,7 +104,9 @@ impl WalThread {
         if !batch.entries.is_empty() || batch.hard_state.is_some() {
             let begun = Instant::now();
             self.wal.append(&batch)?;
-            self.shared.wal_metrics.record(begun.elapsed(), batch.entries.len(), self.wal.stats());
+            self.shared
+                .wal_metrics
+                .record(begun.elapsed(), batch.entries.len(), self.wal.stats());
         }
         self.shared.send(Event::Persisted(number));
         Ok(())
@@ -107,7 +117,10 @@ impl WalThread {
             self.wal.reset(start, hard_state)?;
         }
         if !unit.entries.is_empty() {
-            self.wal.append(&WalBatch { entries: unit.entries, hard_state: None })?;
+            self.wal.append(&WalBatch {
+                entries: unit.entries,
+                hard_state: None,
+            })?;
         }
         self.shared.send(Event::Persisted(unit.number));
         Ok(())
@@ -141,10 +154,17 @@ mod tests {
 
     #[test]
     fn a_later_batch_overwrites_the_suffix_of_an_earlier_one() {
-        let entry = |index, term| Entry { index, term, ..Default::default() };
+        let entry = |index, term| Entry {
+            index,
+            term,
+            ..Default::default()
+        };
         let mut merged = vec![entry(1, 1), entry(2, 1), entry(3, 1)];
         let mut bytes = 0;
         merge(&mut merged, vec![entry(2, 2)], &mut bytes);
-        assert_eq!(merged.iter().map(|entry| (entry.index, entry.term)).collect::<Vec<_>>(), [(1, 1), (2, 2)]);
+        assert_eq!(
+            merged.iter().map(|entry| (entry.index, entry.term)).collect::<Vec<_>>(),
+            [(1, 1), (2, 2)]
+        );
     }
 }

@@ -5,13 +5,14 @@
 //!   this member began to lead. A new leader gives every lease its full ttl again: it cannot know when the old one renewed it.
 //! - Once the end is proposed, a renewal waits for what becomes of it instead of being answered (a renewal that is answered holds).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::state::lease::LeaseChange;
 use crate::state::reader::LeaseInfo;
 
 /// What a renewal came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum Renewal {
     /// Full ttl again.
     Renewed { ttl_ms: u64 },
@@ -34,7 +35,7 @@ struct Running {
 #[derive(Debug, Default)]
 pub struct LeaseClock {
     term: Option<u64>,
-    leases: HashMap<u64, Running>,
+    leases: BTreeMap<u64, Running>,
     /// (end, id): the next one to end comes first, so a tick looks at nothing that is not due.
     by_end: BTreeSet<(u64, u64)>,
 }
@@ -75,7 +76,14 @@ impl LeaseClock {
     fn start(&mut self, id: u64, ttl_ms: u64, now_ms: u64) {
         self.forget(id);
         let ends_ms = now_ms.saturating_add(ttl_ms);
-        self.leases.insert(id, Running { ttl_ms, ends_ms, expiring: false });
+        self.leases.insert(
+            id,
+            Running {
+                ttl_ms,
+                ends_ms,
+                expiring: false,
+            },
+        );
         self.by_end.insert((ends_ms, id));
     }
 
@@ -102,7 +110,13 @@ impl LeaseClock {
 
     /// Leases whose time is over, at most `max`; each is looked at again `patience_ms` later if it is still there then.
     pub fn due(&mut self, now_ms: u64, max: usize, patience_ms: u64) -> Vec<u64> {
-        let due: Vec<(u64, u64)> = self.by_end.iter().take_while(|&&(ends_ms, _)| ends_ms <= now_ms).take(max).copied().collect();
+        let due: Vec<(u64, u64)> = self
+            .by_end
+            .iter()
+            .take_while(|&&(ends_ms, _)| ends_ms <= now_ms)
+            .take(max)
+            .copied()
+            .collect();
         for &(ends_ms, id) in &due {
             if let Some(lease) = self.leases.get_mut(&id) {
                 self.by_end.remove(&(ends_ms, id));
@@ -127,7 +141,15 @@ mod tests {
 
     fn leading(ttl_ms: u64) -> LeaseClock {
         let mut clock = LeaseClock::default();
-        clock.lead(3, &[LeaseInfo { id: 7, ttl_ms, owned: false }], 1_000);
+        clock.lead(
+            3,
+            &[LeaseInfo {
+                id: 7,
+                ttl_ms,
+                owned: false,
+            }],
+            1_000,
+        );
         clock
     }
 
@@ -162,7 +184,15 @@ mod tests {
         let mut clock = leading(500);
         clock.follow();
         assert_eq!(clock.renew(7, 1_100), Renewal::NotLeader);
-        clock.lead(4, &[LeaseInfo { id: 7, ttl_ms: 500, owned: false }], 1_450);
+        clock.lead(
+            4,
+            &[LeaseInfo {
+                id: 7,
+                ttl_ms: 500,
+                owned: false,
+            }],
+            1_450,
+        );
         assert!(clock.due(1_949, 10, 100).is_empty());
         assert_eq!(clock.due(1_950, 10, 100), [7]);
     }

@@ -54,7 +54,14 @@ pub async fn run(shared: Arc<Shared>, duties: Duties) {
     let mut phases = shared.phases();
     let mut ticker = tokio::time::interval(duties.tick);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut round = Round { shared, duties, caught_up: HashMap::new(), looked: Instant::now(), changing: None, heartbeat: 0 };
+    let mut round = Round {
+        shared,
+        duties,
+        caught_up: HashMap::new(),
+        looked: Instant::now(),
+        changing: None,
+        heartbeat: 0,
+    };
     loop {
         tokio::select! {
             _ = ticker.tick() => round.tick(),
@@ -125,8 +132,13 @@ impl Round {
             return;
         }
         let peers = self.shared.peers();
-        let learners: Vec<MemberRecord> =
-            self.shared.reader.members().into_iter().filter(|member| view.learners.contains(&member.id) && wants_vote(member)).collect();
+        let learners: Vec<MemberRecord> = self
+            .shared
+            .reader
+            .members()
+            .into_iter()
+            .filter(|member| view.learners.contains(&member.id) && wants_vote(member))
+            .collect();
         self.caught_up.retain(|id, _| learners.iter().any(|learner| learner.id == *id));
         for learner in learners {
             let looks = self.caught_up.entry(learner.id).or_insert(0);
@@ -143,13 +155,21 @@ impl Round {
         let replaced = Some(learner.replaces).filter(|id| view.voters.contains(id));
         if replaced == Some(self.shared.id) {
             // The leader hands over before it goes; its successor looks after the replacement.
-            let best = self.shared.peers().into_iter().filter(|peer| peer.active && view.voters.contains(&peer.id) && peer.id != self.shared.id);
+            let best = self
+                .shared
+                .peers()
+                .into_iter()
+                .filter(|peer| peer.active && view.voters.contains(&peer.id) && peer.id != self.shared.id);
             if let Some(best) = best.max_by_key(|peer| peer.match_index) {
                 self.shared.send(Event::Transfer(best.id));
                 return;
             }
         }
-        let change = MembershipChange { promote: vec![learner.id], remove: replaced.into_iter().collect(), ..Default::default() };
+        let change = MembershipChange {
+            promote: vec![learner.id],
+            remove: replaced.into_iter().collect(),
+            ..Default::default()
+        };
         tracing::info!(member = learner.id, replaces = ?replaced, "promoting a learner that is caught up");
         let shared = self.shared.clone();
         self.changing = Some(tokio::spawn(async move {
@@ -173,9 +193,19 @@ impl Round {
 
     fn evict_idempotency(&self, view: &View) {
         let retain_ms = self.duties.idempotency.retain.as_millis() as u64;
-        let Some(up_to_stamp) = self.shared.cluster_time_ms().checked_sub(retain_ms) else { return };
-        if self.shared.reader.oldest_idempotency_stamp().is_some_and(|oldest| oldest <= up_to_stamp) {
-            self.propose(Body::Evict(Evict { up_to_stamp, term: view.term }));
+        let Some(up_to_stamp) = self.shared.cluster_time_ms().checked_sub(retain_ms) else {
+            return;
+        };
+        if self
+            .shared
+            .reader
+            .oldest_idempotency_stamp()
+            .is_some_and(|oldest| oldest <= up_to_stamp)
+        {
+            self.propose(Body::Evict(Evict {
+                up_to_stamp,
+                term: view.term,
+            }));
         }
     }
 
@@ -185,7 +215,9 @@ impl Round {
             return;
         }
         let members = self.shared.reader.members();
-        let Some(record) = members.iter().find(|member| member.id == self.shared.id) else { return };
+        let Some(record) = members.iter().find(|member| member.id == self.shared.id) else {
+            return;
+        };
         let duties = &self.duties;
         let update = MemberUpdate {
             id: self.shared.id,
@@ -208,8 +240,16 @@ impl Round {
     }
 
     fn propose(&self, body: Body) {
-        let command = Command { seq: 0, idempotency: None, body: Some(body) };
-        let proposal = Proposal { body: command.encode_to_vec().into(), gate: Arc::new(Gate::default()), ttl_ticks: PROPOSAL_TICKS };
+        let command = Command {
+            seq: 0,
+            idempotency: None,
+            body: Some(body),
+        };
+        let proposal = Proposal {
+            body: command.encode_to_vec().into(),
+            gate: Arc::new(Gate::default()),
+            ttl_ticks: PROPOSAL_TICKS,
+        };
         self.shared.send(Event::Propose { proposal, reply: None });
     }
 }

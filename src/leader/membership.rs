@@ -28,12 +28,20 @@ impl LeaderService {
     async fn enter(&self, member: NewMember, replaces: u64, deadline: Instant) -> Result<LeaderReply, LeaderError> {
         let reader = &self.shared.reader;
         let members = reader.members();
-        if let Some(there) = members.iter().find(|there| Some(there.id) == member.id || there.peer_url == member.peer_url) {
+        if let Some(there) = members
+            .iter()
+            .find(|there| Some(there.id) == member.id || there.peer_url == member.peer_url)
+        {
             let same_id = member.id.is_none_or(|id| id == there.id);
             let same_place = there.peer_url == member.peer_url;
-            let same_disk = member.incarnation.is_none_or(|incarnation| there.incarnation == 0 || there.incarnation == incarnation);
+            let same_disk = member
+                .incarnation
+                .is_none_or(|incarnation| there.incarnation == 0 || there.incarnation == incarnation);
             if same_id && same_place && same_disk {
-                return Ok(LeaderReply::Member { id: there.id, existed: true });
+                return Ok(LeaderReply::Member {
+                    id: there.id,
+                    existed: true,
+                });
             }
             let detail = match (same_id, same_place) {
                 (true, true) => format!(
@@ -47,7 +55,10 @@ impl LeaderService {
         }
         let id = match member.id {
             Some(id) if reader.is_removed(id) => {
-                return Err(conflict(ConflictCode::MemberIdUsed, format!("member id {id} was used and removed: ids are never used again")));
+                return Err(conflict(
+                    ConflictCode::MemberIdUsed,
+                    format!("member id {id} was used and removed: ids are never used again"),
+                ));
             }
             Some(id) => id,
             None => free_id(&self.shared, &members),
@@ -63,12 +74,18 @@ impl LeaderService {
             replaces,
             feature_level: 0,
         };
-        let change = MembershipChange { add: vec![record], ..Default::default() };
+        let change = MembershipChange {
+            add: vec![record],
+            ..Default::default()
+        };
         self.shared.change(change, deadline).await?;
         if reader.members().iter().any(|there| there.id == id) {
             return Ok(LeaderReply::Member { id, existed: false });
         }
-        Err(conflict(ConflictCode::ChangeInProgress, format!("another change came first; member {id} was not added")))
+        Err(conflict(
+            ConflictCode::ChangeInProgress,
+            format!("another change came first; member {id} was not added"),
+        ))
     }
 
     pub(super) async fn promote(&self, id: u64, deadline: Instant) -> Result<LeaderReply, LeaderError> {
@@ -80,9 +97,20 @@ impl LeaderService {
             return Err(conflict(ConflictCode::NotALearner, format!("member {id} votes already")));
         }
         if !is_caught_up(&view, &self.shared.peers(), id) {
-            return Err(conflict(ConflictCode::UnsafeChange, format!("member {id} is not caught up with the log yet")));
+            return Err(conflict(
+                ConflictCode::UnsafeChange,
+                format!("member {id} is not caught up with the log yet"),
+            ));
         }
-        self.shared.change(MembershipChange { promote: vec![id], ..Default::default() }, deadline).await?;
+        self.shared
+            .change(
+                MembershipChange {
+                    promote: vec![id],
+                    ..Default::default()
+                },
+                deadline,
+            )
+            .await?;
         Ok(LeaderReply::Done)
     }
 
@@ -99,19 +127,36 @@ impl LeaderService {
             self.hand_over(&rest, deadline).await?;
             return Err(LeaderError::NoLeader);
         }
-        self.shared.change(MembershipChange { remove: vec![id], ..Default::default() }, deadline).await?;
+        self.shared
+            .change(
+                MembershipChange {
+                    remove: vec![id],
+                    ..Default::default()
+                },
+                deadline,
+            )
+            .await?;
         if reader.is_removed(id) {
             return Ok(LeaderReply::Done);
         }
-        Err(conflict(ConflictCode::ChangeInProgress, format!("another change came first; member {id} was not removed")))
+        Err(conflict(
+            ConflictCode::ChangeInProgress,
+            format!("another change came first; member {id} was not removed"),
+        ))
     }
 
     /// Hands leadership to the candidate that is furthest along.
     pub async fn hand_over(&self, candidates: &[u64], deadline: Instant) -> Result<(), LeaderError> {
         let peers = self.shared.peers();
-        let best = peers.iter().filter(|peer| peer.active && candidates.contains(&peer.id)).max_by_key(|peer| peer.match_index);
+        let best = peers
+            .iter()
+            .filter(|peer| peer.active && candidates.contains(&peer.id))
+            .max_by_key(|peer| peer.match_index);
         let Some(best) = best else {
-            return Err(conflict(ConflictCode::UnsafeChange, "no other voter is reachable to take over leadership".into()));
+            return Err(conflict(
+                ConflictCode::UnsafeChange,
+                "no other voter is reachable to take over leadership".into(),
+            ));
         };
         self.transfer(best.id, deadline).await.map(|_| ())
     }
@@ -124,9 +169,15 @@ impl LeaderService {
             return Err(LeaderError::MemberNotFound { id: remove });
         }
         if !leaves {
-            let entered = reader.members().into_iter().find(|member| Some(member.id) == add.id && member.peer_url == add.peer_url);
+            let entered = reader
+                .members()
+                .into_iter()
+                .find(|member| Some(member.id) == add.id && member.peer_url == add.peer_url);
             return match entered {
-                Some(member) => Ok(LeaderReply::Member { id: member.id, existed: true }),
+                Some(member) => Ok(LeaderReply::Member {
+                    id: member.id,
+                    existed: true,
+                }),
                 None => Err(LeaderError::MemberNotFound { id: remove }),
             };
         }
@@ -152,13 +203,19 @@ impl Shared {
         let conf_change = conf_change(&change);
         let index = loop {
             let (reply, answer) = oneshot::channel();
-            self.send(Event::ProposeConf { change: conf_change.clone(), reply });
+            self.send(Event::ProposeConf {
+                change: conf_change.clone(),
+                reply,
+            });
             match answer.await {
                 Ok(Ok((index, _term))) => break index,
                 Ok(Err(ConfRefused::NotLeader)) | Err(_) => return Err(LeaderError::NoLeader),
                 Ok(Err(ConfRefused::Busy)) if Instant::now() + POLL < deadline => tokio::time::sleep(POLL).await,
                 Ok(Err(ConfRefused::Busy)) => {
-                    return Err(conflict(ConflictCode::ChangeInProgress, "another membership change is under way: try again when it is done".into()));
+                    return Err(conflict(
+                        ConflictCode::ChangeInProgress,
+                        "another membership change is under way: try again when it is done".into(),
+                    ));
                 }
             }
         };
@@ -171,13 +228,20 @@ impl Shared {
     /// Proposes to leave a joint configuration that an earlier leader entered (rule 23).
     pub(super) fn leave_joint(&self) {
         let (reply, _) = oneshot::channel();
-        self.send(Event::ProposeConf { change: ConfChangeV2::default(), reply });
+        self.send(Event::ProposeConf {
+            change: ConfChangeV2::default(),
+            reply,
+        });
     }
 }
 
 /// Raft's side of a membership change: a single step where that is enough, a joint configuration otherwise.
 fn conf_change(change: &MembershipChange) -> ConfChangeV2 {
-    let single = |kind: ConfChangeType, node_id: u64| ConfChangeSingle { change_type: kind, node_id, ..Default::default() };
+    let single = |kind: ConfChangeType, node_id: u64| ConfChangeSingle {
+        change_type: kind,
+        node_id,
+        ..Default::default()
+    };
     let mut changes = Vec::new();
     changes.extend(change.add.iter().map(|member| single(ConfChangeType::AddLearnerNode, member.id)));
     changes.extend(change.promote.iter().map(|&id| single(ConfChangeType::AddNode, id)));
@@ -192,7 +256,9 @@ fn conf_change(change: &MembershipChange) -> ConfChangeV2 {
 /// Active, close to the end of the log, no snapshot under way.
 pub(super) fn is_caught_up(view: &View, peers: &[PeerProgress], id: u64) -> bool {
     let near = |peer: &PeerProgress| peer.match_index + CAUGHT_UP_ENTRIES >= view.last_index;
-    peers.iter().any(|peer| peer.id == id && peer.active && !peer.snapshot && near(peer))
+    peers
+        .iter()
+        .any(|peer| peer.id == id && peer.active && !peer.snapshot && near(peer))
 }
 
 /// Rule 24: what remains must have a majority that is reachable now.
@@ -204,10 +270,16 @@ fn check_remaining_quorum(shared: &Shared, view: &View, id: u64, rest: &[u64], f
         return Ok(());
     }
     let peers = shared.peers();
-    let healthy = rest.iter().filter(|&&voter| peers.iter().any(|peer| peer.id == voter && peer.active)).count();
+    let healthy = rest
+        .iter()
+        .filter(|&&voter| peers.iter().any(|peer| peer.id == voter && peer.active))
+        .count();
     let needed = rest.len() / 2 + 1;
     if healthy < needed {
-        let detail = format!("only {healthy} of the {} remaining voters are reachable and {needed} are needed for a quorum; ?force=true overrides", rest.len());
+        let detail = format!(
+            "only {healthy} of the {} remaining voters are reachable and {needed} are needed for a quorum; ?force=true overrides",
+            rest.len()
+        );
         return Err(conflict(ConflictCode::UnsafeChange, detail));
     }
     Ok(())

@@ -39,6 +39,7 @@ pub struct NewMember {
 /// Requests that the leader carries out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum LeaderRequest {
     /// Renews a lease to its full ttl. Answered only by a leader proven to be one after the request arrived.
     KeepAlive { lease: u64 },
@@ -61,6 +62,7 @@ pub enum LeaderRequest {
 /// Their answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum LeaderReply {
     /// Granted and remaining ttl in milliseconds.
     Lease { ttl_ms: u64, remaining_ms: u64 },
@@ -79,6 +81,7 @@ pub enum LeaderReply {
 /// Why not. Serialised too: the relaying member passes it on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum LeaderError {
     /// No leader within the deadline; nothing was begun.
     #[error("no leader was elected within the request's timeout")]
@@ -125,7 +128,9 @@ impl LeaderService {
             let result = if leader == self.shared.id {
                 self.execute(request.clone(), deadline).await
             } else {
-                self.transport.call(leader, &request, deadline.saturating_duration_since(Instant::now())).await
+                self.transport
+                    .call(leader, &request, deadline.saturating_duration_since(Instant::now()))
+                    .await
             };
             match result {
                 // Nothing was begun there: it does not lead (any more), or cannot be reached.
@@ -152,7 +157,10 @@ impl LeaderService {
             LeaderRequest::Transfer { to } => self.transfer(to, deadline).await,
             LeaderRequest::Progress => {
                 let (term, _) = *self.shared.leaderships().borrow();
-                Ok(LeaderReply::Progress { term, peers: self.shared.peers() })
+                Ok(LeaderReply::Progress {
+                    term,
+                    peers: self.shared.peers(),
+                })
             }
         }
     }
@@ -177,7 +185,12 @@ impl LeaderService {
         loop {
             let renewed = self.shared.lease_clock.lock().renew(lease, self.shared.now_ms());
             match renewed {
-                Renewal::Renewed { ttl_ms } => return Ok(LeaderReply::Lease { ttl_ms, remaining_ms: ttl_ms }),
+                Renewal::Renewed { ttl_ms } => {
+                    return Ok(LeaderReply::Lease {
+                        ttl_ms,
+                        remaining_ms: ttl_ms,
+                    });
+                }
                 Renewal::Gone => return Err(LeaderError::LeaseNotFound { id: lease }),
                 // Its end is already on its way through the log: the answer is what becomes of that.
                 Renewal::Expiring if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(10)).await,
@@ -189,8 +202,16 @@ impl LeaderService {
 
     fn time_to_live(&self, lease: u64) -> Result<LeaderReply, LeaderError> {
         let info = self.shared.reader.lease(lease).ok_or(LeaderError::LeaseNotFound { id: lease })?;
-        let remaining_ms = self.shared.lease_clock.lock().remaining_ms(lease, self.shared.now_ms()).unwrap_or(info.ttl_ms);
-        Ok(LeaderReply::Lease { ttl_ms: info.ttl_ms, remaining_ms })
+        let remaining_ms = self
+            .shared
+            .lease_clock
+            .lock()
+            .remaining_ms(lease, self.shared.now_ms())
+            .unwrap_or(info.ttl_ms);
+        Ok(LeaderReply::Lease {
+            ttl_ms: info.ttl_ms,
+            remaining_ms,
+        })
     }
 
     /// Hands leadership over and waits until the new leader is in place.
@@ -199,14 +220,20 @@ impl LeaderService {
         if !view.voters.contains(&to) {
             let known = view.learners.contains(&to);
             return Err(if known {
-                LeaderError::Conflict { code: ConflictCode::UnsafeChange, detail: format!("member {to} is a learner and cannot lead: promote it first") }
+                LeaderError::Conflict {
+                    code: ConflictCode::UnsafeChange,
+                    detail: format!("member {to} is a learner and cannot lead: promote it first"),
+                }
             } else {
                 LeaderError::MemberNotFound { id: to }
             });
         }
         if to != self.shared.id && !self.shared.peers().iter().any(|peer| peer.id == to && peer.active) {
             let detail = format!("member {to} was not heard of within the last election timeout");
-            return Err(LeaderError::Conflict { code: ConflictCode::UnsafeChange, detail });
+            return Err(LeaderError::Conflict {
+                code: ConflictCode::UnsafeChange,
+                detail,
+            });
         }
         let mut leaderships = self.shared.leaderships();
         loop {

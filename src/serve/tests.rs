@@ -160,16 +160,21 @@ async fn half_an_http2_preface_or_header_block_is_ended() {
     assert_eq!(server.stats.view().head_timeouts, 4);
 }
 
-#[tokio::test]
-async fn http2_with_prior_knowledge_is_served() {
-    let server = Server::start(router(), ServeLimits::default()).await;
-    let mut stream = server.connect().await;
+/// Preface, SETTINGS and `GET /` on stream 1.
+fn http2_get_root() -> Vec<u8> {
     let get_root = [0x82, 0x84, 0x86, 0x41, 1, b'a'];
     let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     sent.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
     sent.extend([0, 0, get_root.len() as u8, 1, 5, 0, 0, 0, 1]);
     sent.extend(get_root);
-    stream.write_all(&sent).await.expect("sent");
+    sent
+}
+
+const HEADERS: u8 = 1;
+const GOAWAY: u8 = 7;
+
+/// The payload of the next HTTP/2 frame of that type.
+async fn next_frame(stream: &mut TcpStream, wanted: u8) -> Vec<u8> {
     loop {
         let mut head = [0; 9];
         timeout(PATIENCE, stream.read_exact(&mut head))
@@ -178,11 +183,33 @@ async fn http2_with_prior_knowledge_is_served() {
             .expect("a frame");
         let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
         stream.read_exact(&mut payload).await.expect("its payload");
-        if head[3] == 1 {
-            assert_eq!(payload.first(), Some(&0x88), ":status 200");
-            return;
+        if head[3] == wanted {
+            return payload;
         }
     }
+}
+
+#[tokio::test]
+async fn http2_with_prior_knowledge_is_served() {
+    let server = Server::start(router(), ServeLimits::default()).await;
+    let mut stream = server.connect().await;
+    stream.write_all(&http2_get_root()).await.expect("sent");
+    assert_eq!(next_frame(&mut stream, HEADERS).await.first(), Some(&0x88), ":status 200");
+}
+
+#[tokio::test]
+async fn shutdown_says_goaway_on_http2_and_answers_what_is_in_flight() {
+    let (router, running, go) = gated();
+    let mut server = Server::start(router, ServeLimits::default()).await;
+    let mut stream = server.connect().await;
+    stream.write_all(&http2_get_root()).await.expect("sent");
+    running.notified().await;
+    server.order_stop();
+    next_frame(&mut stream, GOAWAY).await;
+    go.notify_one();
+    assert_eq!(next_frame(&mut stream, HEADERS).await.first(), Some(&0x88), ":status 200");
+    drop(stream);
+    server.stopped().await;
 }
 
 #[tokio::test]

@@ -29,7 +29,11 @@ pub struct Settled {
 /// Settles id and cluster. A joiner tries until it is registered; the caller ends that by dropping the future.
 pub async fn settle(config: &Config, data_dir: &mut DataDir) -> Result<Settled, ServerError> {
     if let (Some(cluster_id), Some(id)) = (data_dir.identity().cluster_id, data_dir.node_id()) {
-        return Ok(Settled { id, cluster_id, founds: false });
+        return Ok(Settled {
+            id,
+            cluster_id,
+            founds: false,
+        });
     }
     let client = http_client()?;
     if config.cluster.join.is_empty() {
@@ -37,21 +41,38 @@ pub async fn settle(config: &Config, data_dir: &mut DataDir) -> Result<Settled, 
     }
     let (id, cluster_id) = register(config, data_dir.node_id(), &client).await?;
     data_dir.set_cluster(cluster_id, id)?;
-    Ok(Settled { id, cluster_id, founds: false })
+    Ok(Settled {
+        id,
+        cluster_id,
+        founds: false,
+    })
 }
 
 fn http_client() -> Result<reqwest::Client, ServerError> {
-    let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).retry(reqwest::retry::never());
-    client.timeout(REQUEST_TIMEOUT).build().map_err(|error| ServerError::Refused(format!("cannot make an HTTP client: {error}")))
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never());
+    client
+        .timeout(REQUEST_TIMEOUT)
+        .build()
+        .map_err(|error| ServerError::Refused(format!("cannot make an HTTP client: {error}")))
 }
 
 async fn found(config: &Config, data_dir: &DataDir, client: &reqwest::Client) -> Result<Settled, ServerError> {
-    let id = data_dir.node_id().ok_or_else(|| ServerError::Refused("a founding member needs an id: give --id".into()))?;
+    let id = data_dir
+        .node_id()
+        .ok_or_else(|| ServerError::Refused("a founding member needs an id: give --id".into()))?;
     let cluster_id = founding_cluster_id(&config.cluster.name, &config.cluster.members);
     let own = data_dir.identity().incarnation;
     for member in config.cluster.members.iter().filter(|member| member.id != id) {
-        let Ok(known) = fetch_table(client, &member.peer_url).await else { continue };
-        let other = known.members.iter().find(|there| there.id == id && there.incarnation != 0 && there.incarnation != own);
+        let Ok(known) = fetch_table(client, &member.peer_url).await else {
+            continue;
+        };
+        let other = known
+            .members
+            .iter()
+            .find(|there| there.id == id && there.incarnation != 0 && there.incarnation != own);
         if other.is_some() || known.removed.contains(&id) {
             return Err(ServerError::Refused(format!(
                 "member {} at {} knows member {id} from another data directory (or as removed), and {} is empty: a member that lost its disk must not vote again. Remove member {id}, then start this one under a new id with --join",
@@ -61,7 +82,11 @@ async fn found(config: &Config, data_dir: &DataDir, client: &reqwest::Client) ->
             )));
         }
     }
-    Ok(Settled { id, cluster_id, founds: true })
+    Ok(Settled {
+        id,
+        cluster_id,
+        founds: true,
+    })
 }
 
 /// `GET /raft/members`.
@@ -73,7 +98,14 @@ struct MemberTable {
 }
 
 async fn fetch_table(client: &reqwest::Client, peer_url: &str) -> Result<MemberTable, reqwest::Error> {
-    client.get(format!("{peer_url}/raft/members")).timeout(PROBE_TIMEOUT).send().await?.error_for_status()?.json().await
+    client
+        .get(format!("{peer_url}/raft/members"))
+        .timeout(PROBE_TIMEOUT)
+        .send()
+        .await?
+        .error_for_status()?
+        .json()
+        .await
 }
 
 /// `POST /members` and `GET /members` of the client API, as far as they matter here.
@@ -125,7 +157,10 @@ async fn register_at(client: &reqwest::Client, url: &str, request: &serde_json::
         if problem.code == "change_in_progress" {
             return Ok(Err(problem.detail));
         }
-        return Err(ServerError::Refused(format!("{url} refuses this member ({status} {}): {}", problem.code, problem.detail)));
+        return Err(ServerError::Refused(format!(
+            "{url} refuses this member ({status} {}): {}",
+            problem.code, problem.detail
+        )));
     }
     if !status.is_success() {
         return Ok(Err(format!("answered {status}")));
@@ -137,7 +172,10 @@ async fn register_at(client: &reqwest::Client, url: &str, request: &serde_json::
     match fetch_cluster(client, url).await {
         Ok(cluster) => match u64::from_str_radix(&cluster.cluster_id, 16) {
             Ok(cluster_id) => Ok(Ok((registered.id, cluster_id))),
-            Err(_) => Err(ServerError::Refused(format!("{url} names its cluster {:?}, which is no cluster id: is it metcd?", cluster.cluster_id))),
+            Err(_) => Err(ServerError::Refused(format!(
+                "{url} names its cluster {:?}, which is no cluster id: is it metcd?",
+                cluster.cluster_id
+            ))),
         },
         Err(error) => Ok(Err(error.to_string())),
     }

@@ -57,7 +57,12 @@ pub enum ServerError {
     /// A socket.
     #[error("cannot listen on {address} for {what}: {source}. Is another process using the port? Choose another with {flag}")]
     #[expect(missing_docs, reason = "the message says what each field is")]
-    Listen { what: &'static str, flag: &'static str, address: std::net::SocketAddr, source: std::io::Error },
+    Listen {
+        what: &'static str,
+        flag: &'static str,
+        address: std::net::SocketAddr,
+        source: std::io::Error,
+    },
     /// Threads and the like.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -72,26 +77,36 @@ pub enum ServerError {
 /// Runs a member until `stop` resolves (then in order, exit 0) or it cannot go on.
 pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
     let config = Arc::new(config);
-    let client_listener = bind("clients", "--listen-client", config.listen.client).await?;
-    let peer_listener = bind("peers", "--listen-peer", config.listen.peer).await?;
-
     let mut data_dir = DataDir::open(&config)?;
     let mut stop = pin!(stop);
     let settled = tokio::select! {
         settled = join::settle(&config, &mut data_dir) => settled?,
         () = &mut stop => return Ok(()),
     };
+    let client_listener = bind("clients", "--listen-client", config.listen.client).await?;
+    let peer_listener = bind("peers", "--listen-peer", config.listen.peer).await?;
+
     let id = settled.id;
     let name = config.name().unwrap_or_else(|| crate::config::default_name(id));
     log.set_node(&name);
     let found = recover::open(&config, &data_dir, settled)?;
     data_dir.set_cluster(settled.cluster_id, id)?;
 
-    let identity =
-        Identity { cluster_id: settled.cluster_id, member: id, incarnation: data_dir.identity().incarnation, boot: data_dir.boot() };
+    let identity = Identity {
+        cluster_id: settled.cluster_id,
+        member: id,
+        incarnation: data_dir.identity().incarnation,
+        boot: data_dir.boot(),
+    };
     let (events_tx, events_rx) = channel();
     let applied = found.state.applied();
-    let core = Consensus::start(protocol_options(&config, &identity), found.image, applied, found.state.reader().cluster_time_ms(), &slog_bridge())?;
+    let core = Consensus::start(
+        protocol_options(&config, &identity),
+        found.image,
+        applied,
+        found.state.reader().cluster_time_ms(),
+        &slog_bridge(),
+    )?;
     let shared = Arc::new(Shared::new(SharedParts {
         id,
         boot: identity.boot,
@@ -113,7 +128,16 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         keep_entries: config.raft.keep_entries,
         snapshot_dir: data_dir.snapshot_dir(),
     };
-    let threads = driver::start(core, found.wal, found.state, shared.clone(), transport.clone(), options, events_rx, found.durable_index)?;
+    let threads = driver::start(
+        core,
+        found.wal,
+        found.state,
+        shared.clone(),
+        transport.clone(),
+        options,
+        events_rx,
+        found.durable_index,
+    )?;
     let leader = Arc::new(LeaderService::new(shared.clone(), transport.clone()));
     let node = Node::new(shared.clone(), leader.clone());
 
@@ -142,7 +166,12 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
 }
 
 async fn bind(what: &'static str, flag: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, ServerError> {
-    TcpListener::bind(address).await.map_err(|source| ServerError::Listen { what, flag, address, source })
+    TcpListener::bind(address).await.map_err(|source| ServerError::Listen {
+        what,
+        flag,
+        address,
+        source,
+    })
 }
 
 /// Intake first, then what was taken in, then the threads: leadership goes while requests in flight are still answered.
@@ -195,7 +224,10 @@ async fn stopping(shared: Arc<Shared>) {
 
 /// Resolves when the peers need not be heard any more.
 async fn closing(shared: Arc<Shared>) {
-    let _ = shared.phases().wait_for(|phase| matches!(phase, Phase::Closed | Phase::Failed(_))).await;
+    let _ = shared
+        .phases()
+        .wait_for(|phase| matches!(phase, Phase::Closed | Phase::Failed(_)))
+        .await;
 }
 
 /// Below `limits.min_free_disk` writes that grow the store are refused (507) until there is room again.
@@ -254,7 +286,12 @@ fn transport_limits(config: &Config) -> TransportLimits {
 }
 
 fn serve_limits(config: &Config, member: u64) -> ServeLimits {
-    ServeLimits { member, max_connections: config.limits.max_connections, header_timeout: config.limits.header_timeout, ..ServeLimits::default() }
+    ServeLimits {
+        member,
+        max_connections: config.limits.max_connections,
+        header_timeout: config.limits.header_timeout,
+        ..ServeLimits::default()
+    }
 }
 
 fn duties(config: &Config, identity: &Identity, name: String) -> Duties {

@@ -64,7 +64,12 @@ pub struct Service {
 
 impl Service {
     pub fn new(node: Node, snapshot_dir: PathBuf) -> Service {
-        Service { node, snapshot_dir, first_contact: Mutex::default(), queued: Arc::default() }
+        Service {
+            node,
+            snapshot_dir,
+            first_contact: Mutex::default(),
+            queued: Arc::default(),
+        }
     }
 }
 
@@ -79,7 +84,11 @@ impl PeerService for Service {
             Admission::Unknown => refuse(UNKNOWN, format!("member {member} is not in the cluster")),
             Admission::Member { incarnation: 0 } => {
                 let bound = *self.first_contact.lock().entry(member).or_insert(sender.incarnation);
-                if bound == sender.incarnation { Ok(()) } else { refuse(REINCARNATED, reincarnated(member)) }
+                if bound == sender.incarnation {
+                    Ok(())
+                } else {
+                    refuse(REINCARNATED, reincarnated(member))
+                }
             }
             Admission::Member { incarnation } if incarnation == sender.incarnation => Ok(()),
             Admission::Member { .. } => refuse(REINCARNATED, reincarnated(member)),
@@ -92,7 +101,13 @@ impl PeerService for Service {
             self.queued.fetch_sub(count, Ordering::Relaxed);
             return Err(Busy);
         }
-        self.node.shared().send(Event::Messages { messages, queued: Queued { count, total: self.queued.clone() } });
+        self.node.shared().send(Event::Messages {
+            messages,
+            queued: Queued {
+                count,
+                total: self.queued.clone(),
+            },
+        });
         Ok(())
     }
 
@@ -114,7 +129,10 @@ impl PeerService for Service {
         let meta = snapshot::verify_file(file).map_err(|error| error.to_string())?;
         let announced = message.get_snapshot().get_metadata();
         if (meta.applied.index, meta.applied.term) != (announced.index, announced.term) {
-            return Err(format!("the file is of index {}, the message of index {}", meta.applied.index, announced.index));
+            return Err(format!(
+                "the file is of index {}, the message of index {}",
+                meta.applied.index, announced.index
+            ));
         }
         Ok(())
     }
@@ -126,7 +144,9 @@ impl PeerService for Service {
 }
 
 fn reincarnated(member: u64) -> String {
-    format!("member {member} is known under another data directory; a wiped or copied one may have voted or acknowledged what this one forgot")
+    format!(
+        "member {member} is known under another data directory; a wiped or copied one may have voted or acknowledged what this one forgot"
+    )
 }
 
 /// Messages on their way to the driver; counted until it has taken them.

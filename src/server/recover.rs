@@ -12,11 +12,11 @@ use super::join::Settled;
 use crate::config::Config;
 use crate::consensus::LogImage;
 use crate::datadir::DataDir;
-use crate::{snapshot, snapshot_files};
 use crate::state::State;
 use crate::state::command::{MemberRecord, MemberRole};
 use crate::store::{self, KvStore};
 use crate::wal::{self, LogStart, Wal};
+use crate::{snapshot, snapshot_files};
 
 /// Bytes read from the log at once while it is looked through.
 const READ_BYTES: u64 = 8 << 20;
@@ -61,8 +61,15 @@ pub fn open(config: &Config, data_dir: &DataDir, settled: Settled) -> Result<Fou
         && !agrees(wal.as_ref(), start, last_index, applied.index, applied.term)?
     {
         // The snapshot was installed and the crash came before the log began anew.
-        start = LogStart { index: applied.index, term: applied.term };
-        hard_state = HardState { term: hard_state.term.max(applied.term), commit: applied.index, ..hard_state };
+        start = LogStart {
+            index: applied.index,
+            term: applied.term,
+        };
+        hard_state = HardState {
+            term: hard_state.term.max(applied.term),
+            commit: applied.index,
+            ..hard_state
+        };
         wal.reset(start, &hard_state)?;
         last_index = start.index;
     }
@@ -74,9 +81,24 @@ pub fn open(config: &Config, data_dir: &DataDir, settled: Settled) -> Result<Fou
     }
     let (term_runs, tail) = read_log(wal.as_ref(), start, last_index, applied.index)?;
     let committed_index = hard_state.commit.max(applied.index).min(last_index);
-    let image = LogImage { recovered: wal::Recovered { hard_state, start, last_index }, term_runs, tail };
+    let image = LogImage {
+        recovered: wal::Recovered {
+            hard_state,
+            start,
+            last_index,
+        },
+        term_runs,
+        tail,
+    };
     let durable_index = if store.is_persistent() { start.index } else { applied.index };
-    Ok(Found { store, state, wal, image, committed_index, durable_index })
+    Ok(Found {
+        store,
+        state,
+        wal,
+        image,
+        committed_index,
+        durable_index,
+    })
 }
 
 /// Every founder makes the same first snapshot: index 1, term 1, the founding members as voters. No log begins at 1, so nobody can be
@@ -88,7 +110,12 @@ fn found_cluster(config: &Config, data_dir: &DataDir, cluster_id: u64, state: &m
         wanted_role: MemberRole::Voter as i32,
         ..MemberRecord::default()
     };
-    let members: Vec<MemberRecord> = config.cluster.members.iter().map(|member| voter(member.id, &member.peer_url)).collect();
+    let members: Vec<MemberRecord> = config
+        .cluster
+        .members
+        .iter()
+        .map(|member| voter(member.id, &member.peer_url))
+        .collect();
     state.bootstrap(cluster_id, &members)?;
     let view = state.snapshot_view();
     let file = snapshot_files::path_of(&data_dir.snapshot_dir(), view.applied.index);

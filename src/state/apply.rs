@@ -81,14 +81,27 @@ pub(super) struct Current {
     row: Option<Arc<[u8]>>,
 }
 
+/// A change of a key as readers are told of it: revision and row.
+pub(super) type RowEvent = (u64, Arc<[u8]>);
+
+/// What a finished [`Batch`] asks for.
+pub(super) struct Gathered {
+    /// To be written.
+    pub(super) write: WriteBatch,
+    /// To be published.
+    pub(super) events: Vec<RowEvent>,
+    /// To be compared.
+    pub(super) reports: Vec<HashReport>,
+}
+
 /// The changes of one call of `apply`, not yet written.
 pub(super) struct Batch<'a> {
     store: &'a dyn KvStore,
     pub(super) core: &'a mut Core,
     write: WriteBatch,
     overlay: BTreeMap<Bytes, Pending>,
-    /// (revision, row) of each change of a key, in order.
-    events: Vec<(u64, Arc<[u8]>)>,
+    /// The changes of keys, in order.
+    events: Vec<RowEvent>,
     /// Hash reports met.
     reports: Vec<HashReport>,
     /// Changes of the command at hand: their revision is the next one, taken when the command is done.
@@ -116,8 +129,12 @@ impl<'a> Batch<'a> {
     }
 
     /// What is to be written, published and compared.
-    pub(super) fn into_parts(self) -> (WriteBatch, Vec<(u64, Arc<[u8]>)>, Vec<HashReport>) {
-        (self.write, self.events, self.reports)
+    pub(super) fn finish(self) -> Gathered {
+        Gathered {
+            write: self.write,
+            events: self.events,
+            reports: self.reports,
+        }
     }
 
     /// Applies one normal entry; the results go to `results`.

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::apply::RowEvent;
 use super::command::KeySpan;
 use super::row::Row;
 use super::watch::Shareable;
@@ -107,7 +108,7 @@ impl Hub {
     }
 
     /// Takes the changes of one batch. Returns the groups to wake once their revision is published.
-    pub(super) fn append(&mut self, head: u64, events: Vec<(u64, Arc<[u8]>)>) -> Vec<Arc<Group>> {
+    pub(super) fn append(&mut self, head: u64, events: Vec<RowEvent>) -> Vec<Arc<Group>> {
         self.head = head;
         if !self.is_watched() {
             self.ring.clear();

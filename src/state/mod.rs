@@ -37,7 +37,7 @@ use raft::eraftpb::ConfChangeSingle;
 use raft::eraftpb::{ConfChange, ConfChangeV2, ConfState, Entry, EntryType};
 
 use crate::store::{KvStore, StoreError, WriteBatch};
-use apply::{Batch, Core};
+use apply::{Batch, Core, Gathered, RowEvent};
 use command::{HashReport, MemberRecord, MemberRole, MembershipChange};
 use divergence::HASH_REPORT_INTERVAL;
 use gc::Cursor;
@@ -72,6 +72,7 @@ pub struct Applied {
 
 /// A local failure while applying: the node stops with it.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum StateError {
     /// The engine failed.
     #[error(transparent)]
@@ -198,7 +199,7 @@ impl State {
                 self.hash_report = Some(report);
             }
         }
-        let (write, events, reports) = batch.into_parts();
+        let Gathered { write, events, reports } = batch.finish();
         self.commit(write, events)?;
         if !reports.is_empty() {
             let mut known = self.shared.reports.lock();
@@ -208,7 +209,7 @@ impl State {
     }
 
     /// Writes the batch with all that changed besides, and publishes it.
-    fn commit(&mut self, mut write: WriteBatch, events: Vec<(u64, Arc<[u8]>)>) -> Result<(), StateError> {
+    fn commit(&mut self, mut write: WriteBatch, events: Vec<RowEvent>) -> Result<(), StateError> {
         let core = &mut self.core;
         core.sessions.store(&mut write);
         let has_samples = core.samples.store(&mut write);

@@ -17,6 +17,7 @@ use crate::store::StoreError;
 
 /// Why a read has no answer.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum ReadError {
     /// The revision is below the compacted one (410).
     #[error("history before revision {compacted_revision} is compacted")]
@@ -357,7 +358,9 @@ impl StateReader {
             if published.members.present.is_empty() {
                 Admission::Uninitialized
             } else if let Some(member) = published.members.present.get(&id) {
-                Admission::Member { incarnation: member.incarnation }
+                Admission::Member {
+                    incarnation: member.incarnation,
+                }
             } else if published.members.removed.contains(&id) {
                 Admission::Removed
             } else {

@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use raft::eraftpb::ConfState;
 use tokio::sync::watch;
 
+use super::apply::RowEvent;
 use super::divergence::Reports;
 use super::hub::Hub;
 use super::lease::Leases;
@@ -89,7 +90,7 @@ impl Shared {
     }
 
     /// Publishes a batch that is in the store, with its changes of keys, and wakes whoever waits for it.
-    pub(super) fn publish(&self, update: impl FnOnce(&mut Published), events: Vec<(u64, Arc<[u8]>)>) {
+    pub(super) fn publish(&self, update: impl FnOnce(&mut Published), events: Vec<RowEvent>) {
         let progress = {
             let mut published = self.published.write();
             update(&mut published);

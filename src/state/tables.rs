@@ -5,8 +5,11 @@ use std::ops::{Bound, ControlFlow};
 use super::StateError;
 use crate::store::{KvStore, Order, Table};
 
+/// Takes a record into memory; `None`: it cannot be decoded.
+type Take<'a> = dyn FnMut(&[u8], &[u8]) -> Option<()> + 'a;
+
 /// Calls `take` with every record of the table; `None` from it means that the record cannot be decoded.
-pub(super) fn read_all(store: &dyn KvStore, table: Table, take: &mut dyn FnMut(&[u8], &[u8]) -> Option<()>) -> Result<(), StateError> {
+pub(super) fn read_all(store: &dyn KvStore, table: Table, take: &mut Take<'_>) -> Result<(), StateError> {
     let mut is_damaged = false;
     store.scan(
         table,

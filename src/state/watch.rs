@@ -255,7 +255,7 @@ impl Watcher {
             woken.as_mut().enable();
             match self.look()? {
                 Look::Changes(changes) => return Ok(changes),
-                Look::Again => tokio::task::yield_now().await,
+                Look::Again => tokio::task::yield_now().await, // pure: gives way to others, starts nothing
                 Look::Idle => woken.await,
             }
         }
@@ -265,11 +265,13 @@ impl Watcher {
     pub fn position(&self) -> u64 {
         let hub = self.shared.hub.lock();
         let state = self.group.state.lock();
-        let is_up_to_date = self.position >= state.base && state.revisions.back().is_none_or(|last| *last <= self.position);
-        if is_up_to_date {
-            hub.head().max(self.position)
-        } else {
-            self.position
+        if self.position < state.base {
+            return self.position;
+        }
+        let pending = state.revisions.partition_point(|revision| *revision <= self.position);
+        match state.revisions.get(pending) {
+            Some(revision) => revision - 1,
+            None => hub.head().max(self.position),
         }
     }
 
@@ -308,7 +310,7 @@ impl Watcher {
         for (revision, recent) in revisions {
             let change = match recent {
                 Some(change) => change,
-                None => match self.from_history(revision) {
+                None => match self.read_revision(revision) {
                     Ok(change) => Arc::new(change),
                     // What was read before it goes out first; the error comes with the next call.
                     Err(_) if !changes.is_empty() => return Ok(Look::Changes(changes)),
@@ -327,7 +329,7 @@ impl Watcher {
     }
 
     /// One revision that is no longer in memory.
-    fn from_history(&self, revision: u64) -> Result<Shareable, ReadError> {
+    fn read_revision(&self, revision: u64) -> Result<Shareable, ReadError> {
         let mut rows = Vec::new();
         let span = (row_key(revision, 0), row_key(revision, u32::MAX));
         self.shared.store.scan(

@@ -114,7 +114,11 @@ fn scans_keep_to_their_bounds_in_both_orders(backend: StoreBackend) {
     }
     apply_to_model(&mut model, &batch);
     store.write(batch).unwrap();
-    let bounds = || keys.iter().flat_map(|key| [Bound::Included(*key), Bound::Excluded(*key)]).chain([Bound::Unbounded]);
+    let bounds = || {
+        keys.iter()
+            .flat_map(|key| [Bound::Included(*key), Bound::Excluded(*key)])
+            .chain([Bound::Unbounded])
+    };
     for range in bounds().flat_map(|low| bounds().map(move |high| (low, high))) {
         for order in [Order::Asc, Order::Desc] {
             let expected = model_scan(&model, Table::Index, range, order);
@@ -135,9 +139,15 @@ fn a_scan_stops_where_the_visitor_breaks(backend: StoreBackend) {
         let mut seen = Vec::new();
         let visit = &mut |key: &[u8], _: &[u8]| {
             seen.push(key.to_vec());
-            if seen.len() == 700 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if seen.len() == 700 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         };
-        store.scan(Table::Index, (Bound::Unbounded, Bound::Unbounded), order, visit).unwrap();
+        store
+            .scan(Table::Index, (Bound::Unbounded, Bound::Unbounded), order, visit)
+            .unwrap();
         assert_eq!((seen.len(), seen.last().unwrap().as_slice()), (700, &last.to_be_bytes()[..]));
     }
 }
@@ -159,7 +169,10 @@ fn values_and_keys_of_every_size_come_back(backend: StoreBackend) {
     let dir = tempfile::tempdir().unwrap();
     let store = open(backend, dir.path());
     let mut model = Model::new();
-    for (i, len) in [0, 1, 1023, 1024, 1025, 4079, 4080, 4081, 4095, 4096, 4097, 65_536, 1 << 20].into_iter().enumerate() {
+    for (i, len) in [0, 1, 1023, 1024, 1025, 4079, 4080, 4081, 4095, 4096, 4097, 65_536, 1 << 20]
+        .into_iter()
+        .enumerate()
+    {
         for key_len in [1, 100, 4108, MAX_KEY_BYTES] {
             let mut batch = WriteBatch::default();
             let mut key = vec![b'k'; key_len - 1];
@@ -170,7 +183,12 @@ fn values_and_keys_of_every_size_come_back(backend: StoreBackend) {
         }
     }
     for ((table, key), value) in &model {
-        assert!(get(&*store, *table, key).as_ref() == Some(value), "key of {} bytes, value of {}", key.len(), value.len());
+        assert!(
+            get(&*store, *table, key).as_ref() == Some(value),
+            "key of {} bytes, value of {}",
+            key.len(),
+            value.len()
+        );
     }
     let expected = model_scan(&model, Table::Revision, (Bound::Unbounded, Bound::Unbounded), Order::Desc);
     assert!(scan(&*store, Table::Revision, (Bound::Unbounded, Bound::Unbounded), Order::Desc) == expected);
@@ -215,7 +233,10 @@ fn tables_are_apart_and_clear_empties_them_all(backend: StoreBackend) {
     drop(store);
     let reopened = open(backend, dir.path());
     let expected = usize::from(reopened.is_persistent());
-    assert_eq!(TABLES.iter().map(|table| scan_all(&*reopened, *table).len()).sum::<usize>(), expected);
+    assert_eq!(
+        TABLES.iter().map(|table| scan_all(&*reopened, *table).len()).sum::<usize>(),
+        expected
+    );
 }
 
 fn what_is_synced_is_there_after_reopening(backend: StoreBackend) {
@@ -279,9 +300,11 @@ fn a_reader_beside_a_writer_sees_only_whole_values(backend: StoreBackend) {
 fn a_scan_beside_inserts_and_deletes_keeps_order_and_what_stays(backend: StoreBackend) {
     let dir = tempfile::tempdir().unwrap();
     let store = open(backend, dir.path());
-    let stays = |i: u32| i % 10 == 0;
+    let stays = |i: u32| i.is_multiple_of(10);
     let mut batch = WriteBatch::default();
-    (0..5000_u32).filter(|i| stays(*i)).for_each(|i| batch.put(Table::Index, i.to_be_bytes(), vec![1; 100]));
+    (0..5000_u32)
+        .filter(|i| stays(*i))
+        .for_each(|i| batch.put(Table::Index, i.to_be_bytes(), vec![1; 100]));
     store.write(batch).unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -290,7 +313,11 @@ fn a_scan_beside_inserts_and_deletes_keeps_order_and_what_stays(backend: StoreBa
                 for from in (0..5000_u32).step_by(50) {
                     let mut batch = WriteBatch::default();
                     for i in (from..from + 50).filter(|i| !stays(*i)) {
-                        if round % 2 == 0 { batch.put(Table::Index, i.to_be_bytes(), vec![2; 100]) } else { batch.delete(Table::Index, i.to_be_bytes()) }
+                        if round % 2 == 0 {
+                            batch.put(Table::Index, i.to_be_bytes(), vec![2; 100])
+                        } else {
+                            batch.delete(Table::Index, i.to_be_bytes())
+                        }
                     }
                     store.write(batch).unwrap();
                 }
@@ -366,7 +393,13 @@ fn any_action() -> impl Strategy<Value = Action> {
     let table = || prop::sample::select(vec![Table::Index, Table::Revision, Table::Session]);
     let value_len = prop_oneof![8 => 0..400_usize, 1 => 900..1200_usize, 1 => 4000..13_000_usize];
     let ops = prop::collection::vec((table(), 0..600_u16, prop::option::weighted(0.6, value_len)), 1..120);
-    let bound = || prop_oneof![Just(Bound::Unbounded), (0..600_u16).prop_map(Bound::Included), (0..600_u16).prop_map(Bound::Excluded)];
+    let bound = || {
+        prop_oneof![
+            Just(Bound::Unbounded),
+            (0..600_u16).prop_map(Bound::Included),
+            (0..600_u16).prop_map(Bound::Excluded)
+        ]
+    };
     let order = prop::sample::select(vec![Order::Asc, Order::Desc]);
     prop_oneof![
         12 => ops.prop_map(Action::Write),
@@ -408,7 +441,10 @@ fn run_against_model(backend: StoreBackend, actions: Vec<Action>) {
             Action::Scan(table, low, high, order) => {
                 let (low, high) = (low.map(key_of), high.map(key_of));
                 let range = (key_bound(&low), key_bound(&high));
-                assert!(scan(&*store, table, range, order) == model_scan(&model, table, range, order), "step {step}: {range:?} {order:?}");
+                assert!(
+                    scan(&*store, table, range, order) == model_scan(&model, table, range, order),
+                    "step {step}: {range:?} {order:?}"
+                );
             }
             Action::Sync => store.sync().unwrap(),
             Action::Reopen if store.is_persistent() => {

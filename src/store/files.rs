@@ -15,6 +15,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -35,6 +36,9 @@ pub(super) struct Marker {
     pub(super) fence: u64,
 }
 
+/// Of a new store.
+const FIRST: Marker = Marker { generation: 1, fence: 0 };
+
 /// A store's directory, opened for one engine.
 #[derive(Debug)]
 pub(super) struct StoreDir {
@@ -46,19 +50,19 @@ pub(super) struct StoreDir {
 impl StoreDir {
     /// Opens the directory, or creates it, and removes what an interrupted `clear` left.
     pub(super) fn open(dir: &Path, engine: &'static str) -> Result<StoreDir, StoreError> {
-        create_dir_durably(dir)?;
-        let path = dir.join(FILE_NAME);
-        let marker = match fs::read_to_string(&path) {
-            Ok(text) => parse(&text, engine, &path)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let marker = Marker { generation: 1, fence: 0 };
-                create_dir_durably(&engine_dir(dir, engine, marker.generation))?;
-                replace(dir, engine, marker)?;
-                marker
+        let marker = match read(dir, engine)? {
+            Some(marker) => marker,
+            None => {
+                create_dir_durably(&engine_dir(dir, engine, FIRST.generation))?;
+                replace(dir, engine, FIRST)?;
+                FIRST
             }
-            Err(error) => return Err(io_error("reading", &path, error)),
         };
-        let opened = StoreDir { dir: dir.to_owned(), engine, marker: Mutex::new(marker) };
+        let opened = StoreDir {
+            dir: dir.to_owned(),
+            engine,
+            marker: Mutex::new(marker),
+        };
         opened.remove_other_generations()?;
         Ok(opened)
     }
@@ -108,7 +112,10 @@ impl StoreDir {
     /// Makes the next generation the current one, durably.
     pub(super) fn switch_to_next(&self) -> Result<(), StoreError> {
         let mut marker = self.marker.lock();
-        let next = Marker { generation: marker.generation + 1, fence: 0 };
+        let next = Marker {
+            generation: marker.generation + 1,
+            fence: 0,
+        };
         replace(&self.dir, self.engine, next)?;
         *marker = next;
         Ok(())
@@ -126,6 +133,26 @@ impl StoreDir {
             }
         }
         Ok(())
+    }
+}
+
+/// Notes that the directory belongs to an engine that keeps no files; refuses one that belongs to another.
+pub(super) fn claim(dir: &Path, engine: &str) -> Result<(), StoreError> {
+    if read(dir, engine)?.is_none() {
+        create_dir_durably(dir)?;
+        replace(dir, engine, FIRST)?;
+    }
+    Ok(())
+}
+
+/// The marker, if there is one.
+fn read(dir: &Path, engine: &str) -> Result<Option<Marker>, StoreError> {
+    let path = dir.join(FILE_NAME);
+    match fs::read_to_string(&path) {
+        Ok(text) => parse(&text, engine, &path).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(StoreError::Corrupt(format!("{} is damaged", path.display()))),
+        Err(error) => Err(io_error("reading", &path, error)),
     }
 }
 
@@ -155,7 +182,10 @@ fn parse(text: &str, engine: &str, path: &Path) -> Result<Marker, StoreError> {
             path.display()
         )));
     }
-    Ok(Marker { generation: number("generation")?, fence: number("fence")? })
+    Ok(Marker {
+        generation: number("generation")?,
+        fence: number("fence")?,
+    })
 }
 
 /// Writes `STORE` beside itself, syncs it and renames it into place.
@@ -194,7 +224,9 @@ pub(super) fn create_dir_durably(dir: &Path) -> Result<(), StoreError> {
 
 /// Makes the entries of a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| io_error("syncing", dir, error))
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|error| io_error("syncing", dir, error))
 }
 
 /// The bytes of all files below a directory, as the file system counts them.
@@ -204,7 +236,7 @@ pub(super) fn disk_bytes(dir: &Path) -> u64 {
         .flatten()
         .map(|entry| match entry.metadata() {
             Ok(metadata) if metadata.is_dir() => disk_bytes(&entry.path()),
-            Ok(metadata) => std::os::unix::fs::MetadataExt::blocks(&metadata) * 512,
+            Ok(metadata) => metadata.blocks() * 512,
             Err(_) => 0,
         })
         .sum()
@@ -219,7 +251,10 @@ fn remove_tree(dir: &Path) -> Result<(), StoreError> {
 
 /// An [`StoreError::Io`] that names the file.
 pub(super) fn io_error(what: &str, path: &Path, source: io::Error) -> StoreError {
-    StoreError::Io { what: format!("{what} {}", path.display()), source }
+    StoreError::Io {
+        what: format!("{what} {}", path.display()),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -239,13 +274,18 @@ mod tests {
         StoreDir::open(dir.path(), "sled").unwrap();
         let text = refusal(StoreDir::open(dir.path(), "rocksdb"));
         assert!(text.contains("store.backend = \"sled\""), "{text}");
+        assert!(claim(dir.path(), "memory").is_err());
     }
 
     #[test]
     fn a_newer_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let body = "metcd-store\nformat 2\nengine sled\ngeneration 1\nfence 0";
-        fs::write(dir.path().join(FILE_NAME), format!("{body}\ncrc32c {:08x}\n", crc32c::crc32c(body.as_bytes()))).unwrap();
+        fs::write(
+            dir.path().join(FILE_NAME),
+            format!("{body}\ncrc32c {:08x}\n", crc32c::crc32c(body.as_bytes())),
+        )
+        .unwrap();
         assert!(refusal(StoreDir::open(dir.path(), "sled")).contains("format 2"));
     }
 

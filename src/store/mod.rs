@@ -25,19 +25,24 @@ use crate::config::StoreBackend;
 /// Longest key of a record. A user's key has at most 4 KiB; escaping doubles it at worst, and the revision is added.
 pub const MAX_KEY_BYTES: usize = 12 * 1024;
 
-/// Opens the store in `dir`, which is created if it is not there. The memory engine keeps nothing and does not touch the directory.
+/// Opens the store in `dir`, which is created if it is not there. The memory engine keeps nothing but a note that the
+/// directory is its own.
 ///
 /// `Refused` if the directory belongs to another engine or a newer format, if this build lacks the engine, or if the engine came
 /// back without records that a [`sync`](KvStore::sync) had covered; the text says what to do.
 pub fn open(backend: StoreBackend, dir: &Path) -> Result<Arc<dyn KvStore>, StoreError> {
     match backend {
-        StoreBackend::Memory => Ok(Arc::new(MemoryStore::new())),
+        StoreBackend::Memory => {
+            files::claim(dir, "memory")?;
+            Ok(Arc::new(MemoryStore::new()))
+        }
         StoreBackend::Sled => Ok(Arc::new(sled::SledStore::open(dir, sled::DEFAULT_CACHE_BYTES)?)),
         #[cfg(feature = "rocksdb")]
         StoreBackend::RocksDb => Ok(Arc::new(rocksdb::RocksDbStore::open(dir)?)),
         #[cfg(not(feature = "rocksdb"))]
         StoreBackend::RocksDb => Err(StoreError::Refused(
-            "this build has no RocksDB; build it with `cargo build --release --features rocksdb`, or choose store.backend = \"sled\"".into(),
+            "this build has no RocksDB; build it with `cargo build --release --features rocksdb`, or choose store.backend = \"sled\""
+                .into(),
         )),
     }
 }
@@ -78,6 +83,7 @@ pub const TABLES: [Table; 8] = [
 
 /// One change in a [`WriteBatch`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum Op {
     /// Sets `key` to `value`, whatever was there.
     Put { table: Table, key: Vec<u8>, value: Arc<[u8]> },
@@ -127,7 +133,10 @@ impl WriteBatch {
 /// Every engine's limit, checked before anything is changed.
 fn check_keys(batch: &WriteBatch) -> Result<(), StoreError> {
     match batch.ops.iter().find(|op| op.key().len() > MAX_KEY_BYTES) {
-        Some(op) => Err(StoreError::Engine(format!("a key of {} bytes is over the limit of {MAX_KEY_BYTES}", op.key().len()))),
+        Some(op) => Err(StoreError::Engine(format!(
+            "a key of {} bytes is over the limit of {MAX_KEY_BYTES}",
+            op.key().len()
+        ))),
         None => Ok(()),
     }
 }
@@ -144,8 +153,12 @@ pub enum Order {
 /// A range of keys within one table.
 pub type KeyRange<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
+/// Called with key and value of each record of a scan.
+pub type Visitor<'a> = &'a mut (dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a);
+
 /// A local failure of the engine. It is never an answer for a client: the node stops (house rule: two kinds of failure).
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum StoreError {
     /// The operating system refused; the engine's own words are kept.
     #[error("store: {what}: {source}")]
@@ -171,13 +184,7 @@ pub trait KvStore: Send + Sync + 'static {
     /// The visitor may run under the engine's read lock: it must be short, must not call the store, and callers cut long scans
     /// into steps (a thousand records or 256 KiB) so that a writer never waits long. Records written while a scan goes on
     /// may or may not be seen.
-    fn scan(
-        &self,
-        table: Table,
-        range: KeyRange<'_>,
-        order: Order,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), StoreError>;
+    fn scan(&self, table: Table, range: KeyRange<'_>, order: Order, visit: Visitor<'_>) -> Result<(), StoreError>;
 
     /// Applies the batch atomically; visible to all readers on return, durable after the next [`sync`](Self::sync).
     fn write(&self, batch: WriteBatch) -> Result<(), StoreError>;

@@ -8,20 +8,16 @@
 //! - Each batch carries its number under the key `0`, and the fence is raised after a flush: an engine that comes back behind it is refused.
 //! - Blocks are checksummed (XXH3) and verified on every read; paranoid checks make damage an error, never a shorter answer (rule 8).
 
-use std::{
-    ops::{Bound, ControlFlow},
-    path::Path,
-    sync::Arc,
-};
+use std::{ops::Bound, path::Path, sync::Arc};
 
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{
-    BlockBasedOptions, BottommostLevelCompaction, Cache, CompactOptions, DB, DBCompressionType, FlushOptions, Options,
-    ReadOptions, WriteOptions,
+    BlockBasedOptions, BottommostLevelCompaction, Cache, CompactOptions, DB, DBCompressionType, FlushOptions, Options, ReadOptions,
+    WriteOptions,
 };
 
 use super::files::StoreDir;
-use super::{KeyRange, KvStore, Op, Order, StoreError, Table, WriteBatch, check_keys};
+use super::{KeyRange, KvStore, Op, Order, StoreError, Table, Visitor, WriteBatch, check_keys};
 
 const BLOCK_CACHE_BYTES: usize = 64 << 20;
 const MEMTABLE_BYTES: usize = 16 << 20;
@@ -44,7 +40,11 @@ impl RocksDbStore {
         let db = open_db(&files.current())?;
         let batch = newest_batch(&db)?;
         files.check_fence(batch)?;
-        Ok(RocksDbStore { files, db: RwLock::new(db), newest_batch: Mutex::new(batch) })
+        Ok(RocksDbStore {
+            files,
+            db: RwLock::new(db),
+            newest_batch: Mutex::new(batch),
+        })
     }
 }
 
@@ -98,13 +98,7 @@ impl KvStore for RocksDbStore {
         Ok(value.map(|bytes| Arc::from(&*bytes)))
     }
 
-    fn scan(
-        &self,
-        table: Table,
-        range: KeyRange<'_>,
-        order: Order,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), StoreError> {
+    fn scan(&self, table: Table, range: KeyRange<'_>, order: Order, visit: Visitor<'_>) -> Result<(), StoreError> {
         let (low, high) = (lower_bound(table, range.0), upper_bound(table, range.1));
         if low >= high {
             return Ok(());

@@ -15,8 +15,10 @@
 //!   of a segment). Only an inner node of long keys that differ late can exceed it; such blobs are synced like the rest.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     ops::{Bound, ControlFlow},
+    os::unix::fs::MetadataExt,
     path::Path,
     sync::{
         Arc,
@@ -28,7 +30,7 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 
 use super::files::{StoreDir, disk_bytes, io_error, sync_dir};
-use super::{KeyRange, KvStore, Op, Order, StoreError, Table, WriteBatch, check_keys};
+use super::{KeyRange, KvStore, Op, Order, StoreError, Table, Visitor, WriteBatch, check_keys};
 
 /// Page cache, unless asked for otherwise.
 pub(super) const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
@@ -55,7 +57,8 @@ pub struct SledStore {
     engine: RwLock<Engine>,
     /// Serialises writers; holds the number of the newest batch.
     newest_batch: Mutex<u64>,
-    bytes: AtomicU64,
+    /// Size of `blobs/` when it was last looked at.
+    blob_bytes: AtomicU64,
 }
 
 /// One generation: the database and our own descriptor of its file.
@@ -77,14 +80,15 @@ impl SledStore {
             cache_bytes,
             engine: RwLock::new(engine),
             newest_batch: Mutex::new(batch),
-            bytes: AtomicU64::new(0),
+            blob_bytes: AtomicU64::new(0),
         };
-        store.measure();
+        store.measure_blobs();
         Ok(store)
     }
 
-    fn measure(&self) {
-        self.bytes.store(disk_bytes(&self.files.current()), Ordering::Relaxed);
+    fn measure_blobs(&self) {
+        self.blob_bytes
+            .store(disk_bytes(&self.files.current().join("blobs")), Ordering::Relaxed);
     }
 
     /// Adds one operation to the tree's batch: heads and chunks to write, chunks of the former value to remove.
@@ -111,7 +115,10 @@ impl SledStore {
 /// Writes head and chunks; returns the number of chunks behind the head.
 fn put_record(tree: &mut sled::Batch, op: &Op, head_key: &[u8], value: &[u8], number: u64) -> Result<usize, StoreError> {
     if value.len() > MAX_VALUE_BYTES {
-        return Err(StoreError::Engine(format!("a value of {} bytes is over the limit of {MAX_VALUE_BYTES}", value.len())));
+        return Err(StoreError::Engine(format!(
+            "a value of {} bytes is over the limit of {MAX_VALUE_BYTES}",
+            value.len()
+        )));
     }
     let mut parts = value.chunks(CHUNK_BYTES);
     let total = (value.len() as u32).to_le_bytes();
@@ -135,7 +142,11 @@ impl Engine {
             .flush_every_ms(None);
         let db = open_when_unlocked(&config)?;
         let path = dir.join("db");
-        let file = File::options().read(true).write(true).open(&path).map_err(|error| io_error("opening", &path, error))?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|error| io_error("opening", &path, error))?;
         file.sync_all().map_err(|error| io_error("syncing", &path, error))?;
         sync_dir(&dir.join("blobs"))?;
         sync_dir(dir)?;
@@ -143,7 +154,9 @@ impl Engine {
     }
 
     fn newest_batch(&self) -> Result<u64, StoreError> {
-        let Some(value) = self.db.get(BATCH_KEY).map_err(failed)? else { return Ok(0) };
+        let Some(value) = self.db.get(BATCH_KEY).map_err(failed)? else {
+            return Ok(0);
+        };
         Ok(unseal(BATCH_KEY, &value)?.0)
     }
 
@@ -172,7 +185,9 @@ impl Engine {
         value.extend_from_slice(head.bytes);
         for n in 1..=head.chunks() {
             let chunk_key = chunk_key(table, key, n);
-            let Some(chunk) = self.db.get(&chunk_key).map_err(failed)? else { return Ok(None) };
+            let Some(chunk) = self.db.get(&chunk_key).map_err(failed)? else {
+                return Ok(None);
+            };
             let (batch, bytes) = unseal(&chunk_key, &chunk)?;
             if batch != head.batch {
                 return Ok(None);
@@ -188,7 +203,9 @@ impl Engine {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Arc<[u8]>>, StoreError> {
         let head_key = head_key(table, key);
         for _ in 0..READ_ATTEMPTS {
-            let Some(sealed) = self.db.get(&head_key).map_err(failed)? else { return Ok(None) };
+            let Some(sealed) = self.db.get(&head_key).map_err(failed)? else {
+                return Ok(None);
+            };
             let head = Head::decode(&head_key, &sealed)?;
             if head.chunks() == 0 {
                 return head.whole(&head_key).map(|bytes| Some(bytes.into()));
@@ -201,13 +218,7 @@ impl Engine {
     }
 
     /// Hands one record of a scan to the visitor. A record removed while the scan runs is left out.
-    fn visit(
-        &self,
-        table: Table,
-        tree_key: &[u8],
-        sealed: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, StoreError> {
+    fn visit(&self, table: Table, tree_key: &[u8], sealed: &[u8], visit: Visitor<'_>) -> Result<ControlFlow<()>, StoreError> {
         let key = tree_key.get(1..).unwrap_or_default();
         let head = Head::decode(tree_key, sealed)?;
         if head.chunks() == 0 {
@@ -241,13 +252,7 @@ impl KvStore for SledStore {
         self.engine.read().get(table, key)
     }
 
-    fn scan(
-        &self,
-        table: Table,
-        range: KeyRange<'_>,
-        order: Order,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), StoreError> {
+    fn scan(&self, table: Table, range: KeyRange<'_>, order: Order, visit: Visitor<'_>) -> Result<(), StoreError> {
         let Some(range) = tree_range(table, range) else { return Ok(()) };
         let engine = self.engine.read();
         let mut records = engine.db.range::<Vec<u8>, _>(range);
@@ -269,7 +274,7 @@ impl KvStore for SledStore {
         let mut newest = self.newest_batch.lock();
         let engine = self.engine.read();
         let number = *newest + 1;
-        let last_ops: std::collections::BTreeMap<_, _> = batch.ops.iter().map(|op| ((op.table(), op.key()), op)).collect();
+        let last_ops: BTreeMap<_, _> = batch.ops.iter().map(|op| ((op.table(), op.key()), op)).collect();
         let mut tree = sled::Batch::default();
         for op in last_ops.values() {
             SledStore::plan(&engine, op, number, &mut tree)?;
@@ -288,7 +293,7 @@ impl KvStore for SledStore {
         drop(newest);
         engine.sync(&self.files.current())?;
         self.files.raise_fence(batch)?;
-        self.measure();
+        self.measure_blobs();
         Ok(())
     }
 
@@ -306,12 +311,13 @@ impl KvStore for SledStore {
         drop(std::mem::replace(&mut *engine, next));
         *newest = 0;
         self.files.remove_other_generations()?;
-        self.measure();
+        self.measure_blobs();
         Ok(())
     }
 
     fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        let log = self.engine.read().file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
+        log + self.blob_bytes.load(Ordering::Relaxed)
     }
 
     fn backend(&self) -> &'static str {
@@ -327,8 +333,10 @@ fn chunk_key(table: Table, key: &[u8], n: usize) -> Vec<u8> {
     [&[table as u8 | CHUNK_TAG], key, &(n as u16).to_be_bytes()].concat()
 }
 
+type TreeRange = (Bound<Vec<u8>>, Bound<Vec<u8>>);
+
 /// The range in the tree, or `None` if it is empty: sled panics on a range that ends before it begins.
-fn tree_range(table: Table, (low, high): KeyRange<'_>) -> Option<(Bound<Vec<u8>>, Bound<Vec<u8>>)> {
+fn tree_range(table: Table, (low, high): KeyRange<'_>) -> Option<TreeRange> {
     let low = match low {
         Bound::Included(key) => Bound::Included(head_key(table, key)),
         Bound::Excluded(key) => Bound::Excluded(head_key(table, key)),
@@ -358,7 +366,11 @@ impl<'a> Head<'a> {
     fn decode(tree_key: &[u8], sealed: &'a [u8]) -> Result<Head<'a>, StoreError> {
         let (batch, rest) = unseal(tree_key, sealed)?;
         let (total, bytes) = rest.split_first_chunk::<4>().ok_or_else(|| damaged("too short", tree_key))?;
-        Ok(Head { batch, total: u32::from_le_bytes(*total) as usize, bytes })
+        Ok(Head {
+            batch,
+            total: u32::from_le_bytes(*total) as usize,
+            bytes,
+        })
     }
 
     /// Number of chunks behind the head.
@@ -368,7 +380,11 @@ impl<'a> Head<'a> {
 
     /// The value of a record without further chunks.
     fn whole(&self, tree_key: &[u8]) -> Result<&'a [u8], StoreError> {
-        if self.bytes.len() == self.total { Ok(self.bytes) } else { Err(damaged("wrong length", tree_key)) }
+        if self.bytes.len() == self.total {
+            Ok(self.bytes)
+        } else {
+            Err(damaged("wrong length", tree_key))
+        }
     }
 }
 
@@ -401,7 +417,84 @@ fn damaged(what: &str, tree_key: &[u8]) -> StoreError {
 fn failed(error: sled::Error) -> StoreError {
     match error {
         sled::Error::Corruption { .. } => StoreError::Corrupt(format!("sled: {error}")),
-        sled::Error::Io(source) => StoreError::Io { what: "sled".into(), source },
+        sled::Error::Io(source) => StoreError::Io {
+            what: "sled".into(),
+            source,
+        },
         other => StoreError::Engine(format!("sled: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(store: &SledStore, keys: std::ops::Range<u64>, key_len: usize, value_len: usize) {
+        for i in keys {
+            let mut key = i.to_be_bytes().to_vec();
+            key.resize(key_len, b'k');
+            let mut batch = WriteBatch::default();
+            batch.put(Table::Revision, key, vec![i as u8; value_len]);
+            store.write(batch).unwrap();
+        }
+    }
+
+    fn blobs(store: &SledStore) -> usize {
+        fs::read_dir(store.files.current().join("blobs")).unwrap().count()
+    }
+
+    #[test]
+    fn large_values_and_long_keys_leave_no_blobs() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path(), DEFAULT_CACHE_BYTES).unwrap();
+        write(&store, 0..8, 12, 1 << 20);
+        write(&store, 100..400, super::super::MAX_KEY_BYTES, 5000);
+        write(&store, 0..8, 12, 1 << 19);
+        store.sync().unwrap();
+        assert_eq!(blobs(&store), 0);
+    }
+
+    #[test]
+    fn rule_9_an_engine_that_lost_a_synced_batch_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path(), DEFAULT_CACHE_BYTES).unwrap();
+        write(&store, 0..10, 12, 100);
+        store.sync().unwrap();
+        let (db, before) = (store.files.current().join("db"), dir.path().join("before"));
+        fs::copy(&db, &before).unwrap();
+        write(&store, 10..20, 12, 100);
+        store.sync().unwrap();
+        drop(store);
+        fs::copy(&before, &db).unwrap();
+        match SledStore::open(dir.path(), DEFAULT_CACHE_BYTES) {
+            Err(StoreError::Refused(text)) => assert!(text.contains("lost data"), "{text}"),
+            Err(StoreError::Corrupt(_)) => {}
+            other => panic!("opened or failed otherwise: {:?}", other.map(|_| ())),
+        }
+    }
+
+    #[test]
+    fn a_crash_keeps_whole_batches_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path(), DEFAULT_CACHE_BYTES).unwrap();
+        for round in 0..40_u64 {
+            let mut batch = WriteBatch::default();
+            (0..30_u64).for_each(|i| batch.put(Table::Index, i.to_be_bytes(), vec![round as u8; 6000]));
+            store.write(batch).unwrap();
+        }
+        // What the operating system has so far, as a killed process would leave it; some of it is still in sled's buffers.
+        let copy = tempfile::tempdir().unwrap();
+        let engine = copy.path().join("sled-1");
+        fs::create_dir_all(engine.join("blobs")).unwrap();
+        fs::copy(dir.path().join("STORE"), copy.path().join("STORE")).unwrap();
+        for name in ["db", "conf"] {
+            fs::copy(store.files.current().join(name), engine.join(name)).unwrap();
+        }
+        let crashed = SledStore::open(copy.path(), DEFAULT_CACHE_BYTES).unwrap();
+        let newest = *crashed.newest_batch.lock();
+        for i in 0..30_u64 {
+            let value = crashed.get(Table::Index, &i.to_be_bytes()).unwrap();
+            assert_eq!(value.map(|value| u64::from(value[0]) + 1), (newest > 0).then_some(newest));
+        }
     }
 }

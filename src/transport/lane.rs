@@ -320,7 +320,7 @@ impl Lane {
                 Taken::Batch { messages, bytes } => {
                     if let Some(request) = self.request(&messages, bytes) {
                         post_id += 1;
-                        in_flight.push(post(post_id, self.client.clone(), request));
+                        in_flight.push(post(post_id, self.epoch, self.client.clone(), request));
                         started.push_back((post_id, Instant::now()));
                     }
                     continue;
@@ -329,9 +329,9 @@ impl Lane {
             }
             tokio::select! {
                 biased;
-                Some((id, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
+                Some((id, epoch, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
                     started.retain(|(started_id, _)| *started_id != id);
-                    self.settle(outcome);
+                    self.settle(epoch, outcome);
                 }
                 () = self.queue.arrived.notified() => {}
                 () = &mut watchdog => {
@@ -340,7 +340,7 @@ impl Lane {
                         // The peer hangs. Dropping the requests closes their connections.
                         in_flight.clear();
                         started.clear();
-                        self.settle(Outcome::Failed(format!("no answer within {timeout:?}")));
+                        self.settle(self.epoch, Outcome::Failed(format!("no answer within {timeout:?}")));
                         watchdog.as_mut().reset(Instant::now() + timeout);
                     } else {
                         watchdog.as_mut().reset(oldest + timeout);
@@ -389,7 +389,7 @@ impl Lane {
         Some(request)
     }
 
-    fn settle(&mut self, outcome: Outcome) {
+    fn settle(&mut self, epoch: u64, outcome: Outcome) {
         let peer = self.destination.peer;
         if let Outcome::Queued = outcome {
             self.backoff = FIRST_BACKOFF;
@@ -397,9 +397,11 @@ impl Lane {
             return;
         }
         self.queue.counters.failures.fetch_add(1, Relaxed);
-        // Whatever was lost, the receiver must not wait for it.
-        self.epoch += 1;
-        self.seq = 0;
+        // Whatever was lost, the receiver must not wait for it. What was sent before the last new beginning asks for no other.
+        if epoch == self.epoch {
+            self.epoch += 1;
+            self.seq = 0;
+        }
         match outcome {
             Outcome::Queued | Outcome::Busy => {}
             Outcome::Refused { code, detail } => {
@@ -424,7 +426,7 @@ impl Lane {
 }
 
 /// One POST. Never repeated.
-async fn post(id: u64, client: Client, request: Request) -> (u64, Outcome) {
+async fn post(id: u64, epoch: u64, client: Client, request: Request) -> (u64, u64, Outcome) {
     let outcome = match client.execute(request).await {
         Ok(response) if response.status() == StatusCode::OK => Outcome::Queued,
         Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => Outcome::Busy,
@@ -439,7 +441,7 @@ async fn post(id: u64, client: Client, request: Request) -> (u64, Outcome) {
         }
         Err(err) => Outcome::Failed(super::outbound::with_sources(&err)),
     };
-    (id, outcome)
+    (id, epoch, outcome)
 }
 
 /// Code and detail of a problem document, as far as there is one. At most 64 KiB are read.

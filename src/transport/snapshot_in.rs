@@ -50,12 +50,14 @@ pub(super) enum ReceiveError {
 
 /// Receives one snapshot at a time.
 pub(super) struct Receiver {
-    place: Semaphore,
+    place: Arc<Semaphore>,
 }
 
 impl Receiver {
     pub(super) fn new() -> Receiver {
-        Receiver { place: Semaphore::new(1) }
+        Receiver {
+            place: Arc::new(Semaphore::new(1)),
+        }
     }
 
     /// Takes a snapshot that `from` sends to `to`. Nothing is left on disk if it fails or is cancelled.
@@ -70,39 +72,30 @@ impl Receiver {
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: std::fmt::Display,
     {
-        let _place = self.place.try_acquire().map_err(|_| ReceiveError::Occupied)?;
+        let place = self.place.clone().try_acquire_owned().map_err(|_| ReceiveError::Occupied)?;
         let mut pieces = Pieces { body, idle_timeout };
         let (message, rest) = read_head(&mut pieces).await?;
         validate::check_snapshot(&message, from, to).map_err(ReceiveError::Invalid)?;
         let directory = service.snapshot_dir();
-        let file = unless_stored(
-            &directory,
-            &format!("incoming-{from}-{}", message.get_snapshot().get_metadata().index),
-        );
-        let mut incoming = Incoming(Some(file));
+        let mut incoming = Incoming::new(&directory, from, message.get_snapshot().get_metadata().index);
         write_durably(incoming.path(), rest, &mut pieces).await?;
-        let (service, path) = (service.clone(), incoming.path().to_owned());
+        let service = service.clone();
+        // From here on it goes to its end also if the sender goes away and this future is dropped: the place and the file go along.
         let accept = move || {
-            service.verify_snapshot(&message, &path).map_err(ReceiveError::Corrupt)?;
-            // The name must survive a power cut as well: the node acts on the file from here on.
+            let _place = place;
+            service.verify_snapshot(&message, incoming.path()).map_err(ReceiveError::Corrupt)?;
+            // The name must survive a power cut as well: the node acts on the file once it has it.
             std::fs::File::open(&directory)?.sync_all()?;
-            service.snapshot_received(from, message, path).map_err(|_| ReceiveError::Busy)
+            service
+                .snapshot_received(from, message, incoming.path().to_owned())
+                .map_err(|_| ReceiveError::Busy)?;
+            incoming.keep();
+            Ok(())
         };
-        blocking(accept).await?;
-        incoming.keep();
-        Ok(())
+        tokio::task::spawn_blocking(accept)
+            .await
+            .map_err(|err| ReceiveError::Io(io::Error::other(err)))?
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, ReceiveError> + Send + 'static) -> Result<T, ReceiveError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|err| ReceiveError::Io(io::Error::other(err)))?
-}
-
-/// A name nobody else uses in this process; leftovers of earlier ones are overwritten.
-fn unless_stored(directory: &Path, stem: &str) -> PathBuf {
-    directory.join(format!("{stem}-{}.tmp", NEXT_FILE.fetch_add(1, Relaxed)))
 }
 
 /// The body's data, piece by piece, none of them long in coming.
@@ -165,25 +158,37 @@ where
 }
 
 /// A file that is removed unless it is kept.
-struct Incoming(Option<PathBuf>);
+struct Incoming {
+    path: PathBuf,
+    keep: bool,
+}
 
 impl Incoming {
+    /// A name nobody else uses in this process; a leftover of an earlier one is overwritten.
+    fn new(directory: &Path, from: u64, snapshot_index: u64) -> Incoming {
+        let name = format!("incoming-{from}-{snapshot_index}-{}.tmp", NEXT_FILE.fetch_add(1, Relaxed));
+        Incoming {
+            path: directory.join(name),
+            keep: false,
+        }
+    }
+
     fn path(&self) -> &Path {
-        self.0.as_deref().unwrap_or(Path::new(""))
+        &self.path
     }
 
     fn keep(&mut self) {
-        self.0 = None;
+        self.keep = true;
     }
 }
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if let Some(path) = &self.0
-            && let Err(err) = std::fs::remove_file(path)
+        if !self.keep
+            && let Err(err) = std::fs::remove_file(&self.path)
             && err.kind() != ErrorKind::NotFound
         {
-            tracing::warn!(path = %path.display(), error = %err, "cannot remove an incomplete snapshot");
+            tracing::warn!(path = %self.path.display(), error = %err, "cannot remove an incomplete snapshot");
         }
     }
 }

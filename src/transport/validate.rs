@@ -27,6 +27,7 @@ pub(super) fn check(message: &Message, from: u64, to: u64) -> Result<(), String>
         }
         MessageType::MsgPropose => needs(!message.entries.is_empty(), "a proposal without entries"),
         MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => {
+            needs(kind == MessageType::MsgReadIndex || message.term > 0, "a message without a term")?;
             let [entry] = message.get_entries() else {
                 return Err("a read index without exactly one context".into());
             };

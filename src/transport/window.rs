@@ -153,7 +153,8 @@ impl State {
             return;
         }
         // This side may have restarted in the middle of a stream: then the first batch heard of is as good as any.
-        self.next = if self.epoch.is_none() { position.seq } else { 1 };
+        let in_the_middle = self.epoch.is_none() && position.seq > MAX_HELD as u64;
+        self.next = if in_the_middle { position.seq } else { 1 };
         self.epoch = Some(position.epoch);
         self.held.clear();
         self.held_bytes = 0;

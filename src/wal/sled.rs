@@ -15,7 +15,8 @@
 //! Why not sync sled itself before `append` returns, with the fence behind it? That is two fdatasyncs and sled's own path for each
 //! append (measured: 2 to 7 times slower), and it notices sled's losses without repairing any.
 //!
-//! `flush_async` is never called (it can hang). Removal goes in steps of [`STEP_RECORDS`] records. Entries that the keeper has not put yet are read from memory; the journal bounds them.
+//! `flush_async` is never called (it can hang), nor `apply_batch` (it takes the keys in random order and seals sled's buffer twice; the journal
+//! already makes units atomic). Removal goes in steps of [`STEP_RECORDS`] records. Entries that the keeper has not put yet are read from memory; the journal bounds them.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -30,7 +31,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::sled::{Batch, Db};
+use ::sled::Db;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
@@ -45,7 +46,7 @@ use super::{
 
 /// Largest value put into sled.
 const CHUNK_BYTES: usize = 4000;
-/// Bytes put into sled between two checkpoints, and at most in one batch of it.
+/// Bytes put into sled between two checkpoints.
 const CHECKPOINT_BYTES: usize = 64 * 1024;
 /// Records removed in one step.
 const STEP_RECORDS: usize = 256;
@@ -117,6 +118,7 @@ impl SledBackend {
             table: table.clone(),
             wake_bytes,
             unsynced_bytes: 0,
+            removals_due: 0,
         };
         let keeper = std::thread::Builder::new()
             .name("wal-keeper".to_owned())
@@ -309,6 +311,8 @@ struct Keeper {
     table: Table,
     wake_bytes: u64,
     unsynced_bytes: usize,
+    /// Compacted records to remove before more units are put: twice what was put last, so that removal keeps up under any load.
+    removals_due: usize,
 }
 
 enum Task {
@@ -334,9 +338,14 @@ impl Keeper {
         }
     }
 
-    fn next(&self) -> Task {
+    fn next(&mut self) -> Task {
         let mut state = self.shared.state.lock();
         loop {
+            if state.leftovers_to == 0 {
+                self.removals_due = 0;
+            } else if self.removals_due > 0 {
+                return Task::RemoveLeftovers { to: state.leftovers_to };
+            }
             let wanted = state.wanted_seq > state.durable_seq;
             if wanted && state.put_seq >= state.wanted_seq {
                 return Task::Checkpoint;
@@ -358,11 +367,19 @@ impl Keeper {
         match task {
             Task::Put(units) => {
                 self.put(&units)?;
+                self.removals_due = 2 * units
+                    .iter()
+                    .flat_map(|unit| &unit.records)
+                    .map(|(_, record)| record.len().div_ceil(CHUNK_BYTES))
+                    .sum::<usize>();
                 let mut state = self.shared.state.lock();
                 for unit in units {
                     state.put_seq = unit.seq;
-                    if let Remove::Prefix { to } = unit.remove {
-                        state.leftovers_to = to;
+                    match unit.remove {
+                        Remove::Prefix { to } => state.leftovers_to = to,
+                        // Nothing is left over, and the indices may be used again.
+                        Remove::All => state.leftovers_to = 0,
+                        Remove::Nothing | Remove::Suffix { .. } => {}
                     }
                 }
                 self.shared.done.notify_all();
@@ -370,6 +387,7 @@ impl Keeper {
             Task::Checkpoint | Task::Close => self.checkpoint()?,
             Task::RemoveLeftovers { to } => {
                 let removed = self.table.remove_step(0, to)?;
+                self.removals_due = self.removals_due.saturating_sub(STEP_RECORDS);
                 self.count(removed * CHUNK_BYTES)?;
                 let mut state = self.shared.state.lock();
                 if removed == 0 && state.leftovers_to == to {
@@ -381,24 +399,21 @@ impl Keeper {
     }
 
     fn put(&mut self, units: &[Unit]) -> Result<(), WalError> {
-        let mut pieces = Pieces::default();
         for unit in units {
             if let Some((from, to)) = removed_at_once(unit.remove) {
-                self.apply(pieces.take())?;
                 self.remove(from, to)?;
             }
             for (index, record) in &unit.records {
                 for (chunk, value) in chunks(record) {
-                    if let Some(full) = pieces.put(entry_key(*index, chunk), value) {
-                        self.apply(full)?;
-                    }
+                    self.table.insert(&entry_key(*index, chunk), value)?;
+                    self.count(value.len())?;
                 }
             }
         }
-        if let Some(newest) = units.last() {
-            pieces.batch.insert(META_KEY, newest.meta.as_slice());
+        match units.last() {
+            Some(newest) => self.table.insert(META_KEY, &newest.meta),
+            None => Ok(()),
         }
-        self.apply(pieces.take())
     }
 
     fn remove(&mut self, from: u64, to: u64) -> Result<(), WalError> {
@@ -409,11 +424,6 @@ impl Keeper {
                 return Ok(());
             }
         }
-    }
-
-    fn apply(&mut self, (batch, bytes): (Batch, usize)) -> Result<(), WalError> {
-        self.table.db.apply_batch(batch).map_err(sled_error)?;
-        self.count(bytes)
     }
 
     /// Makes a checkpoint when enough was written since the last.
@@ -443,26 +453,6 @@ fn removed_at_once(remove: Remove) -> Option<(u64, u64)> {
         Remove::Nothing | Remove::Prefix { .. } => None,
         Remove::Suffix { from, to } => Some((from, to)),
         Remove::All => Some((0, u64::MAX)),
-    }
-}
-
-/// Puts of at most [`CHECKPOINT_BYTES`] at a time.
-#[derive(Default)]
-struct Pieces {
-    batch: Batch,
-    bytes: usize,
-}
-
-impl Pieces {
-    /// Adds a put; returns what was gathered when it is enough.
-    fn put(&mut self, key: [u8; KEY_BYTES], value: &[u8]) -> Option<(Batch, usize)> {
-        self.batch.insert(&key, value);
-        self.bytes += KEY_BYTES + value.len();
-        (self.bytes >= CHECKPOINT_BYTES).then(|| self.take())
-    }
-
-    fn take(&mut self) -> (Batch, usize) {
-        (std::mem::take(&mut self.batch), std::mem::take(&mut self.bytes))
     }
 }
 
@@ -580,20 +570,21 @@ impl Table {
 
     /// Removes at most [`STEP_RECORDS`] records of entries `from..=to`; returns how many there were.
     fn remove_step(&self, from: u64, to: u64) -> Result<usize, WalError> {
-        let keys = self
+        let mut removed = 0;
+        for key in self
             .db
             .range(entry_key(from, 0)..=entry_key(to, u32::MAX))
             .keys()
-            .take(STEP_RECORDS);
-        let (mut batch, mut removed) = (Batch::default(), 0);
-        for key in keys {
-            batch.remove(key.map_err(sled_error)?);
+            .take(STEP_RECORDS)
+        {
+            self.db.remove(key.map_err(sled_error)?).map_err(sled_error)?;
             removed += 1;
         }
-        if removed > 0 {
-            self.db.apply_batch(batch).map_err(sled_error)?;
-        }
         Ok(removed)
+    }
+
+    fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), WalError> {
+        self.db.insert(key, value).map(drop).map_err(sled_error)
     }
 
     /// Whether sled has exactly `record` at `index`.
@@ -640,7 +631,7 @@ impl Table {
             restored += 1;
             while self.remove_step(*index, *index)? > 0 {}
             for (chunk, value) in record.iter().flat_map(|record| chunks(record)) {
-                self.db.insert(entry_key(*index, chunk), value).map_err(sled_error)?;
+                self.insert(&entry_key(*index, chunk), value)?;
                 unsynced_bytes += value.len();
                 if unsynced_bytes >= CHECKPOINT_BYTES {
                     self.checkpoint()?;
@@ -648,7 +639,7 @@ impl Table {
                 }
             }
         }
-        self.db.insert(META_KEY, newest).map_err(sled_error)?;
+        self.insert(META_KEY, &newest)?;
         self.checkpoint()?;
         if restored > 0 {
             tracing::info!(entries = restored, path = %self.path.display(), "the journal brought entries back into sled");

@@ -15,17 +15,17 @@ mod page;
 mod table;
 
 use std::{
-    ops::{Bound, ControlFlow},
+    ops::Bound,
     sync::Arc,
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
-use super::{KeyRange, KvStore, Op, Order, StoreError, TABLES, Table, WriteBatch, check_keys};
+use super::{KeyRange, KvStore, Op, Order, StoreError, TABLES, Table, Visitor, WriteBatch, check_keys};
 use table::Step;
 
-/// Changes that one hold of the locks applies: some 300 µs.
+/// Changes that one hold of the locks applies; bounds how long a reader waits for the writer.
 const OPS_PER_HOLD: usize = 1024;
 /// Records that one hold of the lock visits.
 const RECORDS_PER_HOLD: usize = 256;
@@ -69,13 +69,7 @@ impl KvStore for MemoryStore {
         Ok(self.table(table).read().get(key))
     }
 
-    fn scan(
-        &self,
-        table: Table,
-        range: KeyRange<'_>,
-        order: Order,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), StoreError> {
+    fn scan(&self, table: Table, range: KeyRange<'_>, order: Order, visit: Visitor<'_>) -> Result<(), StoreError> {
         let table = self.table(table);
         let mut step = table.read().scan(range, order, RECORDS_PER_HOLD, visit);
         while let Step::After(key) = step {

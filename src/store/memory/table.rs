@@ -1,12 +1,8 @@
 //! One table: pages in key order, and the values too long for them.
 
-use std::{
-    collections::BTreeMap,
-    ops::{Bound, ControlFlow},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
-use super::super::{KeyRange, Order};
+use super::super::{KeyRange, Order, Visitor};
 use super::page::{MAX_PACKED_VALUE, MIN_PAGE, Page, Stored};
 
 /// What an entry of the page map costs besides the page's own heap: the page, its separator, and the map's share.
@@ -80,7 +76,9 @@ impl Table {
         if self.pages.range::<[u8], _>(up_to(key)).next_back().is_none() {
             self.add_page(Box::default(), Page::default());
         }
-        let Some((_, page)) = self.pages.range_mut::<[u8], _>(up_to(key)).next_back() else { return };
+        let Some((_, page)) = self.pages.range_mut::<[u8], _>(up_to(key)).next_back() else {
+            return;
+        };
         let heap_before = page.heap();
         let position = page.search(key);
         if let Ok(i) = position {
@@ -103,7 +101,9 @@ impl Table {
 
     /// Removes `key` if it is there.
     pub(super) fn delete(&mut self, key: &[u8]) {
-        let Some((separator, page)) = self.pages.range_mut::<[u8], _>(up_to(key)).next_back() else { return };
+        let Some((separator, page)) = self.pages.range_mut::<[u8], _>(up_to(key)).next_back() else {
+            return;
+        };
         let Ok(i) = page.search(key) else { return };
         if let Stored::Slot(slot) = page.record(i).1 {
             self.slab.remove(slot);
@@ -121,13 +121,7 @@ impl Table {
     }
 
     /// Visits at most `limit` records of the range.
-    pub(super) fn scan(
-        &self,
-        range: KeyRange<'_>,
-        order: Order,
-        limit: usize,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Step {
+    pub(super) fn scan(&self, range: KeyRange<'_>, order: Order, limit: usize, visit: Visitor<'_>) -> Step {
         match order {
             Order::Asc => self.scan_up(range, limit, visit),
             Order::Desc => self.scan_down(range, limit, visit),
@@ -139,7 +133,7 @@ impl Table {
         self.page_heap + self.slab.bytes
     }
 
-    fn scan_up(&self, (low, high): KeyRange<'_>, mut limit: usize, visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Step {
+    fn scan_up(&self, (low, high): KeyRange<'_>, mut limit: usize, visit: Visitor<'_>) -> Step {
         let first = self.first_page(low);
         let mut from = Some(low);
         for (_, page) in self.pages.range::<[u8], _>((first, Bound::Unbounded)) {
@@ -158,7 +152,7 @@ impl Table {
         Step::Done
     }
 
-    fn scan_down(&self, (low, high): KeyRange<'_>, mut limit: usize, visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Step {
+    fn scan_down(&self, (low, high): KeyRange<'_>, mut limit: usize, visit: Visitor<'_>) -> Step {
         let last = match high {
             Bound::Included(key) | Bound::Excluded(key) => Bound::Included(key),
             Bound::Unbounded => Bound::Unbounded,
@@ -212,7 +206,10 @@ impl Table {
     /// Joins a small page with its left or its right neighbour, so that compaction leaves no trail of nearly empty pages.
     fn join_neighbours(&mut self, separator: &[u8]) {
         let Some(page) = self.pages.get(separator) else { return };
-        let left = self.pages.range::<[u8], _>((Bound::Unbounded, Bound::Excluded(separator))).next_back();
+        let left = self
+            .pages
+            .range::<[u8], _>((Bound::Unbounded, Bound::Excluded(separator)))
+            .next_back();
         let right = self.pages.range::<[u8], _>((Bound::Excluded(separator), Bound::Unbounded)).next();
         let (keep, remove) = match (left, right) {
             (Some((left, neighbour)), _) if page.can_join(neighbour) => (left.clone(), separator.into()),

@@ -1,0 +1,9 @@
+//! The state machine from outside: against a model, by its rules, its watches and its snapshots.
+
+mod bench;
+mod model;
+mod property;
+mod rules;
+mod snapshots;
+mod support;
+mod watches;

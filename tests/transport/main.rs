@@ -1,0 +1,453 @@
+//! The transport between real listeners on loopback.
+
+mod harness;
+
+use std::{
+    sync::atomic::Ordering::SeqCst,
+    time::{Duration, Instant},
+};
+
+use harness::*;
+use metcd::{
+    leader::{LeaderError, LeaderReply, LeaderRequest},
+    transport::{FetchError, Identity, MEMBER_REMOVED, Peer, Refusal, Transport, TransportLimits},
+};
+use raft::eraftpb::{Message, MessageType};
+use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appends_arrive_in_order_whatever_their_size() {
+    let node = Node::start(2).await;
+    let (transport, events) = transport(1, TransportLimits::default(), vec![node.peer()]);
+    for index in 0..400 {
+        transport.send(vec![append(1, 2, index, if index % 7 == 0 { 100_000 } else { 10 })]);
+        if index % 3 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    eventually("400 appends", || node.recorder.stepped.lock().len() == 400).await;
+    assert_eq!(node.recorder.indexes(), (0..400).collect::<Vec<_>>());
+    assert_eq!(events.unreachable_count(2), 0);
+    let lane = transport.metrics()[0].append;
+    assert_eq!((lane.messages, lane.dropped, lane.failures), (400, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_arrives_is_in_order_also_when_some_is_lost() {
+    let node = Node::start(2).await;
+    let (transport, events) = transport(1, TransportLimits::default(), vec![node.peer()]);
+    for index in 0..3000 {
+        node.recorder.full.store(index % 50 < 5, SeqCst);
+        transport.send(vec![append(1, 2, index, if index % 7 == 0 { 50_000 } else { 10 })]);
+        if index % 10 == 0 {
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+    }
+    node.recorder.full.store(false, SeqCst);
+    let last = || node.recorder.stepped.lock().last().map(|message| message.index);
+    eventually("the queue is empty", || transport.metrics()[0].append.queued == 0).await;
+    transport.send(vec![append(1, 2, 9000, 10)]);
+    eventually("the last one", || last() == Some(9000)).await;
+    let indexes = node.recorder.indexes();
+    assert!(indexes.is_sorted(), "{indexes:?}");
+    assert!(events.unreachable_count(2) > 0 && indexes.len() > 1000, "{} of 3000", indexes.len());
+}
+
+#[tokio::test]
+async fn control_messages_arrive_unchanged() {
+    let node = Node::start(2).await;
+    let (transport, _) = transport(1, TransportLimits::default(), vec![node.peer()]);
+    let mut heartbeat = message(MessageType::MsgHeartbeat, 1, 2, 0);
+    heartbeat.context = vec![7; 24].into();
+    heartbeat.commit = 5;
+    let sent = vec![heartbeat, message(MessageType::MsgAppendResponse, 1, 2, 9)];
+    transport.send(sent.clone());
+    eventually("both", || node.recorder.stepped.lock().len() == 2).await;
+    assert_eq!(*node.recorder.stepped.lock(), sent);
+}
+
+#[tokio::test]
+async fn a_dead_peer_is_reported_and_served_again_soon_after_it_is_back() {
+    let node = Node::start(2).await;
+    let (transport, events) = transport(1, TransportLimits::default(), vec![node.peer()]);
+    transport.send(vec![append(1, 2, 1, 10)]);
+    eventually("the first", || node.recorder.stepped.lock().len() == 1).await;
+    let address = node.stop().await;
+    let begin = Instant::now();
+    while events.unreachable_count(2) == 0 {
+        assert!(begin.elapsed() < PATIENCE);
+        transport.send(vec![append(1, 2, 2, 10)]);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Dropped while it is down, without a queue that grows.
+    for index in 0..1000 {
+        transport.send(vec![append(1, 2, index, 10)]);
+    }
+    assert!(transport.metrics()[0].append.queued < 1000);
+    let listener = TcpListener::bind(address).await.expect("the port is free again");
+    let node = Node::start_at(listener, 2, TransportLimits::default());
+    let back = Instant::now();
+    while node.recorder.stepped.lock().is_empty() {
+        assert!(back.elapsed() < Duration::from_secs(5), "still not reached");
+        transport.send(vec![append(1, 2, 5, 10)]);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!transport.metrics()[0].append.down);
+}
+
+#[tokio::test]
+async fn a_full_receiver_makes_its_sender_report_it_unreachable() {
+    let node = Node::start(2).await;
+    let (transport, events) = transport(1, TransportLimits::default(), vec![node.peer()]);
+    node.recorder.full.store(true, SeqCst);
+    transport.send(vec![append(1, 2, 1, 10)]);
+    eventually("unreachable", || events.unreachable_count(2) == 1).await;
+    node.recorder.full.store(false, SeqCst);
+    transport.send(vec![append(1, 2, 2, 10)]);
+    eventually("the next", || node.recorder.indexes() == [2]).await;
+}
+
+/// Accepts connections and reads nothing: a stopped process.
+async fn stopped_peer() -> (TcpListener, Peer) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let url = format!("http://{}", listener.local_addr().expect("address"));
+    (listener, Peer { id: 2, url })
+}
+
+#[tokio::test]
+async fn a_full_lane_drops_and_reports() {
+    let (_listener, peer) = stopped_peer().await;
+    let limits = TransportLimits {
+        queue_messages: 10,
+        ..TransportLimits::default()
+    };
+    let (transport, events) = transport(1, limits, vec![peer]);
+    for index in 0..100 {
+        transport.send(vec![append(1, 2, index, 10)]);
+        tokio::task::yield_now().await;
+    }
+    assert!(transport.metrics()[0].append.queued <= 10);
+    assert!(events.unreachable_count(2) >= 1);
+}
+
+#[tokio::test]
+async fn a_stopped_peer_holds_a_lane_no_longer_than_its_timeout() {
+    let (_listener, peer) = stopped_peer().await;
+    let limits = TransportLimits {
+        append_timeout: Duration::from_millis(200),
+        control_timeout: Duration::from_millis(200),
+        ..TransportLimits::default()
+    };
+    let (transport, events) = transport(1, limits, vec![peer]);
+    transport.send(vec![append(1, 2, 1, 10), message(MessageType::MsgHeartbeat, 1, 2, 0)]);
+    eventually("both lanes gave up", || events.unreachable_count(2) == 2).await;
+}
+
+#[tokio::test]
+async fn a_message_to_nobody_is_reported() {
+    let (transport, events) = transport(1, TransportLimits::default(), vec![]);
+    transport.send(vec![append(1, 9, 1, 10)]);
+    assert_eq!(events.unreachable_count(9), 1);
+}
+
+#[tokio::test]
+async fn rule_27_wrong_cluster_wrong_receiver_and_unknown_senders_are_refused() {
+    let node = Node::start(2).await;
+    let refused_as = async |identity: Identity, peer: Peer| {
+        let events = std::sync::Arc::new(Events::default());
+        let transport = Transport::start(identity, TransportLimits::default(), events.clone()).expect("a transport");
+        let to = peer.id;
+        transport.set_peers(vec![peer]);
+        transport.send(vec![append(identity.member, to, 1, 10)]);
+        eventually("refused", || !events.refused.lock().is_empty()).await;
+        events.refused.lock()[0].1.clone()
+    };
+    assert_eq!(
+        refused_as(
+            Identity {
+                cluster_id: 1,
+                ..identity(1)
+            },
+            node.peer()
+        )
+        .await,
+        "cluster_mismatch"
+    );
+    assert_eq!(refused_as(identity(1), Peer { id: 3, url: node.url() }).await, "wrong_receiver");
+    *node.recorder.refusal.lock() = Some(Refusal {
+        code: "member_reincarnated",
+        detail: "another directory".into(),
+    });
+    assert_eq!(refused_as(identity(1), node.peer()).await, "member_reincarnated");
+    assert!(node.recorder.stepped.lock().is_empty());
+}
+
+#[tokio::test]
+async fn a_removed_member_is_told_so() {
+    let node = Node::start(2).await;
+    *node.recorder.refusal.lock() = Some(Refusal {
+        code: MEMBER_REMOVED,
+        detail: "member 1 was removed".into(),
+    });
+    let (transport, events) = transport(1, TransportLimits::default(), vec![node.peer()]);
+    transport.send(vec![message(MessageType::MsgRequestVote, 1, 2, 1)]);
+    eventually("told", || !events.removed.lock().is_empty()).await;
+    assert_eq!(events.removed.lock()[0], "member 1 was removed");
+}
+
+async fn post_raw(node: &Node, path: &str, body: Vec<u8>) -> u16 {
+    let header = format!("cluster={CLUSTER:016x};from=1;incarnation={:016x};to=2", 101);
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let sent = client
+        .post(format!("{}{path}", node.url()))
+        .header("metcd-peer", header)
+        .body(body)
+        .send();
+    in_time(sent).await.expect("an answer").status().as_u16()
+}
+
+fn encoded(message: &Message) -> Vec<u8> {
+    use protobuf::Message as _;
+    message.write_length_delimited_to_bytes().expect("encodes")
+}
+
+#[tokio::test]
+async fn rule_27_malformed_forged_and_oversized_bodies_are_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let node = Node::start_at(
+        listener,
+        2,
+        TransportLimits {
+            max_body_bytes: 10_000,
+            ..TransportLimits::default()
+        },
+    );
+    assert_eq!(post_raw(&node, "/raft", b"\xff\xff\xff".to_vec()).await, 400);
+    assert_eq!(
+        post_raw(&node, "/raft", encoded(&append(3, 2, 1, 10))).await,
+        400,
+        "from somebody else"
+    );
+    assert_eq!(
+        post_raw(&node, "/raft", encoded(&message(MessageType::MsgHup, 1, 2, 1))).await,
+        400,
+        "local"
+    );
+    assert_eq!(
+        post_raw(&node, "/raft", encoded(&snapshot_message(1, 2, 5))).await,
+        400,
+        "a snapshot"
+    );
+    assert_eq!(post_raw(&node, "/raft", vec![0; 20_000]).await, 413);
+    assert_eq!(post_raw(&node, "/other", vec![]).await, 404);
+    assert_eq!(post_raw(&node, "/raft/members", vec![]).await, 405);
+    assert!(node.recorder.stepped.lock().is_empty());
+    assert_eq!(post_raw(&node, "/raft", encoded(&append(1, 2, 1, 10))).await, 200);
+    assert_eq!(node.recorder.indexes(), [1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_arrives_whole_and_is_reported_once() {
+    let node = Node::start(2).await;
+    let (transport, events) = transport(1, TransportLimits::default(), vec![node.peer()]);
+    transport.send_snapshot(
+        snapshot_message(1, 2, 77),
+        Box::new(Chunks {
+            left: 40,
+            size: 100_000,
+            then: Ending::Whole,
+        }),
+    );
+    eventually("reported", || !events.snapshots.lock().is_empty()).await;
+    assert_eq!(*events.snapshots.lock(), [(2, true)]);
+    let received = node.recorder.snapshots.lock();
+    let [(1, 77, bytes)] = &received[..] else {
+        panic!("one snapshot of index 77 from 1")
+    };
+    assert_eq!(bytes.len(), 40 * 100_000 + 3);
+    drop(received);
+    assert_eq!(node.recorder.files(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_28_a_snapshot_that_fails_is_reported_once_and_leaves_nothing_behind() {
+    let node = Node::start(2).await;
+    let (transport, events) = transport(1, TransportLimits::default(), vec![node.peer()]);
+    for (round, then) in [Ending::Corrupt, Ending::Failure].into_iter().enumerate() {
+        transport.send_snapshot(
+            snapshot_message(1, 2, 5),
+            Box::new(Chunks {
+                left: 20,
+                size: 50_000,
+                then,
+            }),
+        );
+        eventually("reported", || events.snapshots.lock().len() == round + 1).await;
+        eventually("cleaned up", || node.recorder.files() == 0).await;
+    }
+    // Nobody there at all.
+    transport.send_snapshot(
+        snapshot_message(1, 9, 5),
+        Box::new(Chunks {
+            left: 1,
+            size: 1,
+            then: Ending::Whole,
+        }),
+    );
+    assert_eq!(*events.snapshots.lock(), [(2, false), (2, false), (9, false)]);
+    assert!(node.recorder.snapshots.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_28_a_snapshot_that_cannot_be_stored_is_reported() {
+    let node = Node::start(2).await;
+    std::fs::remove_dir(node.recorder.directory.path()).expect("empty");
+    let (transport, events) = transport(1, TransportLimits::default(), vec![node.peer()]);
+    transport.send_snapshot(
+        snapshot_message(1, 2, 5),
+        Box::new(Chunks {
+            left: 20,
+            size: 50_000,
+            then: Ending::Whole,
+        }),
+    );
+    eventually("reported", || *events.snapshots.lock() == [(2, false)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_28_a_snapshot_to_a_stopped_peer_is_given_up() {
+    let (_listener, peer) = stopped_peer().await;
+    let limits = TransportLimits {
+        snapshot_idle_timeout: Duration::from_millis(200),
+        ..TransportLimits::default()
+    };
+    let (transport, events) = transport(1, limits, vec![peer]);
+    transport.send_snapshot(
+        snapshot_message(1, 2, 5),
+        Box::new(Chunks {
+            left: 10_000,
+            size: 100_000,
+            then: Ending::Whole,
+        }),
+    );
+    // A second one at the same time fails at once.
+    transport.send_snapshot(
+        snapshot_message(1, 2, 6),
+        Box::new(Chunks {
+            left: 1,
+            size: 1,
+            then: Ending::Whole,
+        }),
+    );
+    assert_eq!(*events.snapshots.lock(), [(2, false)]);
+    eventually("given up", || *events.snapshots.lock() == [(2, false), (2, false)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_28_a_sender_that_ends_within_a_snapshot_leaves_nothing_behind() {
+    let node = Node::start(2).await;
+    let head = encoded(&snapshot_message(1, 2, 5));
+    let mut stream = tokio::net::TcpStream::connect(node.address).await.expect("connect");
+    let request = format!(
+        "POST /raft/snapshot HTTP/1.1\r\nhost: a\r\nmetcd-peer: cluster={CLUSTER:016x};from=1;incarnation=0000000000000065;to=2\r\n\
+         content-length: 1000000\r\n\r\n"
+    );
+    stream
+        .write_all(&[request.as_bytes(), &head, b"half of it"].concat())
+        .await
+        .expect("sent");
+    eventually("a file", || node.recorder.files() == 1).await;
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let second = client
+        .post(format!("{}/raft/snapshot", node.url()))
+        .header(
+            "metcd-peer",
+            format!("cluster={CLUSTER:016x};from=1;incarnation=0000000000000065;to=2"),
+        )
+        .body(head)
+        .send();
+    assert_eq!(in_time(second).await.expect("an answer").status(), 429, "one at a time");
+    drop(stream);
+    eventually("cleaned up", || node.recorder.files() == 0).await;
+    assert!(node.recorder.snapshots.lock().is_empty());
+}
+
+#[tokio::test]
+async fn relayed_requests_are_answered_and_bounded() {
+    let node = Node::start(2).await;
+    let (transport, _) = transport(1, TransportLimits::default(), vec![node.peer()]);
+    let second = Duration::from_secs(1);
+    let alive = transport.call(2, &LeaderRequest::KeepAlive { lease: 30 }, second).await;
+    assert_eq!(
+        alive,
+        Ok(LeaderReply::Lease {
+            ttl_ms: 30,
+            remaining_ms: 1000
+        })
+    );
+    let promoted = transport.call(2, &LeaderRequest::Promote { id: 8 }, second).await;
+    assert_eq!(promoted, Err(LeaderError::MemberNotFound { id: 8 }));
+    assert_eq!(
+        transport.call(9, &LeaderRequest::Progress, second).await,
+        Err(LeaderError::NoLeader)
+    );
+    let late = transport.call(2, &LeaderRequest::Progress, Duration::from_millis(100)).await;
+    assert_eq!(late, Err(LeaderError::Timeout), "it was begun");
+    *node.recorder.refusal.lock() = Some(Refusal {
+        code: "unknown_member",
+        detail: String::new(),
+    });
+    assert_eq!(
+        transport.call(2, &LeaderRequest::Progress, second).await,
+        Err(LeaderError::NoLeader),
+        "it was never begun"
+    );
+    let address = node.stop().await;
+    transport.set_peers(vec![Peer {
+        id: 2,
+        url: format!("http://{address}"),
+    }]);
+    assert_eq!(
+        transport.call(2, &LeaderRequest::Progress, second).await,
+        Err(LeaderError::NoLeader),
+        "nobody there"
+    );
+}
+
+#[tokio::test]
+async fn the_member_list_is_open_to_whoever_knows_the_cluster() {
+    let node = Node::start(2).await;
+    *node.recorder.refusal.lock() = Some(Refusal {
+        code: "member_reincarnated",
+        detail: String::new(),
+    });
+    let (transport, _) = transport(1, TransportLimits::default(), vec![]);
+    let members = transport.fetch_members(&node.url(), PATIENCE).await;
+    assert_eq!(members, Ok(serde_json::json!({ "answered_by": 2 })));
+    let stranger = Identity {
+        cluster_id: 9,
+        ..identity(1)
+    };
+    let stranger = Transport::start(stranger, TransportLimits::default(), std::sync::Arc::new(Events::default())).expect("a transport");
+    let refused = stranger.fetch_members(&node.url(), PATIENCE).await;
+    assert!(
+        matches!(refused, Err(FetchError::Refused { status: 412, ref code, .. }) if code == "cluster_mismatch"),
+        "{refused:?}"
+    );
+    assert!(matches!(
+        transport.fetch_members("nonsense", PATIENCE).await,
+        Err(FetchError::BadUrl(_))
+    ));
+}
+
+#[tokio::test]
+async fn peers_that_change_their_address_get_new_lanes() {
+    let (first, second) = (Node::start(2).await, Node::start(2).await);
+    let (transport, _) = transport(1, TransportLimits::default(), vec![first.peer()]);
+    transport.send(vec![append(1, 2, 1, 10)]);
+    eventually("the first", || first.recorder.indexes() == [1]).await;
+    transport.set_peers(vec![second.peer()]);
+    transport.send(vec![append(1, 2, 2, 10)]);
+    eventually("the second", || second.recorder.indexes() == [2]).await;
+    assert_eq!(first.recorder.indexes(), [1]);
+}

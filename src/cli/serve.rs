@@ -1,6 +1,7 @@
 //! `metcd serve`: flags → configuration → logging → runtime → server → exit code.
 
 use std::path::PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
 
 use clap::Args;
 
@@ -164,12 +165,42 @@ fn run_to_the_end(config: Config, log: LogHandle) -> Result<(), CliError> {
     runtime.block_on(serve(config, log)).map_err(CliError::Failed)
 }
 
-/// Where the server is started; it returns when the member has stopped in order.
-async fn serve(config: Config, _log: LogHandle) -> Result<(), String> {
-    Err(format!(
-        "nothing to serve on {}: the server is not wired in yet",
-        config.listen.client
-    ))
+/// Runs the member; it returns when the member has stopped in order.
+async fn serve(config: Config, log: LogHandle) -> Result<(), String> {
+    let stop = stop_signal().map_err(|error| format!("cannot listen for signals: {error}"))?;
+    crate::server::run(config, log, stop).await.map_err(|error| error.to_string())
+}
+
+/// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once.
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (first, stopped) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            }
+        };
+        let name = next().await;
+        tracing::info!(signal = name, "stopping in order; a second signal ends the process at once");
+        // The receiver is gone only when the server has ended already.
+        let _ = first.send(());
+        next().await;
+        end_at_once();
+    });
+    Ok(async {
+        let _ = stopped.await;
+    })
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "that is what a second signal asks for; the log on disk survives it as it survives kill -9"
+)]
+fn end_at_once() -> ! {
+    std::process::exit(1)
 }
 
 #[cfg(test)]

@@ -1,1 +1,207 @@
-//! The client API (API.md) as an axum router over [`crate::node::Node`].
+//! The client API over HTTP.
+//!
+//! A request goes `Guard` (is the caller allowed to be here) → [`route::resolve`] (raw path bytes to a route) → one handler → `finish`
+//! (headers that every answer carries, metrics). Handlers see a [`call::Call`] and the [`Node`]; they return a response or an
+//! [`error::ApiError`], which is the one type that knows status codes.
+//!
+//! Invariants:
+//! - The path is decoded once, as bytes; nothing folds dot segments or slashes. Query parameters likewise.
+//! - Nothing is buffered beyond a limit, in or out: bodies are refused while they stream, lists and watches are pulled.
+//! - A handler has no effect before its request is parsed to the last parameter.
+//! - `outcome` is never `not_applied` for a command that was handed to raft.
+//!
+//! Not here: accepting connections, header timeouts and TLS (the connection server calls [`Api`]).
+
+mod accept;
+mod body;
+mod call;
+mod conditions;
+mod error;
+mod guard;
+mod json;
+mod kv;
+mod params;
+mod percent;
+mod respond;
+mod route;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, StatusCode, header};
+use hyper::body::Body as HttpBody;
+use tokio::time::Instant;
+
+use self::body::RequestBody;
+use self::call::{Call, Reply};
+use self::error::{ApiError, Problem};
+use self::guard::Guard;
+use self::params::Params;
+use self::route::{Route, Target};
+use crate::config::Config;
+use crate::node::Node;
+
+/// What the handlers share. Cheap to clone.
+#[derive(Clone)]
+pub struct AppState(Arc<App>);
+
+/// See [`AppState`].
+pub(in crate::http) struct App {
+    node: Node,
+    config: Arc<Config>,
+    guard: Guard,
+    member: HeaderValue,
+    watchers: AtomicUsize,
+}
+
+impl AppState {
+    /// Over a node, with a checked configuration.
+    pub fn new(node: Node, config: Arc<Config>) -> AppState {
+        let member = HeaderValue::from(node.id());
+        let guard = Guard::new(&config);
+        AppState(Arc::new(App {
+            node,
+            config,
+            guard,
+            member,
+            watchers: AtomicUsize::new(0),
+        }))
+    }
+}
+
+impl App {
+    /// Takes a place among the open watches and waits (`limits.max_watchers`).
+    fn watch_slot(self: &App) -> Result<WatchSlot<'_>, ApiError> {
+        let max = self.config.limits.max_watchers;
+        if self.watchers.fetch_add(1, Ordering::Relaxed) >= max {
+            self.watchers.fetch_sub(1, Ordering::Relaxed);
+            return Err(Problem::TooManyWatchers { max }.into());
+        }
+        Ok(WatchSlot(self))
+    }
+}
+
+/// A place among the open watches.
+struct WatchSlot<'a>(&'a App);
+
+impl Drop for WatchSlot<'_> {
+    fn drop(&mut self) {
+        self.0.watchers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The whole client API as a service: call it per connection. It is always ready and never fails.
+#[derive(Clone)]
+pub struct Api(AppState);
+
+/// The client API as a service.
+pub fn service(state: AppState) -> Api {
+    Api(state)
+}
+
+/// The client API as an axum router, to nest or to layer. [`service`] is the same without axum's own matching.
+pub fn router(state: AppState) -> axum::Router {
+    axum::Router::new().fallback_service(service(state))
+}
+
+impl<B> tower::Service<Request<B>> for Api
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<axum::BoxError>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let state = self.0.clone();
+        Box::pin(async move { Ok(serve(&state.0, request.map(Body::new)).await) })
+    }
+}
+
+async fn serve(app: &App, request: Request<Body>) -> Response {
+    let arrived = Instant::now();
+    let (parts, body) = request.into_parts();
+    let mut body = RequestBody::new(body, parts.headers.contains_key(header::EXPECT));
+    let (route, cors, reply) = match app.guard.check(&parts) {
+        Err(refused) => (Route::Unknown, None, Err(refused)),
+        Ok(cors) => match route::resolve(parts.uri.path()) {
+            Err(invalid) => (Route::Unknown, cors, Err(invalid)),
+            Ok(target) => (target.route, cors, dispatch(app, &parts, &mut body, target, arrived).await),
+        },
+    };
+    body.discard();
+    let mutation = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+    let mut response = reply.unwrap_or_else(|error| error.into_response(mutation));
+    if let Some(origin) = cors {
+        guard::add_cors(response.headers_mut(), origin, &parts.method, route.allow());
+    }
+    finish(app, route, &parts, response)
+}
+
+async fn dispatch(app: &App, parts: &Parts, body: &mut RequestBody, target: Target, arrived: Instant) -> Reply {
+    if parts.method == Method::OPTIONS {
+        let mut response = respond::empty(StatusCode::NO_CONTENT);
+        response
+            .headers_mut()
+            .insert(header::ALLOW, HeaderValue::from_static(target.route.allow()));
+        return Ok(response);
+    }
+    if !target.route.allows(&parts.method) {
+        return Err(route::refuse_method(&target, &parts.method, parts.uri.path()));
+    }
+    let params = Params::parse(parts.uri.query())?;
+    let route = target.route;
+    let mut call = Call {
+        app,
+        parts,
+        body,
+        route,
+        argument: target.argument,
+        params,
+        arrived,
+    };
+    let call = &mut call;
+    match (route, parts.method.as_str()) {
+        (Route::ShortKey | Route::Key, "PUT") => kv::put(call).await,
+        (Route::ShortKey | Route::Key, "DELETE") => kv::delete(call).await,
+        (Route::ShortKey | Route::Key, _) => kv::get(call).await,
+        _ => Err(Problem::UnknownRoute.into()),
+    }
+}
+
+/// What every answer carries.
+fn finish(app: &App, route: Route, parts: &Parts, mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(&respond::METCD_MEMBER, app.member.clone());
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if route.is_data() && !headers.contains_key(&respond::METCD_REVISION) {
+        headers.insert(&respond::METCD_REVISION, HeaderValue::from(app.node.reader().revision()));
+    }
+    if parts.method == Method::HEAD {
+        strip_body(&mut response);
+    }
+    response
+}
+
+/// A HEAD is answered as the GET would be, with its length and without its body.
+fn strip_body(response: &mut Response) {
+    if let Some(length) = response.body().size_hint().exact()
+        && response.status() != StatusCode::NOT_MODIFIED
+    {
+        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    *response.body_mut() = Body::empty();
+}

@@ -71,6 +71,22 @@ pub struct RangePage {
     pub more: bool,
 }
 
+/// What the member table says of an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// The table is empty: this node is not in a cluster yet.
+    Uninitialized,
+    /// A member; incarnation 0 is not bound to a data directory yet.
+    Member {
+        /// Its data directory.
+        incarnation: u64,
+    },
+    /// Was removed.
+    Removed,
+    /// Never was a member.
+    Unknown,
+}
+
 /// A lease as seen by readers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseInfo {
@@ -328,6 +344,28 @@ impl StateReader {
     /// Whether this id was a member once and was removed.
     pub fn is_removed(&self, id: u64) -> bool {
         self.shared.with(|published| published.members.removed.contains(&id))
+    }
+
+    /// The ids that were members once and were removed, ascending.
+    pub fn removed(&self) -> Vec<u64> {
+        self.shared.with(|published| published.members.removed.iter().copied().collect())
+    }
+
+    /// What the member table says of a sender; cheap, asked for every request of a peer.
+    pub fn admission(&self, id: u64) -> Admission {
+        self.shared.with(|published| {
+            if published.members.present.is_empty() {
+                Admission::Uninitialized
+            } else if let Some(member) = published.members.present.get(&id) {
+                Admission::Member {
+                    incarnation: member.incarnation,
+                }
+            } else if published.members.removed.contains(&id) {
+                Admission::Removed
+            } else {
+                Admission::Unknown
+            }
+        })
     }
 
     /// The cluster's id.

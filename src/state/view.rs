@@ -102,6 +102,18 @@ impl SnapshotView {
         }
     }
 
+    /// Another view of the same moment, from its beginning: one for each that reads it.
+    pub fn fork(&self) -> SnapshotView {
+        let revision = self._pin.revision;
+        let is_pinned = self.shared.try_pin(revision);
+        assert!(is_pinned, "revision {revision} is pinned by this view already");
+        let pin = Pin {
+            revision,
+            shared: self.shared.clone(),
+        };
+        SnapshotView::new(self.core.clone(), self.applied.clone(), self.shared.clone(), pin)
+    }
+
     /// The next records, about `max_bytes` of them; `None` when there are no more. Reads the store: not for an async thread.
     pub fn next_records(&mut self, max_bytes: usize) -> Result<Option<Vec<Record>>, StateError> {
         let mut records = Vec::new();

@@ -6,8 +6,31 @@
 //! - Entries and hard state of one batch are one atomic unit (rule 6); appending at index i removes all entries ≥ i in the same unit (rule 10).
 //! - Every record is checksummed and verified whenever it is read (rule 8). Damage is an error, never a shorter log.
 //! - A failed write or sync poisons the log: the caller ends the process, nothing is retried (rule 5).
+//!
+//! The parts, downwards: [`open`] chooses an engine · `checked` is what all engines share (records in a hash chain, a meta record in each
+//! atomic unit, verification) · `record` is the bytes · `fence` is a witness outside the engine of what was acknowledged · `files` is
+//! the directory, its lock and its marker · `sled` (with `journal`), `raft_engine`, `rocksdb` and [`memory`] keep records ·
+//! [`inspect`] looks into a log without changing it.
+
+mod checked;
+#[cfg(test)]
+mod conformance;
+mod fence;
+mod files;
+pub mod inspect;
+mod journal;
+pub mod memory;
+mod raft_engine;
+mod record;
+#[cfg(feature = "rocksdb")]
+mod rocksdb;
+mod sled;
+
+use std::path::Path;
 
 use raft::eraftpb::{Entry, HardState};
+
+use crate::config::WalEngine;
 
 /// What one sync makes durable.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -94,4 +117,34 @@ pub trait Wal: Send {
 
     /// `sled`, `raft-engine`, `rocksdb` or `memory`.
     fn engine(&self) -> &'static str;
+}
+
+/// Opens the log in `dir`, creating it if the directory is empty or missing, and verifies every record.
+///
+/// With `sync` false nothing is synced: a power cut loses data. For tests.
+///
+/// # Errors
+/// `Refused`: the directory is of another engine or a newer format, is in use, or this build lacks the engine. `Lost`: acknowledged data
+/// is gone (rule 9). `Corrupt`: a record is damaged. In these cases the directory's entries are left as they are.
+pub fn open(engine: WalEngine, dir: &Path, sync: bool) -> Result<Box<dyn Wal>, WalError> {
+    if !sync {
+        tracing::warn!(path = %dir.display(), "wal.sync = false: a power cut loses acknowledged writes");
+    }
+    Ok(match engine {
+        WalEngine::Sled => Box::new(checked::Checked::open(sled::SledBackend::open(dir, sled::Options::new(sync))?)?),
+        WalEngine::RaftEngine => Box::new(checked::Checked::open(raft_engine::RaftEngineBackend::open(dir, sync)?)?),
+        WalEngine::RocksDb => open_rocksdb(dir, sync)?,
+    })
+}
+
+#[cfg(feature = "rocksdb")]
+fn open_rocksdb(dir: &Path, sync: bool) -> Result<Box<dyn Wal>, WalError> {
+    Ok(Box::new(checked::Checked::open(rocksdb::RocksDbBackend::open(dir, sync)?)?))
+}
+
+#[cfg(not(feature = "rocksdb"))]
+fn open_rocksdb(_dir: &Path, _sync: bool) -> Result<Box<dyn Wal>, WalError> {
+    Err(WalError::Refused(
+        "this build has no RocksDB: rebuild with `cargo build --release --features rocksdb`, or choose another wal.engine".to_owned(),
+    ))
 }

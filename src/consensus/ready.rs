@@ -1,0 +1,84 @@
+//! Raft's Ready in the one safe order. Where order is safety it is written flat.
+
+use raft::Storage;
+use raft::eraftpb::HardState;
+
+use super::{Consensus, Persist};
+use crate::wal::LogStart;
+
+impl Consensus {
+    pub(super) fn handle_ready(&mut self) {
+        let mut ready = self.node.ready();
+        let number = ready.number();
+        let must_sync = ready.must_sync();
+
+        for state in ready.take_read_states() {
+            self.effects.reads.extend(self.reads.finish_round(&state.request_ctx, state.index));
+        }
+
+        let hard_state = ready.hs().cloned();
+        let moved = hard_state.as_ref().is_some_and(|now| (now.term, now.vote) != self.promised);
+        if let Some(now) = hard_state {
+            self.promised = (now.term, now.vote);
+            self.lazy_hard_state = Some(now);
+        }
+
+        // What the state machine may see was durable before this Ready: raft gives committed entries only from the durable part of the log.
+        self.effects.apply.extend(ready.take_committed_entries());
+
+        let messages = ready.take_messages();
+        let mut held = ready.take_persisted_messages();
+        if moved {
+            // Rule 3: a Ready that moves term or vote sends nothing before the sync, not even a leader's messages.
+            held.extend(messages);
+        } else {
+            self.effects.messages.extend(messages);
+        }
+
+        let mut persist = Persist {
+            number,
+            ..Persist::default()
+        };
+        if !ready.snapshot().is_empty() {
+            let metadata = ready.snapshot().get_metadata();
+            let start = LogStart {
+                index: metadata.index,
+                term: metadata.term,
+            };
+            self.node.mut_store().reset(start);
+            persist.snapshot = Some(start);
+        }
+        persist.entries = ready.take_entries();
+        self.node.mut_store().append(&persist.entries);
+
+        self.node.advance_append_async(ready);
+
+        if must_sync {
+            persist.hard_state = self.lazy_hard_state.take();
+            if persist.snapshot.is_some() && persist.hard_state.is_none() {
+                // The log begins anew: its term and vote must come along.
+                persist.hard_state = Some(self.node.raft.hard_state());
+            }
+            self.effects.persist.push(persist);
+            self.unpersisted.push_back((number, true));
+            self.held.push_back((number, held));
+        } else if self.unpersisted.is_empty() {
+            // Nothing to write and nothing before it under way. A commit index that moved is not worth a sync: it is learned again.
+            self.effects.messages.extend(held);
+            self.node.on_persist_ready(number);
+        } else {
+            self.unpersisted.push_back((number, false));
+            self.held.push_back((number, held));
+        }
+    }
+
+    /// The newest hard state that is not with the WAL yet: written at an orderly stop, so that the next start knows the commit index.
+    pub fn take_lazy_hard_state(&mut self) -> Option<HardState> {
+        self.lazy_hard_state.take()
+    }
+
+    /// Term of an index in the log, if it is still there.
+    pub fn term_at(&self, index: u64) -> Option<u64> {
+        self.node.store().term(index).ok()
+    }
+}

@@ -1,0 +1,235 @@
+//! The apply thread: committed entries into the state machine, results to those who wait, and nothing else writes there.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::thread::JoinHandle;
+
+use raft::eraftpb::{Entry, EntryType};
+
+use super::event::{Event, Fatal};
+use crate::node::Shared;
+use crate::state::outcome::Outcome;
+use crate::state::{ConfDecision, ProposalId, State, StateError};
+use crate::wal::LogStart;
+use crate::{snapshot, snapshot_files};
+
+/// Records that one step of garbage collection looks at: about a millisecond.
+const GARBAGE_STEP: usize = 512;
+
+/// Work for the apply thread, done in order.
+pub enum ApplyJob {
+    /// Committed entries.
+    Entries(Vec<Entry>),
+    /// Give a view of the state: for a chore (`true`) or for followers (`false`).
+    View(bool),
+    /// Replace the state by a received snapshot.
+    Install {
+        /// Verified file.
+        file: PathBuf,
+        /// Where it stands.
+        start: LogStart,
+    },
+    /// End: make the store durable first.
+    Close,
+}
+
+/// Why the apply thread gave up.
+#[derive(Debug, thiserror::Error)]
+enum ApplyError {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    #[error("snapshot: {0}")]
+    Snapshot(#[from] snapshot::SnapshotError),
+    #[error("snapshot: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("raft refused a committed configuration change: {0}")]
+    Raft(#[from] raft::Error),
+    #[error("the driver has ended")]
+    Stopped,
+}
+
+pub(super) fn spawn(state: State, jobs: Receiver<ApplyJob>, shared: Arc<Shared>, snapshot_dir: PathBuf) -> std::io::Result<JoinHandle<()>> {
+    let thread = ApplyThread {
+        state,
+        shared,
+        snapshot_dir,
+        settled: Vec::new(),
+        garbage: true,
+    };
+    std::thread::Builder::new().name("apply".into()).spawn(move || thread.run(&jobs))
+}
+
+struct ApplyThread {
+    state: State,
+    shared: Arc<Shared>,
+    snapshot_dir: PathBuf,
+    settled: Vec<u64>,
+    /// There may be garbage to collect when nothing else is to do.
+    garbage: bool,
+}
+
+impl ApplyThread {
+    /// A local failure ends the process (house rule: two kinds of failure).
+    fn run(mut self, jobs: &Receiver<ApplyJob>) {
+        match self.work(jobs) {
+            // The process is ending: what is left is applied at the next start.
+            Ok(()) | Err(ApplyError::Stopped) => {}
+            Err(error) => self.shared.fail(Fatal::new(error)),
+        }
+    }
+
+    fn work(&mut self, jobs: &Receiver<ApplyJob>) -> Result<(), ApplyError> {
+        let mut queue = VecDeque::new();
+        while self.next_jobs(jobs, &mut queue)? {
+            let mut entries = Vec::new();
+            while let Some(job) = queue.pop_front() {
+                match job {
+                    ApplyJob::Entries(more) => {
+                        entries.extend(more);
+                        continue;
+                    }
+                    other => {
+                        self.apply(std::mem::take(&mut entries))?;
+                        if self.special(other)? {
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+            self.apply(entries)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for work, collecting garbage meanwhile; takes everything that is queued. `false`: the driver is gone.
+    fn next_jobs(&mut self, jobs: &Receiver<ApplyJob>, queue: &mut VecDeque<ApplyJob>) -> Result<bool, ApplyError> {
+        while self.garbage {
+            match jobs.try_recv() {
+                Ok(job) => {
+                    queue.push_back(job);
+                    break;
+                }
+                Err(TryRecvError::Empty) => self.garbage = self.state.collect_garbage(GARBAGE_STEP)?,
+                Err(TryRecvError::Disconnected) => return Ok(false),
+            }
+        }
+        if queue.is_empty() {
+            match jobs.recv() {
+                Ok(job) => queue.push_back(job),
+                Err(_) => return Ok(false),
+            }
+        }
+        queue.extend(jobs.try_iter());
+        Ok(true)
+    }
+
+    /// `true`: end.
+    fn special(&mut self, job: ApplyJob) -> Result<bool, ApplyError> {
+        match job {
+            ApplyJob::Entries(entries) => self.apply(entries)?,
+            ApplyJob::View(for_chore) => {
+                let view = self.state.snapshot_view();
+                self.shared.send(Event::View {
+                    view: Box::new(view),
+                    for_chore,
+                });
+            }
+            ApplyJob::Install { file, start } => {
+                self.shared.set_installing(true);
+                let file = snapshot_files::adopt(&file, &self.snapshot_dir, start.index)?;
+                snapshot::install(&file, self.shared.store.as_ref())?;
+                self.state.reload()?;
+                self.shared.set_installing(false);
+                self.report_applied();
+                self.shared.send(Event::Installed(start));
+            }
+            ApplyJob::Close => {
+                self.shared.store.sync()?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn apply(&mut self, entries: Vec<Entry>) -> Result<(), ApplyError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let is_conf = |entry: &Entry| entry.get_entry_type() != EntryType::EntryNormal;
+        let mut rest = &entries[..];
+        while let Some(first) = rest.first() {
+            if is_conf(first) {
+                self.apply_conf(first)?;
+                rest = &rest[1..];
+                continue;
+            }
+            let run = rest.iter().position(is_conf).unwrap_or(rest.len());
+            let results = self.state.apply(&rest[..run])?;
+            self.follow_leases();
+            self.answer(results);
+            rest = &rest[run..];
+        }
+        self.garbage = true;
+        self.report_applied();
+        Ok(())
+    }
+
+    /// Before anybody hears of a grant, the leader's clock knows it.
+    fn follow_leases(&mut self) {
+        let changes = self.state.take_lease_changes();
+        if changes.is_empty() {
+            return;
+        }
+        let now_ms = self.shared.now_ms();
+        let mut clock = self.shared.lease_clock.lock();
+        for change in changes {
+            clock.handle(change, now_ms);
+        }
+    }
+
+    fn report_applied(&mut self) {
+        let settled = std::mem::take(&mut self.settled);
+        if let Some(report) = self.state.take_hash_report(self.shared.id) {
+            self.shared.set_hash_report(report);
+        }
+        let cluster_time_ms = self.shared.reader.cluster_time_ms();
+        self.shared.send(Event::Applied {
+            index: self.state.applied().index,
+            cluster_time_ms,
+            settled,
+        });
+    }
+
+    /// Rule 1: the only place from which a write is answered.
+    fn answer(&mut self, results: Vec<(ProposalId, Outcome)>) {
+        let own = results
+            .into_iter()
+            .filter(|(id, _)| id.member == self.shared.id && id.boot == self.shared.boot);
+        let mut replies = self.shared.replies.lock();
+        for (id, outcome) in own {
+            self.settled.push(id.seq);
+            if let Some(reply) = replies.remove(&id.seq) {
+                // Nobody waits any more: the request's deadline has passed.
+                let _ = reply.send(outcome);
+            }
+        }
+    }
+
+    /// Rule 22: raft hears of a configuration change exactly when it is applied, and the state notes raft's answer with the same index.
+    fn apply_conf(&mut self, entry: &Entry) -> Result<(), ApplyError> {
+        let conf_state = match self.state.begin_conf(entry)? {
+            ConfDecision::Refuse => self.state.applied().conf_state,
+            ConfDecision::Apply(change) => {
+                let (reply, answer) = sync_channel(1);
+                self.shared.send(Event::ConfChange { change, reply });
+                answer.recv().map_err(|_| ApplyError::Stopped)??
+            }
+        };
+        self.state.finish_conf(entry, conf_state)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,126 @@
+//! What reaches the driver, and how a node fails.
+
+use std::path::PathBuf;
+use std::sync::mpsc::SyncSender;
+
+use raft::eraftpb::{ConfChangeV2, ConfState, Entry, Message};
+use tokio::sync::oneshot;
+
+use crate::consensus::ConfRefused;
+use crate::consensus::log::FetchWish;
+use crate::consensus::proposals::Proposal;
+use crate::server::Queued;
+use crate::state::SnapshotView;
+use crate::state::outcome::Outcome;
+use crate::wal::LogStart;
+
+/// Everything the driver reacts to besides the passing of time.
+pub enum Event {
+    /// A command; its result goes to `reply`.
+    Propose {
+        /// The command.
+        proposal: Proposal,
+        /// Where the result goes, if anybody waits.
+        reply: Option<oneshot::Sender<Outcome>>,
+    },
+    /// Somebody waits in [`crate::node::ReadGate`].
+    ReadWanted,
+    /// Admitted messages of one peer, in order.
+    Messages {
+        /// The messages.
+        messages: Vec<Message>,
+        /// Counts them as queued until it is dropped.
+        queued: Queued,
+    },
+    /// The WAL holds everything up to this batch.
+    Persisted(u64),
+    /// The state machine stands here.
+    Applied {
+        /// Applied index.
+        index: u64,
+        /// Cluster time of the state.
+        cluster_time_ms: u64,
+        /// Own sequences that are settled.
+        settled: Vec<u64>,
+    },
+    /// The state machine is at this configuration entry and waits for the answer (rule 22).
+    ConfChange {
+        /// The change.
+        change: ConfChangeV2,
+        /// Raft's configuration after it.
+        reply: SyncSender<raft::Result<ConfState>>,
+    },
+    /// Propose a configuration change, if this member leads.
+    ProposeConf {
+        /// The change.
+        change: ConfChangeV2,
+        /// (index, term) of its entry.
+        reply: oneshot::Sender<Result<(u64, u64), ConfRefused>>,
+    },
+    /// Entries read back from the WAL.
+    Fetched(FetchWish, Vec<Entry>),
+    /// A view of the state: for a chore, or to offer to followers.
+    View {
+        /// The view.
+        view: Box<SnapshotView>,
+        /// To be made durable.
+        for_chore: bool,
+    },
+    /// A snapshot arrived completely and its checksums hold.
+    SnapshotReceived {
+        /// Raft's message, without data.
+        message: Message,
+        /// The file.
+        file: PathBuf,
+    },
+    /// A snapshot stream ended.
+    SnapshotSent {
+        /// Receiver.
+        to: u64,
+        /// Whether it arrived.
+        ok: bool,
+    },
+    /// A received snapshot is in the state, durably.
+    Installed(LogStart),
+    /// The state at this index is durable outside the log (0: it failed and is tried again later).
+    Durable {
+        /// Applied index.
+        index: u64,
+        /// Bytes of the snapshot file, 0 for a store on disk.
+        bytes: u64,
+    },
+    /// A peer could not be reached.
+    Unreachable(u64),
+    /// Hand leadership over.
+    Transfer(u64),
+    /// End all threads in order.
+    Stop,
+}
+
+/// Why the node cannot go on. The process ends with it: nothing more is answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Fatal {
+    /// A sentence, with the way out.
+    pub reason: String,
+    /// Not a failure of this machine, but the end of the membership.
+    pub removed: bool,
+}
+
+impl Fatal {
+    /// A failure.
+    pub fn new(reason: impl ToString) -> Fatal {
+        Fatal {
+            reason: reason.to_string(),
+            removed: false,
+        }
+    }
+
+    /// The member was removed from the cluster.
+    pub fn removed(id: u64) -> Fatal {
+        let reason = format!(
+            "member {id} was removed from the cluster and stops. Its data directory is of no further use: to come back, start with an empty one under a new id and --join"
+        );
+        Fatal { reason, removed: true }
+    }
+}

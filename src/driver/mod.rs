@@ -1,0 +1,535 @@
+//! The loop around [`Consensus`]: queues in, effects out. One thread owns the protocol, one the log, one the state machine, one makes
+//! snapshots; this file is the first of them and the wiring of all four.
+//!
+//! ```text
+//!  Node ──propose/read──▶ Driver ──Persist──▶ WAL thread ──Persisted──▶ Driver
+//!  peers ──messages─────▶   │    ──messages─▶ Transport ─▶ peers
+//!                           └────committed──▶ apply thread ──Applied──▶ Driver, results ─▶ Node
+//! ```
+//!
+//! Queues: events to the driver are unbounded in themselves and bounded at their sources (`raft.proposal_queue` proposals, one gathered
+//! read, the transport's windows, one unit per thread below). Work for the WAL and apply threads is bounded by raft: uncommitted bytes,
+//! in-flight appends, committed bytes per Ready.
+
+mod apply;
+mod chores;
+mod event;
+mod wal;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use raft::eraftpb::{Message, MessageType, Snapshot};
+
+pub use apply::ApplyJob;
+pub use chores::Chore;
+pub use event::{Event, Fatal};
+pub use wal::WalJob;
+
+use crate::consensus::{Consensus, Effects, Input, Persist};
+use crate::node::Shared;
+use crate::snapshot::SnapshotWriter;
+use crate::state::{SnapshotView, State};
+use crate::transport::{Peer, SnapshotSource, Transport};
+use crate::wal::{LogStart, Wal};
+
+/// Events taken in before effects are drained: bounds the latency of what is already in.
+const MAX_EVENTS_PER_ROUND: usize = 4096;
+/// Ticks made up for after a pause (a stopped process, a suspended machine): more would only start needless elections.
+const MAX_TICKS_MADE_UP: u32 = 3;
+/// How long an offered snapshot is kept for followers that may ask for it again.
+const OFFER_TICKS: u64 = 600;
+
+/// What the driver needs besides the protocol.
+pub struct Options {
+    /// Length of a tick.
+    pub tick: Duration,
+    /// Snapshot (or store sync) after so many applied entries.
+    pub snapshot_entries: u64,
+    /// Entries kept in the log behind it.
+    pub keep_entries: u64,
+    /// Where snapshot files live.
+    pub snapshot_dir: PathBuf,
+}
+
+/// The threads, to be joined after [`Event::Stop`].
+pub struct Threads {
+    driver: std::thread::JoinHandle<()>,
+}
+
+impl Threads {
+    /// Waits until every thread has ended.
+    pub fn join(self) {
+        if self.driver.join().is_err() {
+            tracing::error!("the driver thread panicked");
+        }
+    }
+}
+
+/// A snapshot that followers may have.
+struct Offer {
+    index: u64,
+    view: SnapshotView,
+    since_tick: u64,
+    streams: usize,
+}
+
+/// A snapshot of the leader that is being installed: everything for the WAL waits behind it.
+struct Installing {
+    persist: Persist,
+    deferred: VecDeque<Persist>,
+}
+
+impl SnapshotSource for SnapshotWriter {
+    fn next_chunk(&mut self) -> std::io::Result<Option<Bytes>> {
+        SnapshotWriter::next_chunk(self).map_err(std::io::Error::other)
+    }
+}
+
+struct Driver {
+    core: Consensus,
+    shared: Arc<Shared>,
+    transport: Transport,
+    options: Options,
+    events: Receiver<Event>,
+    wal_tx: Sender<WalJob>,
+    apply_tx: Sender<ApplyJob>,
+    chore_tx: Sender<Chore>,
+    started: Instant,
+    ticks: u64,
+    next_tick: Instant,
+    offer: Option<Offer>,
+    view_requested: bool,
+    received: Option<(LogStart, PathBuf)>,
+    installing: Option<Installing>,
+    /// Last index that is durable outside the log, and bytes logged since.
+    durable_index: u64,
+    bytes_since: u64,
+    last_snapshot_bytes: u64,
+    chore_running: bool,
+    in_configuration: bool,
+    peers: Vec<Peer>,
+}
+
+/// Starts the threads. `events` is the receiving end of what `shared` sends to.
+#[allow(clippy::too_many_arguments, reason = "the wiring of the node: each is a station of its own")]
+pub fn start(
+    core: Consensus,
+    wal: Box<dyn Wal>,
+    state: State,
+    shared: Arc<Shared>,
+    transport: Transport,
+    options: Options,
+    events: Receiver<Event>,
+    durable_index: u64,
+) -> std::io::Result<Threads> {
+    let (wal_tx, wal_rx) = channel();
+    let (apply_tx, apply_rx) = channel();
+    let (chore_tx, chore_rx) = channel();
+    let wal_thread = wal::spawn(wal, wal_rx, shared.clone())?;
+    let apply_thread = apply::spawn(state, apply_rx, shared.clone(), options.snapshot_dir.clone())?;
+    let chore_thread = chores::spawn(chore_rx, shared.clone(), options.snapshot_dir.clone())?;
+    let now = Instant::now();
+    let in_configuration = is_configured(&core, shared.id);
+    let driver = Driver {
+        core,
+        shared,
+        transport,
+        next_tick: now + options.tick,
+        options,
+        events,
+        wal_tx,
+        apply_tx,
+        chore_tx,
+        started: now,
+        ticks: 0,
+        offer: None,
+        view_requested: false,
+        received: None,
+        installing: None,
+        durable_index,
+        bytes_since: 0,
+        last_snapshot_bytes: 0,
+        chore_running: false,
+        in_configuration,
+        peers: Vec::new(),
+    };
+    let driver = std::thread::Builder::new().name("driver".into()).spawn(move || {
+        driver.run();
+        for thread in [wal_thread, apply_thread, chore_thread] {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the driver panicked");
+            }
+        }
+    })?;
+    Ok(Threads { driver })
+}
+
+fn is_configured(core: &Consensus, id: u64) -> bool {
+    let view = core.view();
+    view.voters.contains(&id) || view.learners.contains(&id)
+}
+
+impl Driver {
+    fn run(mut self) {
+        if self.core.view().voters == [self.shared.id] {
+            self.core.step(Input::Campaign);
+        }
+        self.update_peers();
+        loop {
+            self.perform();
+            let timeout = self.next_tick.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(timeout) {
+                Ok(event) => {
+                    if self.take_events(event) {
+                        return self.stop();
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.stop(),
+            }
+            self.make_ticks();
+        }
+    }
+
+    /// Takes this event and whatever else is queued. `true`: stop.
+    fn take_events(&mut self, first: Event) -> bool {
+        self.core.set_now(self.started.elapsed().as_millis() as u64);
+        let mut next = Some(first);
+        for _ in 0..MAX_EVENTS_PER_ROUND {
+            let Some(event) = next.take() else { break };
+            if self.handle(event) {
+                return true;
+            }
+            next = self.events.try_recv().ok();
+        }
+        if let Some(event) = next {
+            return self.handle(event);
+        }
+        false
+    }
+
+    fn handle(&mut self, event: Event) -> bool {
+        match event {
+            Event::Propose { proposal, reply } => {
+                let seq = self.core.propose(proposal);
+                if let Some(reply) = reply {
+                    self.shared.replies.lock().insert(seq, reply);
+                }
+            }
+            Event::ReadWanted => {}
+            Event::Messages { messages, queued } => {
+                drop(queued);
+                for message in messages {
+                    self.core.step(Input::Message(message));
+                }
+            }
+            Event::Persisted(number) => self.handle_persisted(number),
+            Event::Applied {
+                index,
+                cluster_time_ms,
+                settled,
+            } => self.core.step(Input::Applied {
+                index,
+                cluster_time_ms,
+                settled,
+            }),
+            Event::ConfChange { change, reply } => {
+                let result = self.core.apply_conf_change(&change);
+                // The apply thread waits for it; if it is gone, the process is ending.
+                let _ = reply.send(result);
+            }
+            Event::ProposeConf { change, reply } => {
+                let _ = reply.send(self.core.propose_conf_change(&change));
+            }
+            Event::Fetched(wish, entries) => self.core.step(Input::Fetched(wish, entries)),
+            Event::View { view, for_chore: true } => self.chore(Chore::Durable(view)),
+            Event::View { view, for_chore: false } => self.handle_view(*view),
+            Event::SnapshotReceived { message, file } => self.handle_snapshot_received(message, file),
+            Event::SnapshotSent { to, ok } => {
+                if let Some(offer) = &mut self.offer {
+                    offer.streams = offer.streams.saturating_sub(1);
+                    offer.since_tick = self.ticks;
+                }
+                self.core.step(Input::SnapshotSent { to, ok });
+            }
+            Event::Installed(start) => self.handle_installed(start),
+            Event::Durable { index, bytes } => self.handle_durable(index, bytes),
+            Event::Unreachable(peer) => self.core.step(Input::Unreachable(peer)),
+            Event::Transfer(to) => self.core.step(Input::TransferLeader(to)),
+            Event::Stop => return true,
+        }
+        false
+    }
+
+    fn make_ticks(&mut self) {
+        let mut made = 0;
+        while Instant::now() >= self.next_tick {
+            self.next_tick += self.options.tick;
+            if made < MAX_TICKS_MADE_UP {
+                made += 1;
+                self.ticks += 1;
+                self.core.step(Input::Tick);
+            }
+        }
+        if made > 0 {
+            self.core.set_now(self.started.elapsed().as_millis() as u64);
+            self.after_tick();
+        }
+    }
+
+    fn after_tick(&mut self) {
+        if self
+            .offer
+            .as_ref()
+            .is_some_and(|offer| offer.streams == 0 && self.ticks - offer.since_tick > OFFER_TICKS)
+        {
+            self.offer = None;
+            self.core.step(Input::SnapshotOffered(None));
+        }
+        self.maybe_make_durable();
+        self.update_peers();
+        self.check_membership();
+        self.shared.publish(
+            self.core.view(),
+            self.core.progress(),
+            self.core.proposals_pending(),
+            self.core.stamp().0,
+        );
+    }
+
+    /// Performs everything that follows from the inputs so far.
+    fn perform(&mut self) {
+        if self.core.can_begin_read()
+            && let Some(token) = self.shared.reads.gather()
+        {
+            self.core.step(Input::Read(token));
+        }
+        let effects = self.core.drain();
+        let Effects {
+            messages,
+            persist,
+            apply,
+            reads,
+            fetch,
+            snapshot_wanted,
+            expired,
+        } = effects;
+        self.send(messages);
+        for unit in persist {
+            self.persist(unit);
+        }
+        if !apply.is_empty() {
+            self.to_apply(ApplyJob::Entries(apply));
+        }
+        for (token, index) in reads {
+            self.shared.reads.confirm(token, index);
+        }
+        for wish in fetch {
+            self.to_wal(WalJob::Fetch(wish));
+        }
+        if snapshot_wanted && !self.view_requested {
+            self.view_requested = true;
+            self.to_apply(ApplyJob::View(false));
+        }
+        if !expired.is_empty() {
+            let mut replies = self.shared.replies.lock();
+            for seq in expired {
+                replies.remove(&seq);
+            }
+        }
+        self.drop_refused_snapshot();
+        self.shared.publish_leadership(self.core.leadership());
+    }
+
+    fn send(&mut self, messages: Vec<Message>) {
+        if messages.is_empty() {
+            return;
+        }
+        let (snapshots, others): (Vec<_>, Vec<_>) = messages
+            .into_iter()
+            .partition(|message| message.get_msg_type() == MessageType::MsgSnapshot);
+        for message in snapshots {
+            self.send_snapshot(message);
+        }
+        self.transport.send(others);
+    }
+
+    fn send_snapshot(&mut self, message: Message) {
+        let index = message.get_snapshot().get_metadata().index;
+        match &mut self.offer {
+            Some(offer) if offer.index == index => {
+                offer.streams += 1;
+                let writer = SnapshotWriter::new(offer.view.fork());
+                self.transport.send_snapshot(message, Box::new(writer));
+            }
+            _ => self.shared.send(Event::SnapshotSent { to: message.to, ok: false }),
+        }
+    }
+
+    fn persist(&mut self, unit: Persist) {
+        self.bytes_since += unit.entries.iter().map(|entry| entry.data.len() as u64 + 32).sum::<u64>();
+        if let Some(installing) = &mut self.installing {
+            installing.deferred.push_back(unit);
+            return;
+        }
+        let Some(start) = unit.snapshot else {
+            return self.to_wal(WalJob::Persist(unit));
+        };
+        match self.received.take() {
+            Some((received, file)) if received == start => {
+                self.to_apply(ApplyJob::Install { file, start });
+                self.installing = Some(Installing {
+                    persist: unit,
+                    deferred: VecDeque::new(),
+                });
+            }
+            other => self
+                .shared
+                .fail(Fatal::new(format!("raft installs snapshot {start:?}, received was {other:?}"))),
+        }
+    }
+
+    /// The state holds the snapshot durably: now the old log may go (rule 11).
+    fn handle_installed(&mut self, start: LogStart) {
+        let Some(installing) = self.installing.take() else { return };
+        self.durable_index = start.index;
+        self.bytes_since = 0;
+        self.to_wal(WalJob::Persist(installing.persist));
+        for unit in installing.deferred {
+            self.persist(unit);
+        }
+        self.core.step(Input::Applied {
+            index: start.index,
+            cluster_time_ms: 0,
+            settled: Vec::new(),
+        });
+    }
+
+    fn handle_persisted(&mut self, number: u64) {
+        self.core.step(Input::Persisted(number));
+    }
+
+    fn handle_view(&mut self, view: SnapshotView) {
+        self.view_requested = false;
+        let mut snapshot = Snapshot::default();
+        let metadata = snapshot.mut_metadata();
+        metadata.index = view.applied.index;
+        metadata.term = view.applied.term;
+        metadata.set_conf_state(view.applied.conf_state.clone());
+        self.offer = Some(Offer {
+            index: view.applied.index,
+            view,
+            since_tick: self.ticks,
+            streams: 0,
+        });
+        self.core.step(Input::SnapshotOffered(Some(snapshot)));
+    }
+
+    fn handle_snapshot_received(&mut self, message: Message, file: PathBuf) {
+        if self.installing.is_some() || self.received.is_some() {
+            self.chore(Chore::Remove(file));
+            return;
+        }
+        let metadata = message.get_snapshot().get_metadata();
+        self.received = Some((
+            LogStart {
+                index: metadata.index,
+                term: metadata.term,
+            },
+            file,
+        ));
+        self.core.step(Input::Message(message));
+    }
+
+    /// A received snapshot that raft did not want (older than what is here): its file goes.
+    fn drop_refused_snapshot(&mut self) {
+        if let Some((_, file)) = self.received.take() {
+            self.chore(Chore::Remove(file));
+        }
+    }
+
+    /// Makes the state durable outside the log when enough was logged since, so that the log can be cut.
+    fn maybe_make_durable(&mut self) {
+        let due_bytes = (128 << 20).max(self.last_snapshot_bytes);
+        let applied = self.shared.applied_index();
+        let due = applied.saturating_sub(self.durable_index) >= self.options.snapshot_entries || self.bytes_since >= due_bytes;
+        if due && !self.chore_running && self.installing.is_none() && applied > self.durable_index {
+            self.chore_running = true;
+            self.bytes_since = 0;
+            self.to_apply(ApplyJob::View(true));
+        }
+    }
+
+    /// The state at `index` outlives a power cut without the log: cut the log behind it, but not what a snapshot under way builds on.
+    fn handle_durable(&mut self, index: u64, bytes: u64) {
+        self.chore_running = false;
+        if index == 0 {
+            return;
+        }
+        self.durable_index = self.durable_index.max(index);
+        self.last_snapshot_bytes = bytes;
+        let in_use = self.offer.as_ref().map_or(u64::MAX, |offer| offer.index);
+        let keep_from = index.saturating_sub(self.options.keep_entries).min(in_use);
+        let Some(term) = self.core.term_at(keep_from) else { return };
+        if keep_from <= self.core.view().log_start.index {
+            return;
+        }
+        let to = LogStart { index: keep_from, term };
+        self.core.step(Input::Compacted(to));
+        self.to_wal(WalJob::Compact(to));
+    }
+
+    fn update_peers(&mut self) {
+        let own = self.shared.id;
+        let members = self.shared.reader.members().into_iter().filter(|member| member.id != own);
+        let peers: Vec<Peer> = members
+            .map(|member| Peer {
+                id: member.id,
+                url: member.peer_url,
+            })
+            .collect();
+        if peers != self.peers {
+            self.peers.clone_from(&peers);
+            self.transport.set_peers(peers);
+        }
+    }
+
+    /// A member that was removed stops; it must not campaign, vote or serve again.
+    fn check_membership(&mut self) {
+        let configured = is_configured(&self.core, self.shared.id);
+        if self.in_configuration && !configured {
+            self.shared.fail(Fatal::removed(self.shared.id));
+        }
+        self.in_configuration = configured;
+    }
+
+    fn stop(mut self) {
+        self.perform();
+        let unit = Persist {
+            hard_state: self.core.take_lazy_hard_state(),
+            ..Persist::default()
+        };
+        self.to_wal(WalJob::Persist(unit));
+        self.to_wal(WalJob::Close);
+        self.to_apply(ApplyJob::Close);
+        self.chore(Chore::Close);
+    }
+
+    // A thread that is gone has reported why; the process is ending.
+    fn to_wal(&self, job: WalJob) {
+        let _ = self.wal_tx.send(job);
+    }
+
+    fn to_apply(&self, job: ApplyJob) {
+        let _ = self.apply_tx.send(job);
+    }
+
+    fn chore(&self, chore: Chore) {
+        let _ = self.chore_tx.send(chore);
+    }
+}

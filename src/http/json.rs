@@ -1,0 +1,177 @@
+//! JSON in and out: key-values written straight into a buffer, bodies parsed strictly with errors that name the field.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::DeserializeOwned;
+
+use super::error::{ApiError, Problem};
+use crate::state::outcome::KeyValue;
+
+/// Appends the KV object: `{"key","value","create_revision","mod_revision","version","lease"?}`.
+pub(super) fn write_kv(out: &mut Vec<u8>, kv: &KeyValue, with_value: bool) {
+    out.push(b'{');
+    write_bytes(out, "key", &kv.key);
+    if with_value {
+        out.push(b',');
+        write_bytes(out, "value", &kv.value);
+    }
+    write_number(out, ",\"create_revision\":", kv.create_revision);
+    write_number(out, ",\"mod_revision\":", kv.mod_revision);
+    write_number(out, ",\"version\":", kv.version);
+    if kv.lease != 0 {
+        write_number(out, ",\"lease\":\"", kv.lease);
+        out.push(b'"');
+    }
+    out.push(b'}');
+}
+
+/// Appends `"name":"text"` if the bytes are UTF-8, otherwise `"name_base64":"..."`.
+pub(super) fn write_bytes(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
+    out.push(b'"');
+    out.extend_from_slice(name.as_bytes());
+    match std::str::from_utf8(bytes) {
+        Ok(text) => {
+            out.extend_from_slice(b"\":");
+            write_text(out, text);
+        }
+        Err(_) => {
+            out.extend_from_slice(b"_base64\":\"");
+            out.extend_from_slice(STANDARD.encode(bytes).as_bytes());
+            out.push(b'"');
+        }
+    }
+}
+
+/// Appends a JSON string.
+pub(super) fn write_text(out: &mut Vec<u8>, text: &str) {
+    // Writing a string into memory cannot fail.
+    let _ = serde_json::to_writer(out, text);
+}
+
+/// Appends a number after `before`.
+pub(super) fn write_number(out: &mut Vec<u8>, before: &str, number: u64) {
+    out.extend_from_slice(before.as_bytes());
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+/// Parses a body. Unknown and repeated fields, trailing garbage and wrong types are refused, with the path of the field.
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let at = if path == "." { String::new() } else { format!("`{path}`: ") };
+        invalid(format!("the JSON body: {at}{}", error.inner()))
+    })?;
+    deserializer.end().map_err(|error| invalid(format!("the JSON body: {error}")))?;
+    Ok(parsed)
+}
+
+/// The bytes of a pair of fields of which exactly one is given.
+pub(super) fn bytes_of(name: &str, text: Option<String>, base64: Option<String>) -> Result<Vec<u8>, ApiError> {
+    match (text, base64) {
+        (Some(text), None) => Ok(text.into_bytes()),
+        (None, Some(base64)) => STANDARD
+            .decode(base64)
+            .map_err(|_| invalid(format!("`{name}_base64` is not base64 (standard alphabet, padded)"))),
+        _ => Err(invalid(format!("exactly one of `{name}` and `{name}_base64` is needed"))),
+    }
+}
+
+/// Milliseconds as a JSON number of seconds: whole where it is whole.
+pub(super) fn seconds(ms: u64) -> serde_json::Number {
+    if ms.is_multiple_of(1000) {
+        return (ms / 1000).into();
+    }
+    serde_json::Number::from_f64(ms as f64 / 1000.0).unwrap_or_else(|| (ms / 1000).into())
+}
+
+/// A 400 that names what is wrong.
+pub(super) fn invalid(detail: String) -> ApiError {
+    Problem::InvalidRequest(detail).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn kv(key: &'static [u8], value: &'static [u8], lease: u64) -> Value {
+        let kv = KeyValue {
+            key: key.into(),
+            value: value.into(),
+            create_revision: 2,
+            mod_revision: 7,
+            version: 3,
+            lease,
+        };
+        let mut out = Vec::new();
+        write_kv(&mut out, &kv, true);
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    #[test]
+    fn text_stays_text_and_other_bytes_are_base64() {
+        assert_eq!(
+            kv(b"a\"\n", b"", 0),
+            json!({"key": "a\"\n", "value": "", "create_revision": 2, "mod_revision": 7, "version": 3})
+        );
+        assert_eq!(
+            kv(b"\xff", b"\0\xfe", u64::MAX),
+            json!({"key_base64": "/w==", "value_base64": "AP4=", "create_revision": 2, "mod_revision": 7, "version": 3,
+                   "lease": "18446744073709551615"})
+        );
+    }
+
+    #[test]
+    fn exactly_one_of_a_pair() {
+        assert_eq!(bytes_of("key", Some("a".into()), None).unwrap(), b"a");
+        assert_eq!(bytes_of("key", None, Some("/w==".into())).unwrap(), b"\xff");
+        assert!(bytes_of("key", None, None).is_err());
+        assert!(bytes_of("key", Some("a".into()), Some("YQ==".into())).is_err());
+        for bad in ["/w", "_w==", "/w==\n", "%"] {
+            assert!(bytes_of("key", None, Some(bad.into())).is_err(), "{bad:?}");
+        }
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Outer {
+        #[expect(dead_code, reason = "only parsed")]
+        inner: Vec<Inner>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        #[expect(dead_code, reason = "only parsed")]
+        ttl: u64,
+    }
+
+    #[test]
+    fn bodies_are_strict_and_errors_name_the_field() {
+        parse::<Outer>(br#" {"inner":[{"ttl":3}]} "#).unwrap();
+        for (body, named) in [
+            (r#"{"inner":[{"tll":3}]}"#, "tll"),
+            (r#"{"inner":[{"ttl":"3"}]}"#, "inner[0].ttl"),
+            (r#"{"inner":[{"ttl":3,"ttl":4}]}"#, "ttl"),
+            (r#"{"inner":[]} x"#, "trailing"),
+            (r#"{"inner":[]"#, "EOF"),
+            ("", "EOF"),
+        ] {
+            let detail = parse::<Outer>(body.as_bytes()).unwrap_err().problem.detail();
+            assert!(detail.contains(named), "{body}: {detail}");
+        }
+        assert!(
+            parse::<Value>("[".repeat(100_000).as_bytes()).is_err(),
+            "deep nesting is refused, not followed"
+        );
+    }
+
+    #[test]
+    fn seconds_are_whole_where_they_can_be() {
+        assert_eq!(seconds(30_000).to_string(), "30");
+        assert_eq!(seconds(1_500).to_string(), "1.5");
+    }
+}

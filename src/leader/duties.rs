@@ -1,0 +1,259 @@
+//! What a leader does without being asked: ends leases, promotes learners that caught up, completes replacements and joint
+//! configurations, forgets history. And what every member does: publishes its name and address, reports its state hash.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message as _;
+use tokio::time::Instant;
+
+use super::membership::is_caught_up;
+use crate::config::{HistoryConfig, IdempotencyConfig};
+use crate::consensus::View;
+use crate::consensus::proposals::{Gate, Proposal};
+use crate::driver::Event;
+use crate::node::{Phase, Role, Shared};
+use crate::state::command::{
+    Body, Command, Compact, Evict, FEATURE_LEVEL, LeaseExpire, MemberRecord, MemberRole, MemberUpdate, MembershipChange,
+};
+
+/// Leases ended at one tick at most: a million leases that end together do not fill the queue at once.
+const MAX_ENDS_PER_TICK: usize = 1_000;
+/// A learner is promoted after being caught up for so many looks in a row.
+const LOOKS_BEFORE_PROMOTION: u32 = 5;
+/// Between two looks at history, idempotency records, hashes and the own member record.
+const SLOW_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a membership change of the leader's own may take before it is tried again.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
+/// A duty's proposal is dropped after so many ticks; the duty is looked at again anyway.
+const PROPOSAL_TICKS: u64 = 200;
+
+/// What the duties need to know.
+pub struct Duties {
+    /// `[history]`
+    pub history: HistoryConfig,
+    /// `[idempotency]`
+    pub idempotency: IdempotencyConfig,
+    /// Own name.
+    pub name: String,
+    /// Own client URL.
+    pub client_url: String,
+    /// Own data directory.
+    pub incarnation: u64,
+    /// Length of a tick.
+    pub tick: Duration,
+    /// Ticks between heartbeats.
+    pub heartbeat_ticks: usize,
+    /// Election timeout.
+    pub election_timeout: Duration,
+}
+
+/// Runs until the node stops.
+pub async fn run(shared: Arc<Shared>, duties: Duties) {
+    let mut phases = shared.phases();
+    let mut ticker = tokio::time::interval(duties.tick);
+    ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut round = Round {
+        shared,
+        duties,
+        caught_up: HashMap::new(),
+        looked: Instant::now(),
+        changing: None,
+        heartbeat: 0,
+    };
+    loop {
+        tokio::select! {
+            _ = ticker.tick() => round.tick(),
+            _ = phases.wait_for(|phase| *phase != Phase::Running) => return,
+        }
+    }
+}
+
+struct Round {
+    shared: Arc<Shared>,
+    duties: Duties,
+    /// Looks in a row at which a learner was caught up.
+    caught_up: HashMap<u64, u32>,
+    looked: Instant,
+    changing: Option<tokio::task::JoinHandle<()>>,
+    heartbeat: usize,
+}
+
+impl Round {
+    fn tick(&mut self) {
+        let view = self.shared.view();
+        let leads = view.role == Role::Leader && view.applied_current_term;
+        self.run_lease_clock(leads, &view);
+        let slow = self.looked.elapsed() >= SLOW_INTERVAL;
+        if slow {
+            self.looked = Instant::now();
+            self.publish_self(&view);
+            self.report_hash();
+        }
+        if !leads {
+            self.caught_up.clear();
+            return;
+        }
+        self.heartbeat += 1;
+        if self.heartbeat >= self.duties.heartbeat_ticks {
+            self.heartbeat = 0;
+            self.look_after_members(&view);
+        }
+        if slow {
+            self.forget_history();
+            self.evict_idempotency(&view);
+        }
+    }
+
+    fn run_lease_clock(&self, leads: bool, view: &View) {
+        let now_ms = self.shared.now_ms();
+        let mut clock = self.shared.lease_clock.lock();
+        if !leads {
+            clock.follow();
+            return;
+        }
+        if clock.term() != Some(view.term) {
+            clock.lead(view.term, &self.shared.reader.leases(), now_ms);
+        }
+        let patience_ms = 2 * self.duties.election_timeout.as_millis() as u64;
+        for id in clock.due(now_ms, MAX_ENDS_PER_TICK, patience_ms) {
+            self.propose(Body::LeaseExpire(LeaseExpire { id, term: view.term }));
+        }
+    }
+
+    /// One change at a time: leave a joint configuration, complete a replacement, promote.
+    fn look_after_members(&mut self, view: &View) {
+        if self.changing.as_ref().is_some_and(|task| !task.is_finished()) || view.conf_pending || view.transferring {
+            return;
+        }
+        if view.joint {
+            self.shared.leave_joint();
+            return;
+        }
+        let peers = self.shared.peers();
+        let learners: Vec<MemberRecord> = self
+            .shared
+            .reader
+            .members()
+            .into_iter()
+            .filter(|member| view.learners.contains(&member.id) && wants_vote(member))
+            .collect();
+        self.caught_up.retain(|id, _| learners.iter().any(|learner| learner.id == *id));
+        for learner in learners {
+            let looks = self.caught_up.entry(learner.id).or_insert(0);
+            *looks = if is_caught_up(view, &peers, learner.id) { *looks + 1 } else { 0 };
+            if *looks >= LOOKS_BEFORE_PROMOTION {
+                self.caught_up.remove(&learner.id);
+                self.advance(&learner, view);
+                return;
+            }
+        }
+    }
+
+    fn advance(&mut self, learner: &MemberRecord, view: &View) {
+        let replaced = Some(learner.replaces).filter(|id| view.voters.contains(id));
+        if replaced == Some(self.shared.id) {
+            // The leader hands over before it goes; its successor looks after the replacement.
+            let best = self
+                .shared
+                .peers()
+                .into_iter()
+                .filter(|peer| peer.active && view.voters.contains(&peer.id) && peer.id != self.shared.id);
+            if let Some(best) = best.max_by_key(|peer| peer.match_index) {
+                self.shared.send(Event::Transfer(best.id));
+                return;
+            }
+        }
+        let change = MembershipChange {
+            promote: vec![learner.id],
+            remove: replaced.into_iter().collect(),
+            ..Default::default()
+        };
+        tracing::info!(member = learner.id, replaces = ?replaced, "promoting a learner that is caught up");
+        let shared = self.shared.clone();
+        self.changing = Some(tokio::spawn(async move {
+            if let Err(error) = shared.change(change, Instant::now() + CHANGE_PATIENCE).await {
+                tracing::warn!(%error, "a promotion did not succeed and is tried again");
+            }
+        }));
+    }
+
+    fn forget_history(&self) {
+        let reader = &self.shared.reader;
+        let by_count = reader.revision().saturating_sub(self.duties.history.retain_revisions);
+        let retain_ms = self.duties.history.retain.as_millis() as u64;
+        let before = self.shared.cluster_time_ms().checked_sub(retain_ms);
+        let by_age = before.and_then(|stamp_ms| reader.revision_before(stamp_ms)).unwrap_or(0);
+        let revision = by_count.max(by_age);
+        if revision > reader.compacted_revision() {
+            self.propose(Body::Compact(Compact { revision }));
+        }
+    }
+
+    fn evict_idempotency(&self, view: &View) {
+        let retain_ms = self.duties.idempotency.retain.as_millis() as u64;
+        let Some(up_to_stamp) = self.shared.cluster_time_ms().checked_sub(retain_ms) else {
+            return;
+        };
+        if self
+            .shared
+            .reader
+            .oldest_idempotency_stamp()
+            .is_some_and(|oldest| oldest <= up_to_stamp)
+        {
+            self.propose(Body::Evict(Evict {
+                up_to_stamp,
+                term: view.term,
+            }));
+        }
+    }
+
+    /// A member's record follows what the member says of itself.
+    fn publish_self(&self, view: &View) {
+        if view.leader.is_none() {
+            return;
+        }
+        let members = self.shared.reader.members();
+        let Some(record) = members.iter().find(|member| member.id == self.shared.id) else {
+            return;
+        };
+        let duties = &self.duties;
+        let update = MemberUpdate {
+            id: self.shared.id,
+            name: record.name.is_empty().then(|| duties.name.clone()),
+            client_url: record.client_url.is_empty().then(|| duties.client_url.clone()),
+            peer_url: None,
+            incarnation: (record.incarnation == 0).then_some(duties.incarnation),
+            feature_level: (record.feature_level != FEATURE_LEVEL).then_some(FEATURE_LEVEL),
+            wanted_role: None,
+        };
+        if update.name.is_some() || update.client_url.is_some() || update.incarnation.is_some() || update.feature_level.is_some() {
+            self.propose(Body::MemberUpdate(update));
+        }
+    }
+
+    fn report_hash(&self) {
+        if let Some(report) = self.shared.take_hash_report() {
+            self.propose(Body::HashReport(report));
+        }
+    }
+
+    fn propose(&self, body: Body) {
+        let command = Command {
+            seq: 0,
+            idempotency: None,
+            body: Some(body),
+        };
+        let proposal = Proposal {
+            body: command.encode_to_vec().into(),
+            gate: Arc::new(Gate::default()),
+            ttl_ticks: PROPOSAL_TICKS,
+        };
+        self.shared.send(Event::Propose { proposal, reply: None });
+    }
+}
+
+fn wants_vote(member: &MemberRecord) -> bool {
+    member.wanted_role == MemberRole::Voter as i32
+}

@@ -1,0 +1,298 @@
+//! Membership changes on the leader: one at a time, each refused if it would cost the quorum.
+
+use std::time::Duration;
+
+use prost::Message as _;
+use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{LeaderError, LeaderReply, LeaderService, NewMember};
+use crate::consensus::{ConfRefused, View};
+use crate::driver::Event;
+use crate::node::{CAUGHT_UP_ENTRIES, PeerProgress, Shared};
+use crate::state::command::{MemberRecord, MemberRole, MembershipChange};
+use crate::state::outcome::ConflictCode;
+
+/// Between two looks at whether a change has come to its end.
+const POLL: Duration = Duration::from_millis(10);
+/// `replace` answers this long before its deadline if it is not done.
+const UNDERWAY_MARGIN: Duration = Duration::from_millis(200);
+
+impl LeaderService {
+    pub(super) async fn add_member(&self, member: NewMember, deadline: Instant) -> Result<LeaderReply, LeaderError> {
+        self.enter(member, 0, deadline).await
+    }
+
+    /// Brings a member in as a learner; with `replaces`, the pair is remembered with it.
+    async fn enter(&self, member: NewMember, replaces: u64, deadline: Instant) -> Result<LeaderReply, LeaderError> {
+        let reader = &self.shared.reader;
+        let members = reader.members();
+        if let Some(there) = members
+            .iter()
+            .find(|there| Some(there.id) == member.id || there.peer_url == member.peer_url)
+        {
+            let same_id = member.id.is_none_or(|id| id == there.id);
+            let same_place = there.peer_url == member.peer_url;
+            let same_disk = member
+                .incarnation
+                .is_none_or(|incarnation| there.incarnation == 0 || there.incarnation == incarnation);
+            if same_id && same_place && same_disk {
+                return Ok(LeaderReply::Member {
+                    id: there.id,
+                    existed: true,
+                });
+            }
+            let detail = match (same_id, same_place) {
+                (true, true) => format!(
+                    "member {} at {} is bound to another data directory: remove it first, then add it under a new id",
+                    there.id, there.peer_url
+                ),
+                (true, false) => format!("member {} is already there with the address {}", there.id, there.peer_url),
+                (false, _) => format!("the address {} belongs to member {}", there.peer_url, there.id),
+            };
+            return Err(conflict(ConflictCode::MemberExists, detail));
+        }
+        let id = match member.id {
+            Some(id) if reader.is_removed(id) => {
+                return Err(conflict(
+                    ConflictCode::MemberIdUsed,
+                    format!("member id {id} was used and removed: ids are never used again"),
+                ));
+            }
+            Some(id) => id,
+            None => free_id(&self.shared, &members),
+        };
+        let wanted_role = if member.voter { MemberRole::Voter } else { MemberRole::Learner };
+        let record = MemberRecord {
+            id,
+            name: member.name.unwrap_or_default(),
+            peer_url: member.peer_url,
+            client_url: member.client_url.unwrap_or_default(),
+            incarnation: member.incarnation.unwrap_or(0),
+            wanted_role: wanted_role as i32,
+            replaces,
+            feature_level: 0,
+        };
+        let change = MembershipChange {
+            add: vec![record],
+            ..Default::default()
+        };
+        self.shared.change(change, deadline).await?;
+        if reader.members().iter().any(|there| there.id == id) {
+            return Ok(LeaderReply::Member { id, existed: false });
+        }
+        Err(conflict(
+            ConflictCode::ChangeInProgress,
+            format!("another change came first; member {id} was not added"),
+        ))
+    }
+
+    pub(super) async fn promote(&self, id: u64, deadline: Instant) -> Result<LeaderReply, LeaderError> {
+        let view = self.shared.view();
+        if !self.shared.reader.members().iter().any(|member| member.id == id) {
+            return Err(LeaderError::MemberNotFound { id });
+        }
+        if view.voters.contains(&id) {
+            return Err(conflict(ConflictCode::NotALearner, format!("member {id} votes already")));
+        }
+        if !is_caught_up(&view, &self.shared.peers(), id) {
+            return Err(conflict(
+                ConflictCode::UnsafeChange,
+                format!("member {id} is not caught up with the log yet"),
+            ));
+        }
+        self.shared
+            .change(
+                MembershipChange {
+                    promote: vec![id],
+                    ..Default::default()
+                },
+                deadline,
+            )
+            .await?;
+        Ok(LeaderReply::Done)
+    }
+
+    pub(super) async fn remove(&self, id: u64, force: bool, deadline: Instant) -> Result<LeaderReply, LeaderError> {
+        let reader = &self.shared.reader;
+        if !reader.members().iter().any(|member| member.id == id) {
+            return Err(LeaderError::MemberNotFound { id });
+        }
+        let view = self.shared.view();
+        let rest: Vec<u64> = view.voters.iter().copied().filter(|&voter| voter != id).collect();
+        check_remaining_quorum(&self.shared, &view, id, &rest, force)?;
+        if id == self.shared.id {
+            // The leader hands over before it goes; its successor carries the request out.
+            self.hand_over(&rest, deadline).await?;
+            return Err(LeaderError::NoLeader);
+        }
+        self.shared
+            .change(
+                MembershipChange {
+                    remove: vec![id],
+                    ..Default::default()
+                },
+                deadline,
+            )
+            .await?;
+        if reader.is_removed(id) {
+            return Ok(LeaderReply::Done);
+        }
+        Err(conflict(
+            ConflictCode::ChangeInProgress,
+            format!("another change came first; member {id} was not removed"),
+        ))
+    }
+
+    /// Hands leadership to the candidate that is furthest along.
+    pub async fn hand_over(&self, candidates: &[u64], deadline: Instant) -> Result<(), LeaderError> {
+        let peers = self.shared.peers();
+        let best = peers
+            .iter()
+            .filter(|peer| peer.active && candidates.contains(&peer.id))
+            .max_by_key(|peer| peer.match_index);
+        let Some(best) = best else {
+            return Err(conflict(
+                ConflictCode::UnsafeChange,
+                "no other voter is reachable to take over leadership".into(),
+            ));
+        };
+        self.transfer(best.id, deadline).await.map(|_| ())
+    }
+
+    /// Learner first, then one joint change; the leader's standing duties carry it through, whoever leads then.
+    pub(super) async fn replace(&self, remove: u64, add: NewMember, deadline: Instant) -> Result<LeaderReply, LeaderError> {
+        let reader = &self.shared.reader;
+        let leaves = reader.members().iter().any(|member| member.id == remove);
+        if !leaves && !reader.is_removed(remove) {
+            return Err(LeaderError::MemberNotFound { id: remove });
+        }
+        if !leaves {
+            let entered = reader
+                .members()
+                .into_iter()
+                .find(|member| Some(member.id) == add.id && member.peer_url == add.peer_url);
+            return match entered {
+                Some(member) => Ok(LeaderReply::Member {
+                    id: member.id,
+                    existed: true,
+                }),
+                None => Err(LeaderError::MemberNotFound { id: remove }),
+            };
+        }
+        let LeaderReply::Member { id, .. } = self.enter(NewMember { voter: true, ..add }, remove, deadline).await? else {
+            return Err(LeaderError::Timeout);
+        };
+        loop {
+            if reader.is_removed(remove) && self.shared.view().voters.contains(&id) {
+                return Ok(LeaderReply::Member { id, existed: false });
+            }
+            if Instant::now() + UNDERWAY_MARGIN >= deadline {
+                return Ok(LeaderReply::Underway { id });
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+impl Shared {
+    /// Proposes a membership change and waits until the entry that carries it is applied here. Whether it took effect is for the caller
+    /// to see in the member table: raft may have swallowed it, and the table may refuse it.
+    pub(super) async fn change(&self, change: MembershipChange, deadline: Instant) -> Result<(), LeaderError> {
+        let conf_change = conf_change(&change);
+        let index = loop {
+            let (reply, answer) = oneshot::channel();
+            self.send(Event::ProposeConf {
+                change: conf_change.clone(),
+                reply,
+            });
+            match answer.await {
+                Ok(Ok((index, _term))) => break index,
+                Ok(Err(ConfRefused::NotLeader)) | Err(_) => return Err(LeaderError::NoLeader),
+                Ok(Err(ConfRefused::Busy)) if Instant::now() + POLL < deadline => tokio::time::sleep(POLL).await,
+                Ok(Err(ConfRefused::Busy)) => {
+                    return Err(conflict(
+                        ConflictCode::ChangeInProgress,
+                        "another membership change is under way: try again when it is done".into(),
+                    ));
+                }
+            }
+        };
+        match tokio::time::timeout_at(deadline, self.reader.wait_applied(index)).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(LeaderError::Timeout),
+        }
+    }
+
+    /// Proposes to leave a joint configuration that an earlier leader entered (rule 23).
+    pub(super) fn leave_joint(&self) {
+        let (reply, _) = oneshot::channel();
+        self.send(Event::ProposeConf {
+            change: ConfChangeV2::default(),
+            reply,
+        });
+    }
+}
+
+/// Raft's side of a membership change: a single step where that is enough, a joint configuration otherwise.
+fn conf_change(change: &MembershipChange) -> ConfChangeV2 {
+    let single = |kind: ConfChangeType, node_id: u64| ConfChangeSingle {
+        change_type: kind,
+        node_id,
+        ..Default::default()
+    };
+    let mut changes = Vec::new();
+    changes.extend(change.add.iter().map(|member| single(ConfChangeType::AddLearnerNode, member.id)));
+    changes.extend(change.promote.iter().map(|&id| single(ConfChangeType::AddNode, id)));
+    changes.extend(change.remove.iter().map(|&id| single(ConfChangeType::RemoveNode, id)));
+    let mut conf_change = ConfChangeV2::default();
+    conf_change.set_transition(ConfChangeTransition::Auto);
+    conf_change.set_changes(changes.into());
+    conf_change.context = change.encode_to_vec().into();
+    conf_change
+}
+
+/// Active, close to the end of the log, no snapshot under way.
+pub(super) fn is_caught_up(view: &View, peers: &[PeerProgress], id: u64) -> bool {
+    let near = |peer: &PeerProgress| peer.match_index + CAUGHT_UP_ENTRIES >= view.last_index;
+    peers
+        .iter()
+        .any(|peer| peer.id == id && peer.active && !peer.snapshot && near(peer))
+}
+
+/// Rule 24: what remains must have a majority that is reachable now.
+fn check_remaining_quorum(shared: &Shared, view: &View, id: u64, rest: &[u64], force: bool) -> Result<(), LeaderError> {
+    if rest.is_empty() {
+        return Err(conflict(ConflictCode::UnsafeChange, format!("member {id} is the last voter")));
+    }
+    if force || !view.voters.contains(&id) {
+        return Ok(());
+    }
+    let peers = shared.peers();
+    let healthy = rest
+        .iter()
+        .filter(|&&voter| peers.iter().any(|peer| peer.id == voter && peer.active))
+        .count();
+    let needed = rest.len() / 2 + 1;
+    if healthy < needed {
+        let detail = format!(
+            "only {healthy} of the {} remaining voters are reachable and {needed} are needed for a quorum; ?force=true overrides",
+            rest.len()
+        );
+        return Err(conflict(ConflictCode::UnsafeChange, detail));
+    }
+    Ok(())
+}
+
+fn free_id(shared: &Shared, members: &[MemberRecord]) -> u64 {
+    let mut id = members.iter().map(|member| member.id).max().unwrap_or(0) + 1;
+    while shared.reader.is_removed(id) {
+        id += 1;
+    }
+    id
+}
+
+fn conflict(code: ConflictCode, detail: String) -> LeaderError {
+    LeaderError::Conflict { code, detail }
+}

@@ -1,0 +1,252 @@
+//! What only the leader does: membership changes, transfers, lease clocks; and its standing duties. Requests reach it from any
+//! member through [`crate::node::Node::call_leader`], relayed over the peer listener as JSON.
+
+pub mod clock;
+mod duties;
+mod membership;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+pub use duties::{Duties, run as run_duties};
+
+use clock::Renewal;
+
+use crate::node::{PeerProgress, Shared};
+use crate::state::outcome::ConflictCode;
+use crate::transport::Transport;
+
+/// A member to add.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewMember {
+    /// Wanted id; `None`: the cluster assigns one.
+    pub id: Option<u64>,
+    /// Where peers reach it.
+    pub peer_url: String,
+    /// Where clients reach it, if known.
+    pub client_url: Option<String>,
+    /// Name, if known.
+    pub name: Option<String>,
+    /// Wanted as a voter (promoted by itself once caught up) or as a learner.
+    pub voter: bool,
+    /// The data directory it will come from; `None` when added by hand: bound at first contact.
+    pub incarnation: Option<u64>,
+}
+
+/// Requests that the leader carries out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaderRequest {
+    /// Renews a lease to its full ttl. Answered only by a leader proven to be one after the request arrived.
+    KeepAlive { lease: u64 },
+    /// Remaining ttl of a lease.
+    TimeToLive { lease: u64 },
+    /// `POST /members`.
+    AddMember(NewMember),
+    /// `POST /members/{id}/promote`.
+    Promote { id: u64 },
+    /// `DELETE /members/{id}`.
+    Remove { id: u64, force: bool },
+    /// `POST /members/replace`: answered when done, or with [`LeaderReply::Underway`] shortly before the deadline.
+    Replace { remove: u64, add: NewMember },
+    /// `POST /leader`: answered when the new leader is in place.
+    Transfer { to: u64 },
+    /// The leader's view of the members, for `GET /members`.
+    Progress,
+}
+
+/// Their answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaderReply {
+    /// Granted and remaining ttl in milliseconds.
+    Lease { ttl_ms: u64, remaining_ms: u64 },
+    /// The member that was added (`existed`: it was there already with the same address).
+    Member { id: u64, existed: bool },
+    /// The change is applied.
+    Done,
+    /// Accepted; the leader goes on by itself.
+    Underway { id: u64 },
+    /// See [`LeaderRequest::Progress`].
+    Progress { term: u64, peers: Vec<PeerProgress> },
+    /// Leadership is at `id` in `term`.
+    Transferred { id: u64, term: u64 },
+}
+
+/// Why not. Serialised too: the relaying member passes it on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaderError {
+    /// No leader within the deadline; nothing was begun.
+    #[error("no leader was elected within the request's timeout")]
+    NoLeader,
+    /// Begun, and not known to be done at the deadline.
+    #[error("not done within the request's timeout; it may still happen")]
+    Timeout,
+    /// 409.
+    #[error("{detail}")]
+    Conflict { code: ConflictCode, detail: String },
+    /// 404 for a member.
+    #[error("there is no member {id}")]
+    MemberNotFound { id: u64 },
+    /// 404 for a lease.
+    #[error("there is no lease {id}")]
+    LeaseNotFound { id: u64 },
+    /// 400.
+    #[error("{0}")]
+    Invalid(String),
+    /// The node is stopping; nothing was begun.
+    #[error("the member is shutting down")]
+    ShuttingDown,
+}
+
+/// How long a relayed request waits before it looks for the leader again.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Carries requests to the leader, and out on the leader.
+pub struct LeaderService {
+    shared: Arc<Shared>,
+    transport: Transport,
+}
+
+impl LeaderService {
+    /// Over the shared parts of a node.
+    pub fn new(shared: Arc<Shared>, transport: Transport) -> LeaderService {
+        LeaderService { shared, transport }
+    }
+
+    /// Finds the leader, waiting for one, and has it carry the request out.
+    pub async fn call(&self, request: LeaderRequest, deadline: Instant) -> Result<LeaderReply, LeaderError> {
+        loop {
+            let leader = self.wait_for_leader(deadline).await?;
+            let result = if leader == self.shared.id {
+                self.execute(request.clone(), deadline).await
+            } else {
+                self.transport
+                    .call(leader, &request, deadline.saturating_duration_since(Instant::now()))
+                    .await
+            };
+            match result {
+                // Nothing was begun there: it does not lead (any more), or cannot be reached.
+                Err(LeaderError::NoLeader | LeaderError::ShuttingDown) if Instant::now() + RETRY < deadline => {
+                    tokio::time::sleep(RETRY).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Carries a request out on this member; [`LeaderError::NoLeader`] if it does not lead.
+    pub async fn execute(&self, request: LeaderRequest, deadline: Instant) -> Result<LeaderReply, LeaderError> {
+        if self.shared.leader() != Some(self.shared.id) {
+            return Err(LeaderError::NoLeader);
+        }
+        match request {
+            LeaderRequest::KeepAlive { lease } => self.keep_alive(lease, deadline).await,
+            LeaderRequest::TimeToLive { lease } => self.time_to_live(lease),
+            LeaderRequest::AddMember(member) => self.add_member(member, deadline).await,
+            LeaderRequest::Promote { id } => self.promote(id, deadline).await,
+            LeaderRequest::Remove { id, force } => self.remove(id, force, deadline).await,
+            LeaderRequest::Replace { remove, add } => self.replace(remove, add, deadline).await,
+            LeaderRequest::Transfer { to } => self.transfer(to, deadline).await,
+            LeaderRequest::Progress => {
+                let (term, _) = *self.shared.leaderships().borrow();
+                Ok(LeaderReply::Progress {
+                    term,
+                    peers: self.shared.peers(),
+                })
+            }
+        }
+    }
+
+    async fn wait_for_leader(&self, deadline: Instant) -> Result<u64, LeaderError> {
+        let mut leaderships = self.shared.leaderships();
+        let known = leaderships.wait_for(|&(_, leader)| leader != 0);
+        match tokio::time::timeout_at(deadline, known).await {
+            Ok(Ok(now)) => Ok(now.1),
+            Ok(Err(_)) => Err(LeaderError::ShuttingDown),
+            Err(_) => Err(LeaderError::NoLeader),
+        }
+    }
+
+    /// Renews a lease: only after a quorum confirmed, later than the request came, that this member leads.
+    async fn keep_alive(&self, lease: u64, deadline: Instant) -> Result<LeaderReply, LeaderError> {
+        let (term, _) = *self.shared.leaderships().borrow();
+        self.shared.read_barrier(deadline).await.map_err(|_| LeaderError::Timeout)?;
+        if *self.shared.leaderships().borrow() != (term, self.shared.id) {
+            return Err(LeaderError::NoLeader);
+        }
+        loop {
+            let renewed = self.shared.lease_clock.lock().renew(lease, self.shared.now_ms());
+            match renewed {
+                Renewal::Renewed { ttl_ms } => {
+                    return Ok(LeaderReply::Lease {
+                        ttl_ms,
+                        remaining_ms: ttl_ms,
+                    });
+                }
+                Renewal::Gone => return Err(LeaderError::LeaseNotFound { id: lease }),
+                // Its end is already on its way through the log: the answer is what becomes of that.
+                Renewal::Expiring if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(10)).await,
+                Renewal::Expiring => return Err(LeaderError::Timeout),
+                Renewal::NotLeader => return Err(LeaderError::NoLeader),
+            }
+        }
+    }
+
+    fn time_to_live(&self, lease: u64) -> Result<LeaderReply, LeaderError> {
+        let info = self.shared.reader.lease(lease).ok_or(LeaderError::LeaseNotFound { id: lease })?;
+        let remaining_ms = self
+            .shared
+            .lease_clock
+            .lock()
+            .remaining_ms(lease, self.shared.now_ms())
+            .unwrap_or(info.ttl_ms);
+        Ok(LeaderReply::Lease {
+            ttl_ms: info.ttl_ms,
+            remaining_ms,
+        })
+    }
+
+    /// Hands leadership over and waits until the new leader is in place.
+    async fn transfer(&self, to: u64, deadline: Instant) -> Result<LeaderReply, LeaderError> {
+        let view = self.shared.view();
+        if !view.voters.contains(&to) {
+            let known = view.learners.contains(&to);
+            return Err(if known {
+                LeaderError::Conflict {
+                    code: ConflictCode::UnsafeChange,
+                    detail: format!("member {to} is a learner and cannot lead: promote it first"),
+                }
+            } else {
+                LeaderError::MemberNotFound { id: to }
+            });
+        }
+        if to != self.shared.id && !self.shared.peers().iter().any(|peer| peer.id == to && peer.active) {
+            let detail = format!("member {to} was not heard of within the last election timeout");
+            return Err(LeaderError::Conflict {
+                code: ConflictCode::UnsafeChange,
+                detail,
+            });
+        }
+        let mut leaderships = self.shared.leaderships();
+        loop {
+            let (term, leader) = *leaderships.borrow_and_update();
+            if leader == to {
+                return Ok(LeaderReply::Transferred { id: to, term });
+            }
+            if leader == self.shared.id {
+                self.shared.send(crate::driver::Event::Transfer(to));
+            }
+            let changed = tokio::time::timeout_at(deadline.min(Instant::now() + Duration::from_millis(500)), leaderships.changed()).await;
+            match changed {
+                Ok(Err(_)) => return Err(LeaderError::ShuttingDown),
+                Err(_) if Instant::now() >= deadline => return Err(LeaderError::Timeout),
+                Ok(Ok(())) | Err(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Bodies on their way through: a request's with an idle timeout, an answer's that tells when it is done.
+
+use std::{
+    error::Error as StdError,
+    future::Future as _,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::body::HttpBody;
+use bytes::Bytes;
+use hyper::body::{Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::activity::Activity;
+
+/// A request body that fails when nothing arrives for a while.
+///
+/// The timer exists only while a reader waits: a body that came with its head costs none.
+pub struct RequestBody {
+    inner: Incoming,
+    timeout: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl RequestBody {
+    pub(super) fn new(inner: Incoming, timeout: Duration) -> RequestBody {
+        RequestBody {
+            inner,
+            timeout,
+            timer: None,
+        }
+    }
+}
+
+/// Why a request body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// Nothing came for the body timeout: `408`.
+    #[error("no data for {} ms", .0.as_millis())]
+    Timeout(Duration),
+    /// The connection failed or the framing is wrong.
+    #[error(transparent)]
+    Connection(#[from] hyper::Error),
+}
+
+/// Whether an error, or one of its sources, is a body that stood still: `408 request_timeout`.
+pub fn is_body_timeout(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(BodyError::Timeout(_)) = error.downcast_ref() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
+            if let Some(timer) = &mut this.timer {
+                timer.as_mut().reset(Instant::now() + this.timeout);
+            }
+            return Poll::Ready(frame.map(|result| result.map_err(BodyError::from)));
+        }
+        let timeout = this.timeout;
+        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Some(Err(BodyError::Timeout(timeout))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// Marks one request as in flight until it is dropped.
+pub(super) struct InFlight(Arc<Activity>);
+
+impl InFlight {
+    pub(super) fn begin(activity: &Arc<Activity>, http2: bool) -> InFlight {
+        activity.begin_request(http2);
+        InFlight(activity.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.end_request();
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// An answer's body; the request is in flight until it is dropped.
+    pub(super) struct AnswerBody<B> {
+        #[pin]
+        inner: B,
+        in_flight: InFlight,
+    }
+}
+
+impl<B> AnswerBody<B> {
+    pub(super) fn new(inner: B, in_flight: InFlight) -> AnswerBody<B> {
+        AnswerBody { inner, in_flight }
+    }
+}
+
+impl<B: HttpBody> HttpBody for AnswerBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.project().inner.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

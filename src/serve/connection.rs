@@ -1,0 +1,147 @@
+//! One connection from its handshake to its end.
+
+use std::{
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::http::{Request, Response, Version};
+use hyper::body::Incoming;
+use hyper_util::{rt::TokioExecutor, server::conn::auto};
+use tokio::net::TcpStream;
+use tower::util::Oneshot;
+
+use super::{
+    Acceptor, HttpService, RemoteAddr, ServeLimits,
+    activity::{Activity, Connections, Order},
+    body::{AnswerBody, InFlight, RequestBody},
+    io::Watched,
+};
+
+/// What the connections of a listener have in common.
+pub(super) struct Shared {
+    pub(super) http: auto::Builder<TokioExecutor>,
+    pub(super) connections: Connections,
+    pub(super) limits: ServeLimits,
+}
+
+/// Counts the connection out, however its task ends.
+struct Leave<'a>(&'a Connections, u64);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.leave(self.1);
+    }
+}
+
+/// Serves one connection.
+pub(super) async fn run_connection<A: Acceptor, S: HttpService>(
+    stream: TcpStream,
+    remote: SocketAddr,
+    acceptor: A,
+    service: S,
+    (id, activity): (u64, Arc<Activity>),
+    shared: Arc<Shared>,
+) {
+    let _leave = Leave(&shared.connections, id);
+    let Some(Ok(io)) = unless_ordered_away(&activity, acceptor.accept(stream)).await else {
+        return;
+    };
+    let service = Tracked {
+        inner: service,
+        activity: activity.clone(),
+        body_timeout: shared.limits.body_timeout,
+        remote: shared.limits.expose_remote_addr.then_some(RemoteAddr(remote)),
+    };
+    let io = Watched::new(io, activity.clone(), shared.limits.member);
+    let mut connection = pin!(shared.http.serve_connection(io, service));
+    let mut draining = false;
+    poll_fn(|cx| {
+        activity.register(cx.waker());
+        match activity.order() {
+            Order::None | Order::HeadTimedOut => {}
+            Order::Drain if draining => {}
+            Order::Drain => {
+                draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            Order::Cut => return Poll::Ready(()),
+        }
+        // How a connection fails is its client's affair; what matters here is that it is over.
+        connection.as_mut().poll(cx).map(|outcome| {
+            if let Err(err) = outcome {
+                tracing::trace!(%remote, error = %err, "connection ended");
+            }
+        })
+    })
+    .await;
+}
+
+/// `None` if the connection is told to go before `future` is done.
+async fn unless_ordered_away<F: Future>(activity: &Activity, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        activity.register(cx.waker());
+        if activity.order() != Order::None {
+            return Poll::Ready(None);
+        }
+        future.as_mut().poll(cx).map(Some)
+    })
+    .await
+}
+
+/// The service with its requests counted.
+struct Tracked<S> {
+    inner: S,
+    activity: Arc<Activity>,
+    body_timeout: Duration,
+    remote: Option<RemoteAddr>,
+}
+
+impl<S: HttpService> hyper::service::Service<Request<Incoming>> for Tracked<S> {
+    type Response = Response<AnswerBody<S::Body>>;
+    type Error = std::convert::Infallible;
+    type Future = TrackedFuture<Oneshot<S, Request<RequestBody>>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let in_flight = InFlight::begin(&self.activity, request.version() == Version::HTTP_2);
+        let mut request = request.map(|body| RequestBody::new(body, self.body_timeout));
+        if let Some(remote) = self.remote {
+            request.extensions_mut().insert(remote);
+        }
+        TrackedFuture {
+            inner: Oneshot::new(self.inner.clone(), request),
+            in_flight: Some(in_flight),
+        }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// The answer on its way; hands the in-flight mark over to the answer's body.
+    struct TrackedFuture<F> {
+        #[pin]
+        inner: F,
+        in_flight: Option<InFlight>,
+    }
+}
+
+impl<F, B, E> Future for TrackedFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = Result<Response<AnswerBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = ready!(this.inner.poll(cx))?;
+        // A future is not polled after it is done, so the mark is there.
+        let Some(in_flight) = this.in_flight.take() else {
+            return Poll::Pending;
+        };
+        Poll::Ready(Ok(response.map(|body| AnswerBody::new(body, in_flight))))
+    }
+}

@@ -1,0 +1,121 @@
+//! The byte stream under hyper: tells [`Activity`] what moves, and says on HTTP/1 what hyper leaves unsaid.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{
+    activity::{Activity, Order},
+    problem,
+};
+
+/// A watched stream.
+pub(super) struct Watched<I> {
+    inner: TokioIo<I>,
+    activity: Arc<Activity>,
+    member: u64,
+    said_timeout: bool,
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Watched<I> {
+    pub(super) fn new(inner: I, activity: Arc<Activity>, member: u64) -> Watched<I> {
+        Watched {
+            inner: TokioIo::new(inner),
+            activity,
+            member,
+            said_timeout: false,
+        }
+    }
+
+    /// A late request head: `408`, then end of file for hyper, which closes. Best effort: with nothing in flight the socket's buffer
+    /// has room for it.
+    fn say_timeout(&mut self, cx: &mut Context<'_>) {
+        if !self.said_timeout {
+            self.said_timeout = true;
+            let _ = Pin::new(&mut self.inner).poll_write(cx, &problem::answer(408, self.member));
+        }
+    }
+
+    /// Replaces hyper's empty answer to a head it could not take by one with a problem document.
+    fn reshape(&mut self, cx: &mut Context<'_>, head: &[u8]) -> Option<Poll<io::Result<usize>>> {
+        if !self.activity.nothing_to_say() {
+            return None;
+        }
+        let Some(status) = problem::automatic_status(head) else {
+            if !head.starts_with(b"HTTP/1.") {
+                // hyper speaks before the first request only in HTTP/2 (its SETTINGS).
+                self.activity.note_http2();
+            }
+            return None;
+        };
+        let answer = problem::answer(status, self.member);
+        match Pin::new(&mut self.inner).poll_write(cx, &answer) {
+            // Whatever was taken of it: the connection is closed after it.
+            Poll::Ready(Ok(_)) => Some(Poll::Ready(Ok(head.len()))),
+            other => Some(other),
+        }
+    }
+
+    fn note(&self, result: &Poll<io::Result<usize>>) {
+        match result {
+            Poll::Ready(_) => self.activity.note_written(),
+            Poll::Pending => self.activity.note_write_stalled(),
+        }
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Read for Watched<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if self.activity.order() == Order::HeadTimedOut {
+            self.say_timeout(cx);
+            return Poll::Ready(Ok(()));
+        }
+        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if result.is_ready() {
+            self.activity.note_read();
+        }
+        result
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Write for Watched<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(result) = self.reshape(cx, buf) {
+            return result;
+        }
+        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.note(&result);
+        result
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if let [only] = bufs
+            && let Some(result) = self.reshape(cx, only)
+        {
+            return result;
+        }
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.note(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.activity.note_flushed();
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

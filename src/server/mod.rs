@@ -1,0 +1,327 @@
+//! A member from start to stop. [`run`] reads as the diagram of the node: what is on disk, the protocol over it, the two listeners, the
+//! duties, and the way back in the opposite order.
+
+mod join;
+mod peers;
+mod recover;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+pub(crate) use peers::Queued;
+
+use crate::config::Config;
+use crate::consensus::{self, Consensus};
+use crate::datadir::DataDir;
+use crate::driver::{self, Event};
+use crate::http::{self, AppState};
+use crate::leader::{Duties, LeaderService, run_duties};
+use crate::node::{Node, Phase, Role, Shared, SharedParts};
+use crate::serve::{self, ServeLimits};
+use crate::telemetry::LogHandle;
+use crate::transport::{Identity, PeerServer, Transport, TransportLimits};
+
+/// The whole stop takes no longer than this.
+const STOP_WITHIN: Duration = Duration::from_secs(9);
+/// Time for a leader to hand over.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
+/// Between two looks at the disk's free space.
+const DISK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why a member did not start, or could not go on. One sentence with the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The data directory, or what is in it.
+    #[error(transparent)]
+    DataDir(#[from] crate::datadir::DataDirError),
+    /// The log.
+    #[error(transparent)]
+    Wal(#[from] crate::wal::WalError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    /// The state in the store.
+    #[error(transparent)]
+    State(#[from] crate::state::StateError),
+    /// A snapshot file.
+    #[error("snapshot: {0}")]
+    Snapshot(#[from] crate::snapshot::SnapshotError),
+    /// Log and state do not belong together.
+    #[error(transparent)]
+    Start(#[from] consensus::StartError),
+    /// A socket.
+    #[error("cannot listen on {address} for {what}: {source}. Is another process using the port? Choose another with {flag}")]
+    #[expect(missing_docs, reason = "the message says what each field is")]
+    Listen {
+        what: &'static str,
+        flag: &'static str,
+        address: std::net::SocketAddr,
+        source: std::io::Error,
+    },
+    /// Threads and the like.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// Joining, or a founder whose peers know better.
+    #[error("{0}")]
+    Refused(String),
+    /// The member could not go on.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Runs a member until `stop` resolves (then in order, exit 0) or it cannot go on.
+pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
+    let config = Arc::new(config);
+    let mut data_dir = DataDir::open(&config)?;
+    let mut stop = pin!(stop);
+    let settled = tokio::select! {
+        settled = join::settle(&config, &mut data_dir) => settled?,
+        () = &mut stop => return Ok(()),
+    };
+    let client_listener = bind("clients", "--listen-client", config.listen.client).await?;
+    let peer_listener = bind("peers", "--listen-peer", config.listen.peer).await?;
+
+    let id = settled.id;
+    let name = config.name().unwrap_or_else(|| crate::config::default_name(id));
+    log.set_node(&name);
+    let found = recover::open(&config, &data_dir, settled)?;
+    data_dir.set_cluster(settled.cluster_id, id)?;
+
+    let identity = Identity {
+        cluster_id: settled.cluster_id,
+        member: id,
+        incarnation: data_dir.identity().incarnation,
+        boot: data_dir.boot(),
+    };
+    let (events_tx, events_rx) = channel();
+    let applied = found.state.applied();
+    let core = Consensus::start(
+        protocol_options(&config, &identity),
+        found.image,
+        applied,
+        found.state.reader().cluster_time_ms(),
+        &slog_bridge(),
+    )?;
+    let shared = Arc::new(Shared::new(SharedParts {
+        id,
+        boot: identity.boot,
+        reader: found.state.reader(),
+        store: found.store,
+        events: events_tx,
+        view: core.view(),
+        max_waiting: config.raft.proposal_queue,
+        tick: config.raft.tick,
+        serve_from_index: found.committed_index,
+        max_store_bytes: config.limits.max_store_bytes,
+        wal_engine: config.wal.engine.name(),
+    }));
+    let transport = Transport::start(identity, transport_limits(&config), Arc::new(peers::Events(shared.clone())))
+        .map_err(|error| ServerError::Refused(format!("cannot make an HTTP client: {error}")))?;
+    let options = driver::Options {
+        tick: config.raft.tick,
+        snapshot_entries: config.raft.snapshot_entries,
+        keep_entries: config.raft.keep_entries,
+        snapshot_dir: data_dir.snapshot_dir(),
+    };
+    let threads = driver::start(
+        core,
+        found.wal,
+        found.state,
+        shared.clone(),
+        transport.clone(),
+        options,
+        events_rx,
+        found.durable_index,
+    )?;
+    let leader = Arc::new(LeaderService::new(shared.clone(), transport.clone()));
+    let node = Node::new(shared.clone(), leader.clone());
+
+    let peer_service = Arc::new(peers::Service::new(node.clone(), data_dir.snapshot_dir()));
+    let peer_app = PeerServer::new(peer_service, identity, transport_limits(&config));
+    let client_app = http::service(AppState::new(node.clone(), config.clone()));
+    let limits = serve_limits(&config, id);
+    let peer_server = tokio::spawn(serve::serve(peer_listener, peer_app, limits.clone(), closing(shared.clone())));
+    let client_server = tokio::spawn(serve::serve(client_listener, client_app, limits, stopping(shared.clone())));
+    tokio::spawn(run_duties(shared.clone(), duties(&config, &identity, name)));
+    tokio::spawn(watch_disk(shared.clone(), data_dir.path().to_owned(), config.limits.min_free_disk));
+    tracing::info!(id, client = %config.advertise.client_url, peer = %config.advertise.peer_url, "serving");
+
+    let failure = tokio::select! {
+        () = &mut stop => None,
+        reason = failed(&shared) => Some(reason),
+    };
+    let orderly = shut_down(&shared, &leader, client_server, peer_server, threads);
+    if tokio::time::timeout(STOP_WITHIN, orderly).await.is_err() {
+        tracing::warn!("the orderly stop took too long and was cut short; nothing acknowledged is lost");
+    }
+    match failure {
+        None => Ok(()),
+        Some(reason) => Err(ServerError::Failed(reason)),
+    }
+}
+
+async fn bind(what: &'static str, flag: &'static str, address: std::net::SocketAddr) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).await.map_err(|source| ServerError::Listen {
+        what,
+        flag,
+        address,
+        source,
+    })
+}
+
+/// Intake first, then what was taken in, then the threads: leadership goes while requests in flight are still answered.
+async fn shut_down(
+    shared: &Arc<Shared>,
+    leader: &LeaderService,
+    client_server: tokio::task::JoinHandle<()>,
+    peer_server: tokio::task::JoinHandle<()>,
+    threads: driver::Threads,
+) {
+    shared.begin_stop();
+    let view = shared.view();
+    if view.role == Role::Leader && view.voters.len() > 1 {
+        let rest: Vec<u64> = view.voters.into_iter().filter(|&voter| voter != shared.id).collect();
+        match leader.hand_over(&rest, Instant::now() + HAND_OVER_WITHIN).await {
+            Ok(()) => tracing::info!("handed leadership over"),
+            Err(error) => tracing::info!(%error, "could not hand leadership over; the others elect a leader"),
+        }
+    }
+    log_join(client_server.await);
+    shared.send(Event::Stop);
+    log_join(tokio::task::spawn_blocking(move || threads.join()).await);
+    shared.close();
+    log_join(peer_server.await);
+}
+
+fn log_join(result: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = result {
+        tracing::error!(%error, "a part of the server ended abnormally");
+    }
+}
+
+async fn failed(shared: &Shared) -> String {
+    let mut phases = shared.phases();
+    loop {
+        if let Phase::Failed(fatal) = &*phases.borrow_and_update() {
+            return fatal.reason.clone();
+        }
+        if phases.changed().await.is_err() {
+            return "the node is gone".into();
+        }
+    }
+}
+
+/// Resolves when no new requests are to be taken in.
+async fn stopping(shared: Arc<Shared>) {
+    // An error means that the node is gone altogether.
+    let _ = shared.phases().wait_for(|phase| *phase != Phase::Running).await;
+}
+
+/// Resolves when the peers need not be heard any more.
+async fn closing(shared: Arc<Shared>) {
+    let _ = shared
+        .phases()
+        .wait_for(|phase| matches!(phase, Phase::Closed | Phase::Failed(_)))
+        .await;
+}
+
+/// Below `limits.min_free_disk` writes that grow the store are refused (507) until there is room again.
+async fn watch_disk(shared: Arc<Shared>, path: std::path::PathBuf, min_free: u64) {
+    let mut ticker = tokio::time::interval(DISK_INTERVAL);
+    let mut refused = false;
+    loop {
+        ticker.tick().await;
+        match crate::datadir::disk::free_bytes(&path) {
+            Ok(free) if free < min_free => {
+                if !refused {
+                    tracing::warn!(free, min_free, "the disk is nearly full: writes get 507 until there is room");
+                }
+                refused = true;
+                shared.set_write_refusal(Some(format!(
+                    "{free} bytes are free on this member's disk and limits.min_free_disk is {min_free}: make room to write again"
+                )));
+            }
+            Ok(_) if refused => {
+                refused = false;
+                tracing::info!("there is room on the disk again");
+                shared.set_write_refusal(None);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "cannot ask for the free space of the data directory"),
+        }
+    }
+}
+
+fn protocol_options(config: &Config, identity: &Identity) -> consensus::Options {
+    consensus::Options {
+        id: identity.member,
+        boot: identity.boot,
+        heartbeat_ticks: config.raft.heartbeat_ticks,
+        election_ticks: config.raft.election_ticks,
+        max_inflight: config.raft.max_inflight,
+        max_message_bytes: config.raft.max_message_bytes,
+        seed: identity.incarnation ^ identity.boot,
+    }
+}
+
+fn election_timeout(config: &Config) -> Duration {
+    config.raft.tick * config.raft.election_ticks as u32
+}
+
+fn transport_limits(config: &Config) -> TransportLimits {
+    // One append and one entry at once: an entry holds at least one request, whatever its size.
+    let max_body_bytes = (2 * config.limits.max_request_bytes + config.raft.max_message_bytes + (1 << 20)) as usize;
+    let defaults = TransportLimits::default();
+    TransportLimits {
+        max_body_bytes: max_body_bytes.max(defaults.max_body_bytes),
+        control_timeout: election_timeout(config),
+        append_timeout: 4 * election_timeout(config),
+        ..defaults
+    }
+}
+
+fn serve_limits(config: &Config, member: u64) -> ServeLimits {
+    ServeLimits {
+        member,
+        max_connections: config.limits.max_connections,
+        header_timeout: config.limits.header_timeout,
+        ..ServeLimits::default()
+    }
+}
+
+fn duties(config: &Config, identity: &Identity, name: String) -> Duties {
+    Duties {
+        history: config.history.clone(),
+        idempotency: config.idempotency.clone(),
+        name,
+        client_url: config.advertise.client_url.clone(),
+        incarnation: identity.incarnation,
+        tick: config.raft.tick,
+        heartbeat_ticks: config.raft.heartbeat_ticks,
+        election_timeout: election_timeout(config),
+    }
+}
+
+/// raft-rs logs to slog: its lines go to tracing under the target `raft`, where the filter finds them.
+fn slog_bridge() -> slog::Logger {
+    struct Bridge;
+    impl slog::Drain for Bridge {
+        type Ok = ();
+        type Err = slog::Never;
+        fn log(&self, record: &slog::Record<'_>, _values: &slog::OwnedKVList) -> Result<(), slog::Never> {
+            match record.level() {
+                slog::Level::Critical | slog::Level::Error => tracing::error!(target: "raft", "{}", record.msg()),
+                slog::Level::Warning => tracing::warn!(target: "raft", "{}", record.msg()),
+                slog::Level::Info => tracing::debug!(target: "raft", "{}", record.msg()),
+                slog::Level::Debug | slog::Level::Trace => tracing::trace!(target: "raft", "{}", record.msg()),
+            }
+            Ok(())
+        }
+    }
+    slog::Logger::root(Bridge, slog::o!())
+}

@@ -1,0 +1,313 @@
+//! [`PeerServer`]: everything peers say to this node, as a service for [`crate::serve`].
+//!
+//! A plain service instead of a router: four paths, and the first of them is the hot path of the whole cluster.
+
+use std::{
+    convert::Infallible,
+    fmt::Display,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    body::HttpBody,
+    http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header},
+};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http_body_util::Full;
+use serde_json::json;
+
+use super::{
+    Busy, Identity, PeerService, Refusal, TransportLimits,
+    lane::RefusalLog,
+    snapshot_in::{ReceiveError, Receiver},
+    validate,
+    window::{Delivered, Streams, WindowLimits},
+    wire::{self, Addressing, StreamPosition},
+};
+use crate::{
+    leader::LeaderRequest,
+    serve::{ReadBodyError, read_body},
+};
+
+/// Bodies of `POST /raft/call`.
+const MAX_CALL_BYTES: usize = 1 << 20;
+/// Longest deadline a relayed request may ask for.
+const MAX_CALL_DEADLINE: Duration = Duration::from_secs(600);
+
+type Answer = Response<Full<Bytes>>;
+
+/// The peer listener's service. Cheap to clone.
+#[derive(Clone)]
+pub struct PeerServer(Arc<Inner>);
+
+struct Inner {
+    service: Arc<dyn PeerService>,
+    identity: Identity,
+    limits: TransportLimits,
+    streams: Streams,
+    snapshots: Receiver,
+    refusals: RefusalLog,
+}
+
+/// A request that gets no `200`.
+struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+}
+
+impl Problem {
+    fn new(status: StatusCode, code: &'static str, detail: impl Display) -> Problem {
+        Problem {
+            status,
+            code,
+            detail: detail.to_string(),
+        }
+    }
+
+    fn invalid(detail: impl Display) -> Problem {
+        Problem::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(Refusal { code, detail }: Refusal) -> Self {
+        Problem::new(StatusCode::PRECONDITION_FAILED, code, detail)
+    }
+}
+
+impl From<Busy> for Problem {
+    fn from(busy: Busy) -> Self {
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", busy)
+    }
+}
+
+impl From<ReceiveError> for Problem {
+    fn from(err: ReceiveError) -> Self {
+        let (status, code) = match &err {
+            ReceiveError::Occupied | ReceiveError::Busy => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
+            ReceiveError::Malformed(_) | ReceiveError::Invalid(_) | ReceiveError::Broken(_) => (StatusCode::BAD_REQUEST, "invalid_request"),
+            ReceiveError::Corrupt(_) => (StatusCode::UNPROCESSABLE_ENTITY, "corrupt_snapshot"),
+            ReceiveError::Stalled(_) => (StatusCode::REQUEST_TIMEOUT, "request_timeout"),
+            ReceiveError::Io(err) if err.kind() == std::io::ErrorKind::StorageFull => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            ReceiveError::Io(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        };
+        Problem::new(status, code, err)
+    }
+}
+
+impl PeerServer {
+    /// Serves `service` under `identity`.
+    pub fn new(service: Arc<dyn PeerService>, identity: Identity, limits: TransportLimits) -> PeerServer {
+        let (streams, snapshots, refusals) = (Streams::default(), Receiver::new(), RefusalLog::default());
+        PeerServer(Arc::new(Inner {
+            service,
+            identity,
+            limits,
+            streams,
+            snapshots,
+            refusals,
+        }))
+    }
+}
+
+impl<B> tower::Service<Request<B>> for PeerServer
+where
+    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Display + Send,
+{
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Answer, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let inner = self.0.clone();
+        Box::pin(async move { Ok(inner.answer(request).await.unwrap_or_else(|problem| inner.refuse(&problem))) })
+    }
+}
+
+impl Inner {
+    async fn answer<B>(&self, request: Request<B>) -> Result<Answer, Problem>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Display + Send,
+    {
+        let (head, body) = request.into_parts();
+        let wanted = match head.uri.path() {
+            "/raft" | "/raft/call" | "/raft/snapshot" => Method::POST,
+            "/raft/members" => Method::GET,
+            _ => return Err(Problem::new(StatusCode::NOT_FOUND, "unknown_route", "this is the peer listener")),
+        };
+        if head.method != wanted {
+            return Err(Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                format!("only {wanted} works here"),
+            ));
+        }
+        let addressing =
+            Addressing::parse(&head.headers).ok_or_else(|| Problem::invalid("the metcd-peer header is missing or malformed"))?;
+        self.check_cluster(&addressing)?;
+        if wanted == Method::GET {
+            // Open to whoever knows the cluster: a founder with an empty directory asks here whether its id is taken.
+            return Ok(json_answer(StatusCode::OK, &self.service.members()));
+        }
+        self.check_sender(&addressing)?;
+        let from = addressing.sender.member;
+        match head.uri.path() {
+            "/raft" => self.take_messages(from, &head.headers, body).await,
+            "/raft/call" => self.relay(&head.headers, body).await,
+            _ => {
+                let ends = (from, self.identity.member);
+                self.snapshots
+                    .receive(&self.service, ends, body, self.limits.snapshot_idle_timeout)
+                    .await?;
+                Ok(empty_answer())
+            }
+        }
+    }
+
+    fn check_cluster(&self, addressing: &Addressing) -> Result<(), Refusal> {
+        let (theirs, own) = (addressing.sender.cluster_id, self.identity.cluster_id);
+        if theirs == own {
+            return Ok(());
+        }
+        let detail = format!(
+            "member {} belongs to cluster {own:016x}, the sender to {theirs:016x}",
+            self.identity.member
+        );
+        self.note(
+            addressing,
+            Refusal {
+                code: "cluster_mismatch",
+                detail,
+            },
+        )
+    }
+
+    fn check_sender(&self, addressing: &Addressing) -> Result<(), Refusal> {
+        if addressing.to != self.identity.member {
+            let detail = format!(
+                "this is member {}, not {}: a peer URL is wrong",
+                self.identity.member, addressing.to
+            );
+            return self.note(
+                addressing,
+                Refusal {
+                    code: "wrong_receiver",
+                    detail,
+                },
+            );
+        }
+        if addressing.sender.member == self.identity.member {
+            let detail = format!("member {} is this node itself", addressing.sender.member);
+            return self.note(
+                addressing,
+                Refusal {
+                    code: "unknown_member",
+                    detail,
+                },
+            );
+        }
+        self.service
+            .admit(&addressing.sender)
+            .or_else(|refusal| self.note(addressing, refusal))
+    }
+
+    fn note(&self, addressing: &Addressing, refusal: Refusal) -> Result<(), Refusal> {
+        self.refusals.note(addressing.sender.member, refusal.code, &refusal.detail);
+        Err(refusal)
+    }
+
+    async fn take_messages<B>(&self, from: u64, headers: &HeaderMap, body: B) -> Result<Answer, Problem>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: Display,
+    {
+        let position = StreamPosition::parse(headers).map_err(Problem::invalid)?;
+        // A buffer of its own, of the body's size: the entries stay slices of it for as long as raft keeps them.
+        let body = read_body(body, self.limits.max_body_bytes).await.map_err(body_problem)?;
+        let messages = wire::decode_batch(&body).map_err(Problem::invalid)?;
+        for message in &messages {
+            validate::check(message, from, self.identity.member).map_err(Problem::invalid)?;
+        }
+        let step = |messages| self.service.step(from, messages);
+        let Some(position) = position else {
+            step(messages)?;
+            return Ok(empty_answer());
+        };
+        let limits = WindowLimits {
+            gap_timeout: self.limits.gap_timeout,
+            max_held_bytes: self.limits.max_body_bytes,
+        };
+        match self.streams.of(from).deliver(position, messages, body.len(), limits, step).await? {
+            Delivered::Stepped => Ok(empty_answer()),
+            Delivered::Stale => Err(Problem::new(
+                StatusCode::CONFLICT,
+                "stale_stream",
+                format!("batch {position} is no longer wanted"),
+            )),
+        }
+    }
+
+    async fn relay<B>(&self, headers: &HeaderMap, body: B) -> Result<Answer, Problem>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: Display,
+    {
+        let deadline_ms = headers.get(wire::DEADLINE_MS).and_then(|value| value.to_str().ok()?.parse().ok());
+        let deadline = Duration::from_millis(deadline_ms.ok_or_else(|| Problem::invalid("the metcd-deadline-ms header is missing"))?);
+        let body = read_body(body, MAX_CALL_BYTES).await.map_err(body_problem)?;
+        let request: LeaderRequest = serde_json::from_slice(&body).map_err(Problem::invalid)?;
+        let outcome = self.service.call(request, deadline.min(MAX_CALL_DEADLINE)).await;
+        Ok(json_answer(StatusCode::OK, &outcome))
+    }
+
+    fn refuse(&self, problem: &Problem) -> Answer {
+        tracing::debug!(status = problem.status.as_u16(), code = problem.code, detail = %problem.detail, "peer request refused");
+        let Problem { status, code, detail } = problem;
+        let title = status.canonical_reason().unwrap_or("Error");
+        let document = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail, "code": code });
+        let mut answer = json_answer(*status, &document);
+        answer
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        answer
+    }
+}
+
+fn body_problem<E: Display>(err: ReadBodyError<E>) -> Problem {
+    match err {
+        ReadBodyError::TooLarge => Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "request_too_large",
+            "the body is larger than this member takes",
+        ),
+        ReadBodyError::Broken(err) => Problem::invalid(err),
+    }
+}
+
+fn empty_answer() -> Answer {
+    Response::new(Full::new(Bytes::new()))
+}
+
+fn json_answer(status: StatusCode, value: &impl serde::Serialize) -> Answer {
+    let Ok(body) = serde_json::to_vec(value) else {
+        let mut failed = empty_answer();
+        *failed.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        return failed;
+    };
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.status_mut() = status;
+    answer
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}

@@ -1,0 +1,473 @@
+//! One direction to one peer for one kind of message: a bounded queue and the task that posts what is in it.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use parking_lot::Mutex;
+use protobuf::Message as _;
+use raft::eraftpb::{Message, MessageType};
+use reqwest::{Client, Method, Request, Url};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
+
+use super::{
+    MEMBER_REMOVED, PeerEvents, TransportLimits,
+    wire::{Epoch, StreamPosition, encode_into},
+};
+
+/// Below this size a lane keeps two POSTs in flight and lets the rest gather: small batches cost processor time, not bandwidth.
+const SMALL_BATCH_BYTES: usize = 32 * 1024;
+const SMALL_IN_FLIGHT: usize = 2;
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const MAX_BACKOFF: Duration = Duration::from_millis(500);
+
+/// The two kinds of lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LaneKind {
+    /// Small messages that may overtake each other.
+    Control,
+    /// Large ones, kept in order.
+    Append,
+}
+
+impl LaneKind {
+    /// Append responses are small and raft tells stale ones: on the control lane they never wait behind a forwarded proposal.
+    pub(super) fn of(kind: MessageType) -> LaneKind {
+        match kind {
+            MessageType::MsgAppend | MessageType::MsgPropose | MessageType::MsgSnapshot => LaneKind::Append,
+            MessageType::MsgHup
+            | MessageType::MsgBeat
+            | MessageType::MsgAppendResponse
+            | MessageType::MsgRequestVote
+            | MessageType::MsgRequestVoteResponse
+            | MessageType::MsgHeartbeat
+            | MessageType::MsgHeartbeatResponse
+            | MessageType::MsgUnreachable
+            | MessageType::MsgSnapStatus
+            | MessageType::MsgCheckQuorum
+            | MessageType::MsgTransferLeader
+            | MessageType::MsgTimeoutNow
+            | MessageType::MsgReadIndex
+            | MessageType::MsgReadIndexResp
+            | MessageType::MsgRequestPreVote
+            | MessageType::MsgRequestPreVoteResponse => LaneKind::Control,
+        }
+    }
+}
+
+/// Counters of a lane.
+#[derive(Debug, Default)]
+struct Counters {
+    posts: AtomicU64,
+    messages: AtomicU64,
+    bytes: AtomicU64,
+    dropped: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// A reading of a lane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LaneMetrics {
+    /// Bodies sent.
+    pub posts: u64,
+    /// Messages in them.
+    pub messages: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Messages dropped: queue full, or the peer down.
+    pub dropped: u64,
+    /// POSTs that were not answered `200`.
+    pub failures: u64,
+    /// Messages waiting now.
+    pub queued: usize,
+    /// The peer did not take the last POST.
+    pub down: bool,
+}
+
+/// The queue. Full, or the peer known to be down: what comes is dropped.
+pub(super) struct Queue {
+    kind: LaneKind,
+    waiting: Mutex<Waiting>,
+    arrived: Notify,
+    down: AtomicBool,
+    counters: Counters,
+    max_messages: usize,
+    max_bytes: usize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    messages: VecDeque<(Message, usize)>,
+    bytes: usize,
+    down_until: Option<Instant>,
+    closed: bool,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pushed {
+    /// Queued; the lane's task must be woken.
+    First,
+    /// Queued behind others.
+    Behind,
+    /// No room: report the peer unreachable.
+    Full,
+    /// The peer is down and was reported.
+    Down,
+}
+
+impl Queue {
+    pub(super) fn new(kind: LaneKind, limits: &TransportLimits) -> Queue {
+        Queue {
+            kind,
+            waiting: Mutex::default(),
+            arrived: Notify::new(),
+            down: AtomicBool::new(false),
+            counters: Counters::default(),
+            max_messages: limits.queue_messages,
+            max_bytes: if kind == LaneKind::Append {
+                limits.queue_bytes
+            } else {
+                limits.queue_bytes / 16
+            },
+        }
+    }
+
+    pub(super) fn push(&self, message: Message) -> Pushed {
+        let bytes = message.compute_size() as usize;
+        let mut waiting = self.waiting.lock();
+        if self.down.load(Relaxed) && waiting.down_until.is_some_and(|until| Instant::now() < until) {
+            self.counters.dropped.fetch_add(1, Relaxed);
+            return Pushed::Down;
+        }
+        let first = waiting.messages.is_empty();
+        if !first && (waiting.messages.len() >= self.max_messages || waiting.bytes + bytes > self.max_bytes) {
+            self.counters.dropped.fetch_add(1, Relaxed);
+            return Pushed::Full;
+        }
+        waiting.bytes += bytes;
+        waiting.messages.push_back((message, bytes));
+        if first { Pushed::First } else { Pushed::Behind }
+    }
+
+    pub(super) fn wake(&self) {
+        self.arrived.notify_one();
+    }
+
+    /// Ends the lane's task.
+    pub(super) fn close(&self) {
+        self.waiting.lock().closed = true;
+        self.arrived.notify_one();
+    }
+
+    pub(super) fn metrics(&self) -> LaneMetrics {
+        LaneMetrics {
+            posts: self.counters.posts.load(Relaxed),
+            messages: self.counters.messages.load(Relaxed),
+            bytes: self.counters.bytes.load(Relaxed),
+            dropped: self.counters.dropped.load(Relaxed),
+            failures: self.counters.failures.load(Relaxed),
+            queued: self.waiting.lock().messages.len(),
+            down: self.down.load(Relaxed),
+        }
+    }
+
+    /// What the next POST carries, if `in_flight` allows one.
+    fn take(&self, in_flight: usize, limits: &TransportLimits) -> Taken {
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            return Taken::Closed;
+        }
+        let slots = match self.kind {
+            LaneKind::Append if waiting.bytes >= SMALL_BATCH_BYTES => limits.append_in_flight,
+            LaneKind::Append | LaneKind::Control => SMALL_IN_FLIGHT.min(limits.append_in_flight),
+        };
+        if waiting.messages.is_empty() || in_flight >= slots.max(1) {
+            return Taken::Nothing;
+        }
+        let (mut count, mut bytes) = (0, 0);
+        for (_, size) in &waiting.messages {
+            if count > 0 && bytes + size > limits.batch_bytes {
+                break;
+            }
+            (count, bytes) = (count + 1, bytes + size);
+        }
+        waiting.bytes = waiting.bytes.saturating_sub(bytes);
+        // The usual case: all of it, without moving a message.
+        let messages = if count == waiting.messages.len() {
+            std::mem::take(&mut waiting.messages)
+        } else {
+            waiting.messages.drain(..count).collect()
+        };
+        Taken::Batch { messages, bytes }
+    }
+
+    /// Drops what waits, and what comes until `backoff` is over.
+    fn go_down(&self, backoff: Duration) {
+        let mut waiting = self.waiting.lock();
+        self.counters.dropped.fetch_add(waiting.messages.len() as u64, Relaxed);
+        waiting.messages.clear();
+        waiting.bytes = 0;
+        waiting.down_until = Some(Instant::now() + backoff);
+        self.down.store(true, Relaxed);
+    }
+
+    fn come_up(&self) {
+        if self.down.swap(false, Relaxed) {
+            self.waiting.lock().down_until = None;
+        }
+    }
+}
+
+enum Taken {
+    Batch {
+        messages: VecDeque<(Message, usize)>,
+        bytes: usize,
+    },
+    Nothing,
+    Closed,
+}
+
+/// The peer as its lanes address it.
+#[derive(Clone)]
+pub(super) struct Destination {
+    pub(super) peer: u64,
+    pub(super) url: Url,
+    pub(super) addressing: HeaderValue,
+    pub(super) boot: u64,
+}
+
+/// The task of a lane.
+pub(super) struct Lane {
+    queue: Arc<Queue>,
+    client: Client,
+    limits: Arc<TransportLimits>,
+    events: Arc<dyn PeerEvents>,
+    destination: Destination,
+    headers: HeaderMap,
+    epoch: u64,
+    seq: u64,
+    backoff: Duration,
+    refusals: Arc<RefusalLog>,
+}
+
+/// How a POST ended.
+enum Outcome {
+    Queued,
+    /// The receiver's queue is full.
+    Busy,
+    /// It is there, and says no.
+    Refused {
+        code: String,
+        detail: String,
+    },
+    /// It is not there, or not well.
+    Failed(String),
+}
+
+impl Lane {
+    pub(super) fn new(
+        queue: Arc<Queue>,
+        client: Client,
+        limits: Arc<TransportLimits>,
+        events: Arc<dyn PeerEvents>,
+        destination: Destination,
+        refusals: Arc<RefusalLog>,
+    ) -> Lane {
+        let headers = HeaderMap::from_iter([
+            (super::wire::PEER, destination.addressing.clone()),
+            (CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
+        ]);
+        Lane {
+            queue,
+            client,
+            limits,
+            events,
+            destination,
+            headers,
+            epoch: 0,
+            seq: 0,
+            backoff: FIRST_BACKOFF,
+            refusals,
+        }
+    }
+
+    /// Posts until the queue is closed.
+    pub(super) async fn run(mut self) {
+        let timeout = match self.queue.kind {
+            LaneKind::Control => self.limits.control_timeout,
+            LaneKind::Append => self.limits.append_timeout,
+        };
+        let mut in_flight = FuturesUnordered::new();
+        let mut started: VecDeque<(u64, Instant)> = VecDeque::new();
+        let mut post_id = 0;
+        // One timer for the lane, pushed on only when it fires: a timer per POST would cost more than the rest of the bookkeeping.
+        let mut watchdog = pin!(sleep(timeout));
+        loop {
+            match self.queue.take(in_flight.len(), &self.limits) {
+                Taken::Closed => return,
+                Taken::Batch { messages, bytes } => {
+                    if let Some(request) = self.request(&messages, bytes) {
+                        post_id += 1;
+                        in_flight.push(post(post_id, self.client.clone(), request));
+                        started.push_back((post_id, Instant::now()));
+                    }
+                    continue;
+                }
+                Taken::Nothing => {}
+            }
+            tokio::select! {
+                biased;
+                Some((id, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
+                    started.retain(|(started_id, _)| *started_id != id);
+                    self.settle(outcome);
+                }
+                () = self.queue.arrived.notified() => {}
+                () = &mut watchdog => {
+                    let oldest = started.front().map_or_else(Instant::now, |(_, at)| *at);
+                    if oldest.elapsed() >= timeout {
+                        // The peer hangs. Dropping the requests closes their connections.
+                        in_flight.clear();
+                        started.clear();
+                        self.settle(Outcome::Failed(format!("no answer within {timeout:?}")));
+                        watchdog.as_mut().reset(Instant::now() + timeout);
+                    } else {
+                        watchdog.as_mut().reset(oldest + timeout);
+                    }
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, messages: &VecDeque<(Message, usize)>, bytes: usize) -> Option<Request> {
+        let mut body = Vec::with_capacity(bytes + 5 * messages.len());
+        for (message, _) in messages {
+            if let Err(err) = encode_into(&mut body, message) {
+                tracing::error!(peer = self.destination.peer, error = %err, "a raft message cannot be encoded");
+                self.events.unreachable(self.destination.peer);
+                return None;
+            }
+        }
+        if body.len() > self.limits.max_body_bytes {
+            tracing::error!(
+                peer = self.destination.peer,
+                bytes = body.len(),
+                "a raft message is larger than a peer takes"
+            );
+            self.events.unreachable(self.destination.peer);
+            return None;
+        }
+        let counters = &self.queue.counters;
+        counters.posts.fetch_add(1, Relaxed);
+        counters.messages.fetch_add(messages.len() as u64, Relaxed);
+        counters.bytes.fetch_add(body.len() as u64, Relaxed);
+        let mut request = Request::new(Method::POST, self.destination.url.clone());
+        *request.headers_mut() = self.headers.clone();
+        if self.queue.kind == LaneKind::Append {
+            self.seq += 1;
+            let position = StreamPosition {
+                epoch: Epoch {
+                    boot: self.destination.boot,
+                    count: self.epoch,
+                },
+                seq: self.seq,
+            };
+            request.headers_mut().insert(super::wire::STREAM, position.header());
+        }
+        *request.body_mut() = Some(body.into());
+        Some(request)
+    }
+
+    fn settle(&mut self, outcome: Outcome) {
+        let peer = self.destination.peer;
+        if let Outcome::Queued = outcome {
+            self.backoff = FIRST_BACKOFF;
+            self.queue.come_up();
+            return;
+        }
+        self.queue.counters.failures.fetch_add(1, Relaxed);
+        // Whatever was lost, the receiver must not wait for it.
+        self.epoch += 1;
+        self.seq = 0;
+        match outcome {
+            Outcome::Queued | Outcome::Busy => {}
+            Outcome::Refused { code, detail } => {
+                self.queue.go_down(MAX_BACKOFF);
+                self.refusals.note(peer, &code, &detail);
+                if code == MEMBER_REMOVED {
+                    self.events.removed(detail);
+                } else {
+                    self.events.refused(peer, &code, detail);
+                }
+            }
+            Outcome::Failed(reason) => {
+                if !self.queue.down.load(Relaxed) {
+                    tracing::debug!(peer, %reason, lane = ?self.queue.kind, "peer unreachable");
+                }
+                self.queue.go_down(self.backoff);
+                self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
+            }
+        }
+        self.events.unreachable(peer);
+    }
+}
+
+/// One POST. Never repeated.
+async fn post(id: u64, client: Client, request: Request) -> (u64, Outcome) {
+    let outcome = match client.execute(request).await {
+        Ok(response) if response.status() == StatusCode::OK => Outcome::Queued,
+        Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => Outcome::Busy,
+        Ok(response) if response.status() == StatusCode::PRECONDITION_FAILED => {
+            let (code, detail) = read_problem(response).await;
+            Outcome::Refused { code, detail }
+        }
+        Ok(response) => {
+            let status = response.status();
+            let (code, detail) = read_problem(response).await;
+            Outcome::Failed(format!("{status} {code}: {detail}"))
+        }
+        Err(err) => Outcome::Failed(super::outbound::with_sources(&err)),
+    };
+    (id, outcome)
+}
+
+/// Code and detail of a problem document, as far as there is one. At most 64 KiB are read.
+pub(super) async fn read_problem(mut response: reqwest::Response) -> (String, String) {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        body.extend_from_slice(&chunk);
+        if body.len() > 64 * 1024 {
+            break;
+        }
+    }
+    let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    let text = |name: &str| problem.get(name).and_then(|value| value.as_str()).unwrap_or_default().to_owned();
+    (text("code"), text("detail"))
+}
+
+/// Logs each refusal once.
+#[derive(Default)]
+pub(super) struct RefusalLog(Mutex<HashSet<(u64, String)>>);
+
+/// Refusals remembered; beyond that nothing more is logged, so that strangers cannot fill the memory or the log.
+const MAX_REFUSALS: usize = 256;
+
+impl RefusalLog {
+    pub(super) fn note(&self, peer: u64, code: &str, detail: &str) {
+        let mut seen = self.0.lock();
+        if seen.len() < MAX_REFUSALS && seen.insert((peer, code.to_owned())) {
+            tracing::warn!(peer, code, detail, "refused between peers");
+        }
+    }
+}

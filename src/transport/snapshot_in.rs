@@ -1,0 +1,189 @@
+//! Receiving a snapshot: streamed to a file of its own, verified, made durable, handed over. One at a time.
+
+use std::{
+    future::Future,
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use axum::body::HttpBody;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use raft::eraftpb::Message;
+use tokio::{fs::File, io::AsyncWriteExt as _, sync::Semaphore, time::timeout};
+
+use super::{
+    PeerService, validate,
+    wire::{self, WireError},
+};
+
+/// The raft message in front of the snapshot: metadata, a few bytes per member.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+
+static NEXT_FILE: AtomicU64 = AtomicU64::new(0);
+
+/// Why a snapshot was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReceiveError {
+    #[error("another snapshot is being received")]
+    Occupied,
+    #[error("the node's queue of peer messages is full")]
+    Busy,
+    #[error("malformed: {0}")]
+    Malformed(#[from] WireError),
+    #[error("invalid: {0}")]
+    Invalid(String),
+    #[error("the transfer broke off: {0}")]
+    Broken(String),
+    #[error("no progress for {0:?}")]
+    Stalled(Duration),
+    #[error("it does not verify: {0}")]
+    Corrupt(String),
+    #[error("cannot store it: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Receives one snapshot at a time.
+pub(super) struct Receiver {
+    place: Semaphore,
+}
+
+impl Receiver {
+    pub(super) fn new() -> Receiver {
+        Receiver { place: Semaphore::new(1) }
+    }
+
+    /// Takes a snapshot that `from` sends to `to`. Nothing is left on disk if it fails or is cancelled.
+    pub(super) async fn receive<B>(
+        &self,
+        service: &Arc<dyn PeerService>,
+        (from, to): (u64, u64),
+        body: B,
+        idle_timeout: Duration,
+    ) -> Result<(), ReceiveError>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: std::fmt::Display,
+    {
+        let _place = self.place.try_acquire().map_err(|_| ReceiveError::Occupied)?;
+        let mut pieces = Pieces { body, idle_timeout };
+        let (message, rest) = read_head(&mut pieces).await?;
+        validate::check_snapshot(&message, from, to).map_err(ReceiveError::Invalid)?;
+        let directory = service.snapshot_dir();
+        let file = unless_stored(
+            &directory,
+            &format!("incoming-{from}-{}", message.get_snapshot().get_metadata().index),
+        );
+        let mut incoming = Incoming(Some(file));
+        write_durably(incoming.path(), rest, &mut pieces).await?;
+        let (service, path) = (service.clone(), incoming.path().to_owned());
+        let accept = move || {
+            service.verify_snapshot(&message, &path).map_err(ReceiveError::Corrupt)?;
+            // The name must survive a power cut as well: the node acts on the file from here on.
+            std::fs::File::open(&directory)?.sync_all()?;
+            service.snapshot_received(from, message, path).map_err(|_| ReceiveError::Busy)
+        };
+        blocking(accept).await?;
+        incoming.keep();
+        Ok(())
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, ReceiveError> + Send + 'static) -> Result<T, ReceiveError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|err| ReceiveError::Io(io::Error::other(err)))?
+}
+
+/// A name nobody else uses in this process; leftovers of earlier ones are overwritten.
+fn unless_stored(directory: &Path, stem: &str) -> PathBuf {
+    directory.join(format!("{stem}-{}.tmp", NEXT_FILE.fetch_add(1, Relaxed)))
+}
+
+/// The body's data, piece by piece, none of them long in coming.
+struct Pieces<B> {
+    body: B,
+    idle_timeout: Duration,
+}
+
+impl<B> Pieces<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    async fn next(&mut self) -> Result<Option<Bytes>, ReceiveError> {
+        loop {
+            let frame = within(self.idle_timeout, self.body.frame()).await?;
+            let Some(frame) = frame else { return Ok(None) };
+            if let Ok(data) = frame.map_err(|err| ReceiveError::Broken(err.to_string()))?.into_data() {
+                return Ok(Some(data));
+            }
+        }
+    }
+}
+
+async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Result<T, ReceiveError> {
+    timeout(limit, future).await.map_err(|_| ReceiveError::Stalled(limit))
+}
+
+/// The message in front, and what came with it of the snapshot itself.
+async fn read_head<B>(pieces: &mut Pieces<B>) -> Result<(Message, Bytes), ReceiveError>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let mut begin = BytesMut::new();
+    while let Some(piece) = pieces.next().await? {
+        begin.extend_from_slice(&piece);
+        let so_far = begin.split().freeze();
+        if let Some((message, end)) = wire::decode_first(&so_far, MAX_HEAD_BYTES)? {
+            return Ok((message, so_far.slice(end..)));
+        }
+        begin.extend_from_slice(&so_far);
+    }
+    Err(ReceiveError::Malformed(WireError("the body ends within the message".into())))
+}
+
+async fn write_durably<B>(path: &Path, first: Bytes, pieces: &mut Pieces<B>) -> Result<(), ReceiveError>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let mut file = File::create(path).await?;
+    file.write_all(&first).await?;
+    while let Some(piece) = pieces.next().await? {
+        file.write_all(&piece).await?;
+    }
+    file.flush().await?;
+    file.sync_all().await?;
+    Ok(())
+}
+
+/// A file that is removed unless it is kept.
+struct Incoming(Option<PathBuf>);
+
+impl Incoming {
+    fn path(&self) -> &Path {
+        self.0.as_deref().unwrap_or(Path::new(""))
+    }
+
+    fn keep(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(err) = std::fs::remove_file(path)
+            && err.kind() != ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), error = %err, "cannot remove an incomplete snapshot");
+        }
+    }
+}

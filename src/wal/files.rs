@@ -1,0 +1,243 @@
+//! A log directory: its lock, its marker file, and the syncs that creating and renaming need (rule 4).
+//!
+//! ```text
+//! LOCK         held by the process that has the log open
+//! FORMAT       engine, format version and a random id, one checksummed line; written last when a directory is made
+//! CREATING     there while a directory is made; with it and without FORMAT the directory holds nothing worth keeping
+//! fence        see the fence module
+//! journal-0/1  sled only, see the journal module
+//! sled/ raft-engine/ rocksdb/   the engine's own files
+//! ```
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    hash::{BuildHasher, Hasher, RandomState},
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::WalError;
+
+/// Version of everything under a log directory that is ours.
+const FORMAT_VERSION: u32 = 1;
+
+/// `map_err` helper: what was being done, to which path.
+pub(crate) fn io_error(what: &str, path: &Path) -> impl FnOnce(io::Error) -> WalError {
+    let what = format!("{what} {}", path.display());
+    move |source| WalError::Io { what, source }
+}
+
+/// fsync of a directory, so that names made or removed in it are durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), WalError> {
+    File::open(dir)
+        .and_then(|file| file.sync_all())
+        .map_err(io_error("fsync directory", dir))
+}
+
+/// fsync of `dir`, everything below it, and its parent. For what an engine just created without syncing it.
+pub(crate) fn sync_tree(dir: &Path) -> Result<(), WalError> {
+    for entry in fs::read_dir(dir).map_err(io_error("list", dir))? {
+        let path = entry.map_err(io_error("list", dir))?.path();
+        if path.is_dir() {
+            sync_tree(&path)?;
+        } else {
+            File::open(&path)
+                .and_then(|file| file.sync_all())
+                .map_err(io_error("fsync", &path))?;
+        }
+    }
+    sync_dir(dir)
+}
+
+/// Sum of the sizes of the files in `dir` (not below).
+pub(crate) fn dir_bytes(dir: &Path) -> u64 {
+    fs::read_dir(dir).map_or(0, |entries| {
+        entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
+    })
+}
+
+/// An open, locked log directory.
+pub(crate) struct Claim {
+    dir: PathBuf,
+    engine: &'static str,
+    /// Random, made with the directory: frames of another log are not taken for ours.
+    pub(crate) id: u64,
+    /// The directory holds no log yet: the engine creates its files, then calls [`Claim::commit`].
+    pub(crate) fresh: bool,
+    _lock: File,
+}
+
+impl Claim {
+    /// Locks `dir` (created if need be) for `engine`. `Refused` if it is in use, of another engine, of a newer format, or no log directory.
+    pub(crate) fn take(dir: &Path, engine: &'static str) -> Result<Self, WalError> {
+        make_dir(dir)?;
+        let lock = lock(dir)?;
+        let format_path = dir.join("FORMAT");
+        let creating_path = dir.join("CREATING");
+        if format_path.exists() {
+            let id = read_format(&format_path, Some(engine))?.id;
+            remove_if_there(&creating_path)?;
+            return Ok(Self {
+                dir: dir.to_owned(),
+                engine,
+                id,
+                fresh: false,
+                _lock: lock,
+            });
+        }
+        if creating_path.exists() {
+            empty(dir)?;
+        } else if let Some(name) = first_stranger(dir)? {
+            return Err(WalError::Refused(format!(
+                "{} is not a log directory: it holds {name} but no FORMAT file. Restore the file or name an empty directory",
+                dir.display()
+            )));
+        }
+        write_synced(&creating_path, b"")?;
+        sync_dir(dir)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            engine,
+            id: RandomState::new().build_hasher().finish(),
+            fresh: true,
+            _lock: lock,
+        })
+    }
+
+    /// Makes a fresh directory a valid one, after everything in it is durable.
+    pub(crate) fn commit(&mut self) -> Result<(), WalError> {
+        if !self.fresh {
+            return Ok(());
+        }
+        sync_tree(&self.dir)?;
+        let head = format!("metcd-wal format={FORMAT_VERSION} engine={} id={:016x}", self.engine, self.id);
+        let line = format!("{head} crc={:08x}\n", crc32c::crc32c(head.as_bytes()));
+        let (path, new_path) = (self.dir.join("FORMAT"), self.dir.join("FORMAT.new"));
+        write_synced(&new_path, line.as_bytes())?;
+        fs::rename(&new_path, &path).map_err(io_error("rename", &new_path))?;
+        sync_dir(&self.dir)?;
+        remove_if_there(&self.dir.join("CREATING"))?;
+        sync_dir(&self.dir)?;
+        self.fresh = false;
+        Ok(())
+    }
+}
+
+/// What the marker says.
+pub(crate) struct Format {
+    /// Name of the engine.
+    pub(crate) engine: String,
+    /// See [`Claim::id`].
+    pub(crate) id: u64,
+}
+
+/// Reads the marker; with `engine` given, another one is refused.
+pub(crate) fn read_format(path: &Path, engine: Option<&str>) -> Result<Format, WalError> {
+    let raw = fs::read(path).map_err(io_error("read", path))?;
+    let damaged = || WalError::Corrupt(format!("{} is not a marker of this program or is damaged", path.display()));
+    let text = std::str::from_utf8(&raw).map_err(|_| damaged())?;
+    let rest = text.strip_prefix("metcd-wal format=").ok_or_else(damaged)?;
+    let (version, _) = rest.split_once(' ').ok_or_else(damaged)?;
+    let version: u32 = version.parse().map_err(|_| damaged())?;
+    if version > FORMAT_VERSION {
+        return Err(WalError::Refused(format!(
+            "{} has format {version}, this program knows up to {FORMAT_VERSION}: use the newer program",
+            path.display()
+        )));
+    }
+    let (head, crc) = text
+        .strip_suffix('\n')
+        .and_then(|line| line.rsplit_once(" crc="))
+        .ok_or_else(damaged)?;
+    if crc != format!("{:08x}", crc32c::crc32c(head.as_bytes())) {
+        return Err(damaged());
+    }
+    let field = |name: &str| head.split(' ').find_map(|field| field.strip_prefix(name));
+    let found = field("engine=").ok_or_else(damaged)?;
+    if let Some(engine) = engine.filter(|engine| *engine != found) {
+        return Err(WalError::Refused(format!(
+            "{} holds a log of engine {found}, not {engine}: set wal.engine = \"{found}\", or give the member an empty data directory",
+            path.parent().unwrap_or(path).display()
+        )));
+    }
+    let id = u64::from_str_radix(field("id=").ok_or_else(damaged)?, 16).map_err(|_| damaged())?;
+    Ok(Format {
+        engine: found.to_owned(),
+        id,
+    })
+}
+
+/// Creates `dir` and its ancestors and makes their names durable.
+pub(crate) fn make_dir(dir: &Path) -> Result<(), WalError> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        make_dir(parent)?;
+        fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+        return sync_dir(parent);
+    }
+    fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+    sync_dir(Path::new("."))
+}
+
+fn lock(dir: &Path) -> Result<File, WalError> {
+    let path = dir.join("LOCK");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(io_error("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(WalError::Refused(format!("{} is in use by another process", dir.display()))),
+        Err(TryLockError::Error(source)) => Err(io_error("lock", &path)(source)),
+    }
+}
+
+/// The first name in `dir` that a new log directory would not have.
+fn first_stranger(dir: &Path) -> Result<Option<String>, WalError> {
+    let mut names = names(dir)?;
+    names.sort();
+    Ok(names.into_iter().find(|name| name != "LOCK"))
+}
+
+fn names(dir: &Path) -> Result<Vec<String>, WalError> {
+    let entries = fs::read_dir(dir).map_err(io_error("list", dir))?;
+    entries
+        .map(|entry| {
+            entry
+                .map(|e| e.file_name().to_string_lossy().into_owned())
+                .map_err(io_error("list", dir))
+        })
+        .collect()
+}
+
+/// Removes what an interrupted creation left.
+fn empty(dir: &Path) -> Result<(), WalError> {
+    for name in names(dir)?.iter().filter(|name| *name != "LOCK" && *name != "CREATING") {
+        let path = dir.join(name);
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.map_err(io_error("remove", &path))?;
+    }
+    sync_dir(dir)
+}
+
+fn remove_if_there(path: &Path) -> Result<(), WalError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Creates `path` with `content`, synced; its name is not durable until the directory is synced.
+pub(crate) fn write_synced(path: &Path, content: &[u8]) -> Result<(), WalError> {
+    fs::write(path, content)
+        .and_then(|()| File::open(path)?.sync_all())
+        .map_err(io_error("write", path))
+}

@@ -1,7 +1,6 @@
 //! `metcd serve`: flags → configuration → logging → runtime → server → exit code.
 
 use std::path::PathBuf;
-use tokio::signal::unix::{SignalKind, signal};
 
 use clap::Args;
 use tokio::sync::oneshot;

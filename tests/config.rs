@@ -306,7 +306,6 @@ fn what_is_dangerous_is_said_at_every_start() {
     assert!(warnings(&["cluster.members=1=http://127.0.0.1:3380", "cluster.join=http://a:1"]).contains("cluster.members is ignored"));
 }
 
-
 /// `config/metcd.toml` with the commented-out keys set as its comments say.
 fn documented() -> String {
     let is_setting = |line: &str| {

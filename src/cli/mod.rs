@@ -5,7 +5,6 @@
 
 mod config;
 mod serve;
-mod signals;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use tokio::sync::oneshot;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::CliError;
-use super::signals::Signals;
 use crate::config::{self, Config, Flag, FlagValue, Loaded, Sources};
 use crate::telemetry::{self, LogHandle};
 
@@ -163,27 +162,48 @@ fn run_to_the_end(config: Config, log: LogHandle) -> Result<(), CliError> {
         .thread_name("metcd-worker")
         .build()
         .map_err(|error| CliError::Failed(format!("cannot start the runtime's threads: {error}")))?;
-    let result = runtime.block_on(serve(config, log));
+    let result = runtime.block_on(serve(config, log)).map_err(CliError::Failed);
     // Whatever is still waiting for a disk or a peer is not waited for.
     runtime.shutdown_background();
     result
 }
 
-/// Runs the server until it ends, or a second signal ends the wait for that.
-async fn serve(config: Config, log: LogHandle) -> Result<(), CliError> {
-    let signals = Signals::catch().map_err(|error| CliError::Failed(format!("cannot handle signals: {error}")))?;
-    let (stop, stopped) = oneshot::channel();
-    // A sender that is gone means the same as one that was used: nobody will run this any longer.
-    let stopped = async move { stopped.await.unwrap_or(()) };
-    tokio::select! {
-        result = run_server(config, log, stopped) => result.map_err(CliError::Failed),
-        () = signals.run(stop) => Err(CliError::Failed("stopped at once by a second signal; nothing acknowledged is lost".to_owned())),
-    }
+/// Runs the member; it returns when the member has stopped in order.
+async fn serve(config: Config, log: LogHandle) -> Result<(), String> {
+    let stop = stop_signal().map_err(|error| format!("cannot listen for signals: {error}"))?;
+    crate::server::run(config, log, stop).await.map_err(|error| error.to_string())
 }
 
-/// Runs the member; it returns when it has stopped in order, or cannot go on.
-async fn run_server(config: Config, log: LogHandle, stop: impl Future<Output = ()>) -> Result<(), String> {
-    crate::server::run(config, log, stop).await.map_err(|error| error.to_string())
+/// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once.
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (first, stopped) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            }
+        };
+        let name = next().await;
+        tracing::info!(signal = name, "stopping in order; a second signal ends the process at once");
+        // The receiver is gone only when the server has ended already.
+        let _ = first.send(());
+        next().await;
+        end_at_once();
+    });
+    Ok(async {
+        let _ = stopped.await;
+    })
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "that is what a second signal asks for; the log on disk survives it as it survives kill -9"
+)]
+fn end_at_once() -> ! {
+    std::process::exit(1)
 }
 
 #[cfg(test)]

@@ -71,6 +71,7 @@ pub struct LogImage {
 
 /// Why a node cannot start from what is on its disk (rule 7).
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum StartError {
     /// The state is ahead of the log.
     #[error(
@@ -92,6 +93,7 @@ pub enum StartError {
 
 /// Inputs.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum Input {
     /// One tick passed.
     Tick,

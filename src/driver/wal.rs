@@ -29,6 +29,7 @@ pub enum WalJob {
 }
 
 pub(super) fn spawn(wal: Box<dyn Wal>, jobs: Receiver<WalJob>, shared: Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
+    shared.wal_metrics.set_stats(wal.stats());
     let thread = WalThread {
         wal,
         shared,
@@ -68,6 +69,7 @@ impl WalThread {
                     WalJob::Compact(to) => {
                         self.flush()?;
                         self.wal.compact(to)?;
+                        self.shared.wal_metrics.set_stats(self.wal.stats());
                     }
                     WalJob::Fetch(wish) => {
                         self.flush()?;

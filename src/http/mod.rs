@@ -1,6 +1,6 @@
 //! The client API over HTTP.
 //!
-//! A request goes `Guard` (is the caller allowed to be here) → [`route::resolve`] (raw path bytes to a route) → one handler → `finish`
+//! A request goes [`route::resolve`] (raw path bytes to a route) → `Guard` (is the caller allowed to be here) → one handler → `finish`
 //! (headers that every answer carries, metrics). Handlers see a [`call::Call`] and the [`Node`]; they return a response or an
 //! [`error::ApiError`], which is the one type that knows status codes.
 //!
@@ -170,12 +170,13 @@ async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
     let arrived = Instant::now();
     let (parts, body) = request.into_parts();
     let mut body = RequestBody::new(body, parts.headers.contains_key(header::EXPECT));
-    let (route, cors, reply) = match app.guard.check(&parts) {
-        Err(refused) => (Route::Unknown, None, Err(refused)),
-        Ok(cors) => match route::resolve(parts.uri.path()) {
-            Err(invalid) => (Route::Unknown, cors, Err(invalid)),
-            Ok(target) => (target.route, cors, dispatch(app, &parts, &mut body, target, arrived).await),
-        },
+    let target = route::resolve(parts.uri.path());
+    // A path that cannot be decoded is a key that cannot be read.
+    let route = target.as_ref().map_or(Route::ShortKey, |target| target.route);
+    let (cors, reply) = match (app.guard.check(&parts), target) {
+        (Err(refused), _) => (None, Err(refused)),
+        (Ok(cors), Err(invalid)) => (cors, Err(invalid)),
+        (Ok(cors), Ok(target)) => (cors, dispatch(app, &parts, &mut body, target, arrived).await),
     };
     body.discard();
     let mutation = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);

@@ -17,20 +17,21 @@ use crate::state::outcome::Success;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const OPENAPI: &str = include_str!("openapi.json");
+const PROMETHEUS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 const OPENMETRICS: HeaderValue = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
 /// `GET /`
 pub(super) fn welcome(call: &mut Call<'_>) -> Reply {
     call.params.finish()?;
+    let (id, url) = (call.app.node.id(), &call.app.config.advertise.client_url);
     let text = format!(
         "metcd {VERSION}, member {id}\n\n\
-         curl -X PUT --data-binary world http://HOST/hello    set a key\n\
-         curl http://HOST/hello                               get it\n\
-         curl http://HOST/v1/kv?prefix=                       list all keys\n\
-         curl http://HOST/members                             the cluster\n\
-         curl http://HOST/status                              this member\n\
-         curl http://HOST/openapi.json                        everything else\n",
-        id = call.app.node.id(),
+         set a key         curl -X PUT --data-binary world {url}/hello\n\
+         get it            curl {url}/hello\n\
+         list all keys     curl {url}/v1/kv\n\
+         the cluster       curl {url}/members\n\
+         this member       curl {url}/status\n\
+         everything else   curl {url}/openapi.json\n"
     );
     Ok(respond::with_body(StatusCode::OK, respond::TEXT, text))
 }
@@ -157,11 +158,25 @@ pub(super) fn version(call: &mut Call<'_>) -> Reply {
 pub(super) fn metrics(call: &mut Call<'_>) -> Reply {
     call.params.finish()?;
     match scrape_metrics::scrape(call.app) {
-        Ok(page) => Ok(respond::with_body(StatusCode::OK, OPENMETRICS, page)),
+        Ok(page) => Ok(respond::with_body(StatusCode::OK, metrics_type(call), page)),
         Err(cause) => {
             tracing::error!(%cause, "the metrics could not be written");
             Err(Problem::Internal.into())
         }
+    }
+}
+
+/// The same page is valid in both; scrapers that know OpenMetrics say so.
+fn metrics_type(call: &Call<'_>) -> HeaderValue {
+    let accepted = call
+        .headers()
+        .get(http::header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .unwrap_or_default();
+    if accepted.contains("application/openmetrics-text") {
+        OPENMETRICS
+    } else {
+        PROMETHEUS
     }
 }
 

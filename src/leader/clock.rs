@@ -5,13 +5,14 @@
 //!   this member began to lead. A new leader gives every lease its full ttl again: it cannot know when the old one renewed it.
 //! - Once the end is proposed, a renewal waits for what becomes of it instead of being answered (a renewal that is answered holds).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::state::lease::LeaseChange;
 use crate::state::reader::LeaseInfo;
 
 /// What a renewal came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum Renewal {
     /// Full ttl again.
     Renewed { ttl_ms: u64 },
@@ -34,7 +35,7 @@ struct Running {
 #[derive(Debug, Default)]
 pub struct LeaseClock {
     term: Option<u64>,
-    leases: HashMap<u64, Running>,
+    leases: BTreeMap<u64, Running>,
     /// (end, id): the next one to end comes first, so a tick looks at nothing that is not due.
     by_end: BTreeSet<(u64, u64)>,
 }

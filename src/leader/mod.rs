@@ -39,6 +39,7 @@ pub struct NewMember {
 /// Requests that the leader carries out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum LeaderRequest {
     /// Renews a lease to its full ttl. Answered only by a leader proven to be one after the request arrived.
     KeepAlive { lease: u64 },
@@ -61,6 +62,7 @@ pub enum LeaderRequest {
 /// Their answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum LeaderReply {
     /// Granted and remaining ttl in milliseconds.
     Lease { ttl_ms: u64, remaining_ms: u64 },
@@ -79,6 +81,7 @@ pub enum LeaderReply {
 /// Why not. Serialised too: the relaying member passes it on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum LeaderError {
     /// No leader within the deadline; nothing was begun.
     #[error("no leader was elected within the request's timeout")]

@@ -144,7 +144,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
 
     let peer_service = Arc::new(peers::Service::new(node.clone(), data_dir.snapshot_dir()));
     let peer_app = PeerServer::new(peer_service, identity, transport_limits(&config));
-    let client_app = http::service(AppState::new(node.clone(), config.clone(), Some(Arc::new(log.clone()))));
+    let client_app = http::service(AppState::new(node.clone(), config.clone(), Some(Arc::new(log))));
     let limits = serve_limits(&config, id);
     let peer_server = tokio::spawn(serve::serve(peer_listener, peer_app, limits.clone(), closing(shared.clone())));
     let client_server = tokio::spawn(serve::serve(client_listener, client_app, limits, stopping(shared.clone())));

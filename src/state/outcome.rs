@@ -15,6 +15,7 @@ pub struct Outcome {
 
 /// Results by command.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum Success {
     /// Put: `created` if the key was new; `prev` if it was asked for and existed; `lease` is the attached one (0 = none).
     Put { created: bool, prev: Option<KeyValue>, lease: u64 },
@@ -36,6 +37,7 @@ pub enum Success {
 
 /// Refusals decided at apply: deterministic, not failures of the node.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum Refusal {
     /// Delete of a key that is not there (404).
     NotFound,
@@ -100,6 +102,7 @@ pub struct KeyValue {
 
 /// The response of one operation of a txn.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum TxnResponse {
     /// Of a put.
     Put { created: bool },

@@ -123,8 +123,8 @@ impl SnapshotView {
             let has_more = match self.stage {
                 Stage::Meta => self.read_meta(&mut records),
                 Stage::Session | Stage::Lease | Stage::LeaseKey | Stage::Idempotency | Stage::Member => self.read_small(&mut records),
-                Stage::Index => self.read_index(&mut records, max_bytes)?,
-                Stage::History => self.read_history(&mut records, max_bytes)?,
+                Stage::Index => self.read_index(&mut records, max_bytes - bytes)?,
+                Stage::History => self.read_history(&mut records, max_bytes - bytes)?,
                 Stage::End => false,
             };
             bytes += records

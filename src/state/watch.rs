@@ -265,11 +265,13 @@ impl Watcher {
     pub fn position(&self) -> u64 {
         let hub = self.shared.hub.lock();
         let state = self.group.state.lock();
-        let is_up_to_date = self.position >= state.base && state.revisions.back().is_none_or(|last| *last <= self.position);
-        if is_up_to_date {
-            hub.head().max(self.position)
-        } else {
-            self.position
+        if self.position < state.base {
+            return self.position;
+        }
+        let pending = state.revisions.partition_point(|revision| *revision <= self.position);
+        match state.revisions.get(pending) {
+            Some(revision) => revision - 1,
+            None => hub.head().max(self.position),
         }
     }
 

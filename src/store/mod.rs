@@ -83,6 +83,7 @@ pub const TABLES: [Table; 8] = [
 
 /// One change in a [`WriteBatch`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum Op {
     /// Sets `key` to `value`, whatever was there.
     Put { table: Table, key: Vec<u8>, value: Arc<[u8]> },
@@ -157,6 +158,7 @@ pub type Visitor<'a> = &'a mut (dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a)
 
 /// A local failure of the engine. It is never an answer for a client: the node stops (house rule: two kinds of failure).
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum StoreError {
     /// The operating system refused; the engine's own words are kept.
     #[error("store: {what}: {source}")]

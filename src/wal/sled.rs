@@ -375,8 +375,11 @@ impl Keeper {
                 let mut state = self.shared.state.lock();
                 for unit in units {
                     state.put_seq = unit.seq;
-                    if let Remove::Prefix { to } = unit.remove {
-                        state.leftovers_to = to;
+                    match unit.remove {
+                        Remove::Prefix { to } => state.leftovers_to = to,
+                        // Nothing is left over, and the indices may be used again.
+                        Remove::All => state.leftovers_to = 0,
+                        Remove::Nothing | Remove::Suffix { .. } => {}
                     }
                 }
                 self.shared.done.notify_all();

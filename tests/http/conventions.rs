@@ -1,0 +1,153 @@
+//! Section 1: keys, values, parameters, headers of every answer, limits, origins.
+
+use serde_json::json;
+
+use crate::support::Server;
+
+#[test]
+fn a_key_is_everything_after_the_first_slash_decoded_once() {
+    let server = Server::start();
+    let spellings = [
+        ("/a/b", "/a%2Fb"),
+        ("//a/../b/.", "/v1/kv//a/../b/."),
+        ("/p+q", "/p%2Bq"),
+        ("/%00%ff", "/v1/kv/%00%FF"),
+        ("/%2541", "/%25%34%31"),
+    ];
+    for (at, (one, other)) in spellings.into_iter().enumerate() {
+        let value = format!("value {at}");
+        assert_eq!(server.put(one, &value).status, 201, "{one}");
+        assert_eq!(server.get(other).text(), value, "{one} read as {other}");
+    }
+    for (target, code) in [("/%zz", "invalid_key"), ("/a%", "invalid_key"), ("/v1/kv/", "invalid_key")] {
+        server.get(target).refused(400, code);
+        server.put(target, "").refused(400, code);
+    }
+    server.put("/", "x").refused(400, "invalid_key");
+    let longest = "k".repeat(4096);
+    assert_eq!(server.put(&format!("/{longest}"), "").status, 201);
+    server.put(&format!("/{longest}k"), "").refused(400, "key_too_large");
+}
+
+#[test]
+fn every_answer_says_who_and_every_data_answer_how_far() {
+    let server = Server::start();
+    let cases = [
+        ("GET", "/nothing"),
+        ("PUT", "/a"),
+        ("GET", "/%zz"),
+        ("PATCH", "/a"),
+        ("GET", "/v2/x"),
+        ("PUT", "/health"),
+        ("GET", "/members"),
+        ("OPTIONS", "/a"),
+        ("HEAD", "/a"),
+        ("GET", "/v1/kv?limit=0"),
+        ("GET", "/"),
+    ];
+    for (method, target) in cases {
+        let answer = server.send(method, target, &[], b"");
+        assert_eq!(answer.header("metcd-member"), "1", "{method} {target}");
+        assert_eq!(answer.header("x-content-type-options"), "nosniff", "{method} {target}");
+        let is_data = !["/v2/x", "/health", "/members", "/"].contains(&target);
+        assert_eq!(!answer.header("metcd-revision").is_empty(), is_data, "{method} {target}");
+    }
+}
+
+#[test]
+fn unknown_and_repeated_parameters_change_nothing() {
+    let server = Server::start();
+    let refused = server.put("/a?tll=30s", "x");
+    refused.refused(400, "unknown_parameter");
+    assert!(refused.json()["detail"].as_str().unwrap().contains("tll"));
+    assert_eq!(refused.json()["outcome"], "not_applied");
+    server.put("/a?ttl=30s&ttl=30s", "x").refused(400, "invalid_request");
+    server.get("/a?timeout=61s").refused(400, "invalid_request");
+    server.get("/a").refused(404, "not_found");
+}
+
+#[test]
+fn a_body_over_the_limit_is_refused_while_it_streams() {
+    let server = Server::start_with(&["limits.max_value_bytes=1000", "limits.max_request_bytes=2000"]);
+    assert_eq!(server.put("/a", &"x".repeat(1000)).status, 201);
+    server.put("/a", &"x".repeat(1001)).refused(413, "value_too_large");
+    // No end in sight: the answer comes before the body is complete.
+    let mut endless = server.begin("PUT", "/a", &[("Transfer-Encoding", "chunked")], b"");
+    endless.write(format!("3e9\r\n{}\r\n", "x".repeat(1001)).as_bytes());
+    endless.finish(false).refused(413, "value_too_large");
+    // Promised too much: not even asked for.
+    let promised = server.begin("PUT", "/a", &[("Content-Length", "1001"), ("Expect", "100-continue")], b"");
+    promised.finish(false).refused(413, "value_too_large");
+    server
+        .post("/v1/txn", &json!({"then": [], "pad": "x".repeat(2000)}))
+        .refused(413, "request_too_large");
+    assert_eq!(server.get("/a").body.len(), 1000);
+}
+
+#[test]
+fn expect_100_continue_is_answered_before_the_body_is_sent() {
+    let server = Server::start();
+    let mut exchange = server.begin("PUT", "/a", &[("Content-Length", "1"), ("Expect", "100-continue")], b"");
+    assert_eq!(exchange.head().status, 100);
+    exchange.write(b"x");
+    assert_eq!(exchange.finish(false).status, 201);
+}
+
+#[test]
+fn pages_of_other_origins_and_unknown_hosts_are_kept_out() {
+    let server = Server::start_with(&[
+        "http.allowed_origins=[\"https://console.example\"]",
+        "http.allowed_hosts=[\"kv.example\"]",
+    ]);
+    let own = format!("http://{}", server.address);
+    let get = |headers: &[(&str, &str)]| server.send("GET", "/v1/kv", headers, b"");
+    assert_eq!(get(&[("Origin", &own)]).status, 200);
+    get(&[("Origin", "http://evil.example")]).refused(403, "cross_origin");
+    get(&[("Origin", "null")]).refused(403, "cross_origin");
+    get(&[("Sec-Fetch-Site", "cross-site")]).refused(403, "cross_origin");
+    get(&[("Host", "evil.example")]).refused(403, "unknown_host");
+    assert_eq!(get(&[("Host", "kv.example:3379")]).status, 200);
+    assert_eq!(get(&[]).header("access-control-allow-origin"), "");
+    let listed = get(&[("Origin", "https://console.example"), ("Sec-Fetch-Site", "cross-site")]);
+    assert_eq!(
+        (listed.status, listed.header("access-control-allow-origin")),
+        (200, "https://console.example")
+    );
+}
+
+#[test]
+fn methods_that_do_not_fit_are_405_with_allow_and_the_url_that_works() {
+    let server = Server::start();
+    for (method, target, code, allow) in [
+        ("PATCH", "/hello", "method_not_allowed", "GET, HEAD, PUT, DELETE, OPTIONS"),
+        ("POST", "/v1/kv/x", "method_not_allowed", "GET, HEAD, PUT, DELETE, OPTIONS"),
+        ("GET", "/v1/txn", "method_not_allowed", "POST, OPTIONS"),
+        ("PUT", "/members", "reserved_key", "GET, HEAD, POST, OPTIONS"),
+        ("DELETE", "/v1/x%20y", "reserved_key", "OPTIONS"),
+    ] {
+        let answer = server.send(method, target, &[], b"");
+        answer.refused(405, code);
+        assert_eq!(answer.header("allow"), allow, "{method} {target}");
+    }
+    assert!(
+        server.delete("/v1/x%20y").json()["detail"]
+            .as_str()
+            .unwrap()
+            .contains("/v1/kv/v1/x%20y")
+    );
+    server.get("/v1/nope").refused(404, "unknown_route");
+    assert_eq!(server.send("OPTIONS", "/a", &[], b"").status, 204);
+}
+
+#[test]
+fn json_is_json_whatever_the_content_type_says() {
+    let server = Server::start();
+    let form = [("Content-Type", "application/x-www-form-urlencoded")];
+    assert_eq!(server.send("POST", "/v1/txn", &form, b"{}").status, 200);
+    let refused = server.send("POST", "/v1/leases", &[], br#"{"ttl":3,"tll":3}"#);
+    refused.refused(400, "invalid_request");
+    assert!(refused.json()["detail"].as_str().unwrap().contains("tll"));
+    server
+        .send("POST", "/v1/leases", &[], br#"{"ttl":3} x"#)
+        .refused(400, "invalid_request");
+}

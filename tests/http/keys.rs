@@ -1,0 +1,184 @@
+//! Section 2: one key.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::support::Server;
+
+const JSON: (&str, &str) = ("Accept", "application/json");
+
+#[test]
+fn put_get_head_delete() {
+    let server = Server::start();
+    let created = server.put("/a", "one");
+    assert_eq!((created.status, created.header("etag"), created.revision()), (201, "\"2\"", 2));
+    let replaced = server.put("/v1/kv/a", "");
+    assert_eq!((replaced.status, replaced.header("etag"), replaced.revision()), (204, "\"3\"", 3));
+    server.put("/a", "three");
+    let got = server.get("/a");
+    assert_eq!(
+        (got.status, got.text().as_str(), got.header("etag"), got.revision()),
+        (200, "three", "\"4\"", 4)
+    );
+    assert_eq!(
+        (got.header("content-type"), got.header("vary")),
+        ("application/octet-stream", "Accept")
+    );
+    let head = server.send("HEAD", "/a", &[], b"");
+    assert_eq!(
+        (head.status, head.header("content-length"), head.header("etag"), head.body.len()),
+        (200, "5", "\"4\"", 0)
+    );
+    let object = server.send("GET", "/a", &[JSON], b"");
+    assert_eq!(object.header("etag"), "\"4-json\"");
+    assert_eq!(
+        object.json(),
+        json!({"key": "a", "value": "three", "create_revision": 2, "mod_revision": 4, "version": 3})
+    );
+    let gone = server.delete("/a");
+    assert_eq!((gone.status, gone.revision()), (204, 5));
+    let again = server.delete("/a");
+    again.refused(404, "not_found");
+    assert_eq!(again.revision(), 5);
+    server.get("/a").refused(404, "not_found");
+    assert_eq!(server.send("HEAD", "/a", &[], b"").status, 404);
+}
+
+#[test]
+fn bytes_that_are_not_text_come_as_base64_in_json() {
+    let server = Server::start();
+    server.send("PUT", "/%ff", &[], b"\0\xfe");
+    let object = server.send("GET", "/%ff", &[JSON], b"").json();
+    assert_eq!((&object["key_base64"], &object["value_base64"]), (&json!("/w=="), &json!("AP4=")));
+    assert!(object.get("key").is_none() && object.get("value").is_none());
+}
+
+#[test]
+fn conditions_are_decided_at_apply_and_leave_everything_as_it_was() {
+    let server = Server::start();
+    let put = |name, tag| server.send("PUT", "/a", &[(name, tag)], b"x");
+    put("If-Match", "*").refused(412, "precondition_failed");
+    assert_eq!(put("If-None-Match", "*").status, 201);
+    let failed = put("If-None-Match", "*");
+    failed.refused(412, "precondition_failed");
+    assert_eq!(
+        (failed.header("etag"), failed.json()["outcome"].as_str(), failed.revision()),
+        ("\"2\"", Some("not_applied"), 2)
+    );
+    put("If-Match", "\"9\"").refused(412, "precondition_failed");
+    put("If-Match", "W/\"2\"").refused(412, "precondition_failed");
+    assert_eq!(put("If-Match", "\"9\", \"2-json\"").status, 204);
+    put("If-Match", "3").refused(400, "invalid_request");
+    let delete = |tag| server.send("DELETE", "/a", &[("If-Match", tag)], b"");
+    delete("\"2\"").refused(412, "precondition_failed");
+    assert_eq!(delete("\"3\"").status, 204);
+}
+
+#[test]
+fn conditional_gets_accept_both_forms_and_lists() {
+    let server = Server::start();
+    server.put("/a", "x");
+    for tags in ["\"2\"", "\"2-json\"", "W/\"2\"", "\"8\", \"2\"", "*"] {
+        let answer = server.send("GET", "/a", &[("If-None-Match", tags)], b"");
+        assert_eq!((answer.status, answer.header("etag")), (304, "\"2\""), "{tags}");
+    }
+    assert_eq!(server.send("GET", "/a", &[("If-None-Match", "\"3\"")], b"").status, 200);
+    server
+        .send("GET", "/a", &[("If-Match", "\"3\"")], b"")
+        .refused(412, "precondition_failed");
+}
+
+#[test]
+fn prev_answers_with_the_key_as_it_was() {
+    let server = Server::start();
+    assert_eq!(server.put("/a?prev=true", "one").json(), json!({"revision": 2, "prev": null}));
+    let second = server.put("/a?prev=true", "two");
+    assert_eq!((second.status, &second.json()["prev"]["value"]), (200, &json!("one")));
+    let deleted = server.delete("/a?prev=true").json();
+    assert_eq!((&deleted["revision"], &deleted["prev"]["value"]), (&json!(4), &json!("two")));
+}
+
+#[test]
+fn the_past_can_be_read_until_it_is_compacted() {
+    let server = Server::start();
+    server.put("/a", "one");
+    server.put("/a", "two");
+    let past = server.get("/a?revision=2");
+    assert_eq!((past.text().as_str(), past.revision()), ("one", 2));
+    server.get("/a?revision=9").refused(400, "future_revision");
+    assert_eq!(
+        server.post("/v1/compact", &json!({"revision": 3})).json(),
+        json!({"revision": 3, "compacted_revision": 3})
+    );
+    let gone = server.get("/a?revision=2");
+    gone.refused(410, "compacted");
+    assert_eq!(gone.json()["compacted_revision"], 3);
+    server.post("/v1/compact", &json!({"revision": 9})).refused(400, "future_revision");
+}
+
+#[test]
+fn wait_blocks_until_the_key_is_no_longer_where_it_was() {
+    let server = Server::start();
+    server.put("/a", "one");
+    let at_2 = [("If-None-Match", "\"2\"")];
+    let begun = Instant::now();
+    let unchanged = server.send("GET", "/a?wait=200ms", &at_2, b"");
+    assert_eq!((unchanged.status, unchanged.header("etag")), (304, "\"2\""));
+    assert!(begun.elapsed().as_millis() >= 200);
+    let waiting = server.begin("GET", "/a?wait=20s", &at_2, b"");
+    server.put("/a", "two");
+    let changed = waiting.finish(false);
+    assert_eq!((changed.status, changed.text().as_str()), (200, "two"));
+    // Already elsewhere: at once.
+    assert_eq!(server.send("GET", "/a?wait=20s", &at_2, b"").text(), "two");
+    let waiting = server.begin("GET", "/a?wait=20s", &[("If-None-Match", "\"3\"")], b"");
+    server.delete("/a");
+    waiting.finish(false).refused(404, "not_found");
+    server.get("/a?wait=11m").refused(400, "invalid_request");
+    server.get("/a?wait=1s&revision=2").refused(400, "invalid_request");
+}
+
+#[test]
+fn an_idempotency_key_gets_the_first_answer_again() {
+    let server = Server::start();
+    let put = |target, body: &[u8]| server.send("PUT", target, &[("Idempotency-Key", "k1")], body);
+    let first = put("/a", b"one");
+    assert_eq!((first.status, first.header("idempotent-replayed")), (201, ""));
+    server.put("/a", "two");
+    // The other form of the URL and another timeout are the same request.
+    let again = put("/v1/kv/a?timeout=9s", b"one");
+    assert_eq!(
+        (again.status, again.header("idempotent-replayed"), again.header("etag")),
+        (201, "true", "\"2\"")
+    );
+    assert_eq!(server.get("/a").text(), "two");
+    for (target, body) in [("/a", "other"), ("/b", "one"), ("/a?prev=true", "one")] {
+        put(target, body.as_bytes()).refused(422, "idempotency_key_reused");
+    }
+    let delete = || server.send("DELETE", "/none", &[("Idempotency-Key", "k2")], b"");
+    delete().refused(404, "not_found");
+    server.put("/none", "x");
+    let replayed = delete();
+    replayed.refused(404, "not_found");
+    assert_eq!(replayed.header("idempotent-replayed"), "true");
+    for bad in ["", &"k".repeat(65), "\u{e9}"] {
+        server
+            .send("PUT", "/a", &[("Idempotency-Key", bad)], b"")
+            .refused(400, "invalid_request");
+    }
+}
+
+#[test]
+fn serializable_reads_wait_for_the_revision_they_are_given() {
+    let server = Server::start();
+    let revision = server.put("/a", "x").revision();
+    assert_eq!(
+        server.get(&format!("/a?consistency=serializable&min_revision={revision}")).text(),
+        "x"
+    );
+    server
+        .get("/a?consistency=serializable&min_revision=99&timeout=100ms")
+        .refused(504, "timeout");
+    server.get("/a?consistency=eventual").refused(400, "invalid_request");
+}

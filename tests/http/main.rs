@@ -1,0 +1,11 @@
+//! The HTTP contract, sentence by sentence, against a real single-node server over loopback. Requests are written as bytes, so that
+//! no client library normalises a path or adds a header.
+
+mod support;
+
+mod conventions;
+mod keys;
+mod leases;
+mod operations;
+mod ranges;
+mod watches;

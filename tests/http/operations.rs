@@ -1,0 +1,124 @@
+//! Sections 6 and 7 on a single node: members, leader, probes, status, metrics.
+
+use serde_json::json;
+
+use crate::support::Server;
+
+#[test]
+fn the_cluster_describes_itself() {
+    let server = Server::start();
+    let members = server.get("/members").json();
+    assert_eq!(
+        (&members["leader"], &members["members"][0]["id"], &members["members"][0]["role"]),
+        (&json!(1), &json!(1), &json!("voter"))
+    );
+    assert_eq!(
+        (&members["members"][0]["healthy"], members["members"].as_array().unwrap().len()),
+        (&json!(true), 1)
+    );
+    assert_eq!(members["members"][0]["client_url"], json!(format!("http://{}", server.address)));
+    let leader = server.get("/leader").json();
+    assert_eq!(
+        (&leader["id"], &leader["client_url"]),
+        (&json!(1), &json!(format!("http://{}", server.address)))
+    );
+    assert_eq!(server.get("/members?consistency=serializable").status, 200);
+}
+
+#[test]
+fn membership_requests_are_checked() {
+    let server = Server::start();
+    let add = |body| server.post("/members", &body);
+    add(json!({"id": 4})).refused(400, "invalid_request");
+    add(json!({"id": 0, "peer_url": "http://127.0.0.1:1"})).refused(400, "invalid_request");
+    let https = add(json!({"id": 4, "peer_url": "https://127.0.0.1:1"}));
+    https.refused(400, "invalid_request");
+    assert!(https.json()["detail"].as_str().unwrap().contains("https"));
+    add(json!({"id": 4, "peer_url": "http://0.0.0.0:1"})).refused(400, "invalid_request");
+    add(json!({"id": 1, "peer_url": "http://127.0.0.1:1"})).refused(409, "member_exists");
+    server.delete("/members/1").refused(409, "unsafe_change");
+    server.delete("/members/9").refused(404, "member_not_found");
+    server.delete("/members/x").refused(400, "invalid_request");
+    server.post("/members/1/promote", &json!({})).refused(409, "not_a_learner");
+    server.post("/leader", &json!({"id": 9})).refused(404, "member_not_found");
+    server.send("PATCH", "/members/1", &[], b"{}").refused(400, "invalid_request");
+    let renamed = server.send("PATCH", "/members/1", &[], br#"{"name":"bob"}"#);
+    assert_eq!((renamed.status, &renamed.json()["name"]), (200, &json!("bob")));
+}
+
+#[test]
+fn probes_status_and_version_answer() {
+    let server = Server::start();
+    assert_eq!(server.get("/livez").status, 200);
+    assert_eq!(server.get("/readyz").status, 200);
+    assert!(server.get("/readyz?verbose").text().contains("leader"));
+    assert_eq!(server.get("/health").json(), json!({"health": true}));
+    let status = server.get("/status").json();
+    for field in [
+        "id",
+        "name",
+        "version",
+        "cluster_id",
+        "role",
+        "term",
+        "leader",
+        "commit_index",
+        "applied_index",
+        "revision",
+        "compacted_revision",
+        "uptime_seconds",
+    ] {
+        assert!(status.get(field).is_some(), "{field}");
+    }
+    assert_eq!(
+        (&status["role"], &status["store"]["backend"], &status["wal"]["engine"]),
+        (&json!("leader"), &json!("memory"), &json!("sled"))
+    );
+    assert_eq!(server.get("/version").json()["version"], status["version"]);
+    let welcome = server.get("/");
+    assert!(
+        welcome.header("content-type").starts_with("text/plain") && welcome.text().contains("member 1"),
+        "{welcome:?}"
+    );
+    server.get("/ui").refused(404, "unknown_route");
+    server.get("/favicon.ico").refused(404, "unknown_route");
+    assert_eq!(server.get("/openapi.json").json()["openapi"], "3.1.0");
+}
+
+#[test]
+fn metrics_count_requests() {
+    let server = Server::start();
+    server.put("/a", "x");
+    let metrics = server.get("/metrics");
+    assert!(metrics.header("content-type").starts_with("text/plain"));
+    let text = metrics.text();
+    for line in [
+        "metcd_http_requests_total{route=\"/{key}\",status=\"201\"} 1",
+        "metcd_store_revision 2",
+        "metcd_raft_is_leader 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} in {text}");
+    }
+}
+
+#[test]
+fn the_hash_is_of_the_content() {
+    let server = Server::start();
+    let empty = server.get("/v1/hash").json();
+    server.put("/a", "x");
+    let one = server.get("/v1/hash").json();
+    assert_eq!((&one["revision"], one["hash"].as_str().unwrap().len()), (&json!(2), 32));
+    assert_ne!(one["hash"], empty["hash"]);
+    server.put("/b", "y");
+    assert_eq!(server.get("/v1/hash?revision=2").json(), one);
+    server.get("/v1/hash?revision=9").refused(400, "future_revision");
+}
+
+#[test]
+fn the_log_filter_changes_at_run_time() {
+    let server = Server::start();
+    assert_eq!(server.get("/debug/log").text(), "info\n");
+    assert_eq!(server.put("/debug/log", "info,metcd=debug\n").text(), "info,metcd=debug\n");
+    assert_eq!(server.get("/debug/log").text(), "info,metcd=debug\n");
+    server.put("/debug/log", "metcd=loud").refused(400, "invalid_request");
+}

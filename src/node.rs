@@ -165,6 +165,11 @@ impl ReadGate {
         (gathering.round.clone(), first)
     }
 
+    /// Whether anybody waits for the next round.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.gathering.lock().wanted
+    }
+
     /// The round begins now: whoever comes later joins the next one (rule 16).
     pub(crate) fn gather(&self) -> Option<u64> {
         let mut gathering = self.gathering.lock();
@@ -442,12 +447,13 @@ impl Shared {
         });
     }
 
-    pub(crate) fn publish_leadership(&self, leadership: (u64, u64)) {
+    /// Tells whether it is news.
+    pub(crate) fn publish_leadership(&self, leadership: (u64, u64)) -> bool {
         self.leadership.send_if_modified(|now| {
             let changed = *now != leadership;
             *now = leadership;
             changed
-        });
+        })
     }
 
     /// The protocol as it was at the last tick.

@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), warn(clippy::expect_used, clippy::unwrap_used))]
 
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod consensus;
 pub mod datadir;

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found or condition not met. What goes wrong is one line on stderr
 //! that says what to do next.
 
+mod client;
 mod config;
 mod serve;
 
@@ -18,6 +19,8 @@ use clap_complete::Shell;
 #[derive(Debug, Parser)]
 #[command(name = "metcd", version, about, after_help = EXAMPLES, arg_required_else_help = true, max_term_width = 120)]
 struct Cli {
+    #[command(flatten)]
+    client: client::ClientArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -27,6 +30,10 @@ Examples:
   metcd serve                                   a single node on 127.0.0.1:3379, data in ./metcd-data
   metcd serve --config config/node1.toml        the first of three
   metcd config check config/node1.toml          would this file be accepted?
+  metcd put greeting hello                      set a key
+  metcd get greeting                            read it
+  metcd status                                  how every member is
+  metcd shell                                   an interactive console
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found or condition not met.";
 
@@ -37,6 +44,8 @@ enum Command {
     /// Check a configuration file, or show the configuration in force.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    #[command(flatten)]
+    Client(client::ClientCommand),
     /// Print the version and what this build contains.
     Version,
     /// Print the completion script of a shell.
@@ -74,7 +83,7 @@ impl CliError {
 /// Runs the command line `args`, the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match Cli::try_parse_from(args) {
-        Ok(cli) => run(cli.command),
+        Ok(cli) => run(&cli),
         Err(error) => usage(&error),
     };
     match result {
@@ -87,12 +96,16 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), CliError> {
-    match command {
-        Command::Serve(args) => serve::run(&args),
-        Command::Config(command) => config::run(&command),
+fn run(cli: &Cli) -> Result<(), CliError> {
+    if !matches!(cli.command, Command::Client(_)) {
+        cli.client.refuse_elsewhere()?;
+    }
+    match &cli.command {
+        Command::Serve(args) => serve::run(args),
+        Command::Config(command) => config::run(command),
+        Command::Client(command) => client::run(&cli.client, command),
         Command::Version => print(&version()),
-        Command::Completions { shell } => completions(shell),
+        Command::Completions { shell } => completions(*shell),
     }
 }
 
@@ -131,8 +144,12 @@ fn completions(shell: Shell) -> Result<(), CliError> {
 
 /// Writes to stdout. A reader that has gone away (`metcd … | head`) is not an error.
 fn print(text: &str) -> Result<(), CliError> {
+    print_bytes(text.as_bytes())
+}
+
+fn print_bytes(bytes: &[u8]) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::Failed(format!("cannot write to stdout: {error}"))),
         Ok(()) | Err(_) => Ok(()),
     }

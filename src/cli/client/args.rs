@@ -1,0 +1,146 @@
+//! The flags that all client commands have, and readers of arguments.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::Session;
+use super::output::Format;
+use crate::cli::CliError;
+use crate::client::{Client, DEFAULT_ENDPOINT, DEFAULT_TIMEOUT, Range};
+
+const ENDPOINTS_VARIABLE: &str = "METCD_ENDPOINTS";
+
+/// Flags of the commands that speak to a cluster; they may stand before or after the command.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ClientArgs {
+    /// Client URLs of the cluster, tried in turn [env: METCD_ENDPOINTS] [default: http://127.0.0.1:3379].
+    #[arg(long, global = true, value_name = "URL", value_delimiter = ',', help_heading = "Client options")]
+    endpoints: Vec<String>,
+    /// How to print [default: plain].
+    #[arg(long, short = 'o', global = true, value_enum, value_name = "FORMAT", help_heading = "Client options")]
+    output: Option<Format>,
+    /// How long to try, such as 500ms, 5s, 1m [default: 5s].
+    #[arg(long, global = true, value_parser = duration, value_name = "TIME", help_heading = "Client options")]
+    timeout: Option<Duration>,
+    /// Read the answering member's own state: needs no quorum, may be stale.
+    #[arg(long, global = true, help_heading = "Client options")]
+    serializable: bool,
+}
+
+impl ClientArgs {
+    /// Wrong usage if one of these flags stands with a command that does not speak to a cluster.
+    ///
+    /// # Errors
+    /// So it does.
+    pub fn refuse_elsewhere(&self) -> Result<(), CliError> {
+        let given = [
+            ("--endpoints", !self.endpoints.is_empty()),
+            ("--output", self.output.is_some()),
+            ("--timeout", self.timeout.is_some()),
+            ("--serializable", self.serializable),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((name, _)) => Err(CliError::Usage(format!("{name} belongs to the client commands: see --help"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The base URLs, unchecked.
+    pub(super) fn endpoints(&self) -> Vec<String> {
+        if !self.endpoints.is_empty() {
+            return self.endpoints.clone();
+        }
+        match std::env::var(ENDPOINTS_VARIABLE) {
+            Ok(text) if !text.trim().is_empty() => text.split(',').map(|url| url.trim().to_owned()).collect(),
+            _ => vec![DEFAULT_ENDPOINT.to_owned()],
+        }
+    }
+
+    pub(super) fn session(&self) -> Result<Session, CliError> {
+        let client = Client::new(self.endpoints())?
+            .with_timeout(self.timeout.unwrap_or(DEFAULT_TIMEOUT))
+            .with_serializable_reads(self.serializable);
+        Ok(Session {
+            client,
+            format: self.format(),
+            timeout: self.timeout,
+        })
+    }
+
+    pub(super) fn format(&self) -> Format {
+        self.output.unwrap_or(Format::Plain)
+    }
+
+    pub(super) fn serializable(&self) -> bool {
+        self.serializable
+    }
+}
+
+/// `150ms`, `10s`, `1m`, `1h`; a bare number is seconds.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "ms" => 0.001,
+        "s" | "" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err("write it like 500ms, 30s, 5m or 1h".to_owned()),
+    };
+    let number: f64 = number.parse().map_err(|_| "write it like 500ms, 30s, 5m or 1h".to_owned())?;
+    match Duration::try_from_secs_f64(number * factor) {
+        Ok(duration) if duration.is_zero() => Err("it must be longer than nothing".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(_) => Err("it is too long".to_owned()),
+    }
+}
+
+/// The bytes of a key as the shell gave them: any but NUL.
+pub(super) fn bytes(argument: &OsString) -> &[u8] {
+    argument.as_bytes()
+}
+
+/// A key: not empty.
+pub(super) fn key(argument: &OsString) -> Result<&[u8], CliError> {
+    match bytes(argument) {
+        b"" => Err(CliError::Usage("a key is not empty".to_owned())),
+        key => Ok(key),
+    }
+}
+
+/// All keys that begin so; nothing given is every key.
+pub(super) fn prefix(argument: Option<&OsString>) -> Range {
+    Range::Prefix(argument.map(|prefix| bytes(prefix).to_vec()).unwrap_or_default())
+}
+
+/// A file, or standard input for `-`.
+pub(super) fn read_input(file: &Path) -> Result<Vec<u8>, CliError> {
+    let mut content = Vec::new();
+    let read = if file == Path::new("-") {
+        std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut content).map(|_| ())
+    } else {
+        std::fs::read(file).map(|read| content = read)
+    };
+    read.map_err(|error| CliError::Failed(format!("cannot read {}: {error}", file.display())))?;
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("150ms"), Ok(Duration::from_millis(150)));
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "s", "-1s", "1d", "0s", "1e9h", "1..2s", "99999999999999999999h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! stub
+use clap::Subcommand;
+use super::ClientArgs;
+use crate::cli::CliError;
+/// b
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand { /// x
+ X }
+pub(super) fn run(_: &ClientArgs, _: &BenchCommand) -> Result<(), CliError> { Ok(()) }

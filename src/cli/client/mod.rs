@@ -1,0 +1,109 @@
+//! The commands that speak to a cluster.
+
+mod args;
+mod bench;
+mod kv;
+mod member;
+mod ops;
+mod output;
+
+use std::time::Duration;
+
+use clap::Subcommand;
+
+pub use args::ClientArgs;
+
+use self::output::Format;
+use super::{CliError, print, print_bytes};
+use crate::client::{Client, ClientError};
+
+/// One command for a cluster.
+#[derive(Debug, Subcommand)]
+pub enum ClientCommand {
+    /// Set a key.
+    Put(kv::PutArgs),
+    /// Print the value of a key.
+    Get(kv::GetArgs),
+    /// Delete a key, or all keys that begin so.
+    Del(kv::DelArgs),
+    /// List keys.
+    Ls(kv::LsArgs),
+    /// The members of the cluster, and changes to them.
+    #[command(subcommand)]
+    Member(member::MemberCommand),
+    /// The leader.
+    #[command(subcommand)]
+    Leader(member::LeaderCommand),
+    /// How every member is, as a table.
+    #[command(after_help = "Examples:\n  metcd status\n  metcd status --output json")]
+    Status,
+    /// Whether a linearizable read works.
+    #[command(after_help = "Example:\n  metcd health --timeout 2s && echo fine")]
+    Health,
+    /// Drop history before a revision.
+    Compact(ops::CompactArgs),
+    /// The digest of the store's content, equal on all healthy members.
+    Hash(ops::HashArgs),
+    /// Put load on a server and measure it.
+    #[command(subcommand)]
+    Bench(Box<bench::BenchCommand>),
+}
+
+/// What every command works with.
+#[derive(Debug, Clone)]
+struct Session {
+    client: Client,
+    format: Format,
+    /// None if the user gave none: some commands have a better default.
+    timeout: Option<Duration>,
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// What goes wrong, with its exit code.
+pub fn run(args: &ClientArgs, command: &ClientCommand) -> Result<(), CliError> {
+    if let ClientCommand::Bench(command) = command {
+        return bench::run(args, command);
+    }
+    let session = args.session()?;
+    runtime()?.block_on(dispatch(&session, command))
+}
+
+async fn dispatch(session: &Session, command: &ClientCommand) -> Result<(), CliError> {
+    match command {
+        ClientCommand::Put(args) => kv::put(session, args).await,
+        ClientCommand::Get(args) => kv::get(session, args).await,
+        ClientCommand::Del(args) => kv::del(session, args).await,
+        ClientCommand::Ls(args) => kv::ls(session, args).await,
+        ClientCommand::Member(command) => member::run(session, command).await,
+        ClientCommand::Leader(command) => member::leader(session, command).await,
+        ClientCommand::Status => ops::status(session).await,
+        ClientCommand::Health => ops::health(session).await,
+        ClientCommand::Compact(args) => ops::compact(session, args).await,
+        ClientCommand::Hash(args) => ops::hash(session, args).await,
+        ClientCommand::Bench(_) => Err(CliError::Failed("bench has threads of its own".to_owned())),
+    }
+}
+
+/// One thread is enough for a client, and starts fastest.
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::Failed(format!("cannot start: {error}")))
+}
+
+impl From<ClientError> for CliError {
+    fn from(error: ClientError) -> CliError {
+        let text = match &error {
+            ClientError::Refused(problem) if error.is_not_met() => problem.detail.clone(),
+            _ => error.to_string(),
+        };
+        match &error {
+            ClientError::Invalid(_) => CliError::Usage(text),
+            _ if error.is_not_met() => CliError::NotMet(text),
+            _ => CliError::Failed(text),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! `status`, `health`, `compact`, `hash`.
+
+use std::time::Duration;
+
+use clap::Args;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use super::output::{self, Format, Table, age, size};
+use super::{Session, print};
+use crate::cli::CliError;
+use crate::client::{Client, ClientError};
+
+/// A member that does not answer within this time is shown as unreachable, unless `--timeout` says otherwise.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// `metcd compact`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  metcd compact 12000")]
+pub struct CompactArgs {
+    /// History before this revision goes.
+    revision: u64,
+}
+
+/// `metcd hash`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  for n in 3379 4379 5379; do metcd hash --revision 12000 --endpoints http://127.0.0.1:$n; done")]
+pub struct HashArgs {
+    /// At this revision; now if left out.
+    #[arg(long, value_name = "N")]
+    revision: Option<u64>,
+}
+
+/// One member's row.
+struct Seen {
+    url: String,
+    status: Result<Value, ClientError>,
+}
+
+pub(super) async fn status(session: &Session) -> Result<(), CliError> {
+    let seen = look_at_all(session).await?;
+    if seen.iter().all(|seen| seen.status.is_err()) {
+        let reasons: Vec<String> = seen.iter().map(|seen| reason(&seen.status)).collect();
+        return Err(CliError::Failed(format!(
+            "no member answers ({}): is the server running? Name others with --endpoints",
+            reasons.join("; ")
+        )));
+    }
+    if session.format != Format::Json {
+        return table(&seen);
+    }
+    let members: Vec<Value> = seen
+        .iter()
+        .map(|seen| match &seen.status {
+            Ok(status) => json!({"endpoint": seen.url, "status": status}),
+            Err(error) => json!({"endpoint": seen.url, "error": error.to_string()}),
+        })
+        .collect();
+    output::json(&json!({"members": members}))
+}
+
+fn reason(status: &Result<Value, ClientError>) -> String {
+    match status {
+        Err(ClientError::Unreachable(reason)) => reason.clone(),
+        Err(error) => error.to_string(),
+        Ok(_) => String::new(),
+    }
+}
+
+/// Asks the endpoints given, then the members they know of that were not among them.
+async fn look_at_all(session: &Session) -> Result<Vec<Seen>, CliError> {
+    let timeout = session.timeout.unwrap_or(STATUS_TIMEOUT);
+    let given: Vec<String> = session.client.endpoints().map(str::to_owned).collect();
+    let mut seen = look_at(given, timeout).await?;
+    let known = session.client.clone().with_serializable_reads(true).with_timeout(timeout).members().await;
+    let answered: Vec<u64> = seen.iter().filter_map(|seen| seen.status.as_ref().ok()?.get("id")?.as_u64()).collect();
+    let members = known.map(|known| known.members).unwrap_or_default();
+    let others = members
+        .into_iter()
+        .filter(|member| !answered.contains(&member.id) && !member.client_url.is_empty())
+        .map(|member| member.client_url)
+        .filter(|url| seen.iter().all(|seen| seen.url != *url));
+    let others = look_at(others.collect(), timeout).await?;
+    seen.extend(others);
+    seen.sort_by_key(|seen| seen.status.as_ref().ok().and_then(|status| status.get("id")?.as_u64()).unwrap_or(u64::MAX));
+    Ok(seen)
+}
+
+async fn look_at(urls: Vec<String>, timeout: Duration) -> Result<Vec<Seen>, CliError> {
+    let looks = urls.into_iter().map(|url| async move {
+        let client = Client::new([&url])?.with_timeout(timeout);
+        let status = client.status().await;
+        Ok(Seen { url, status })
+    });
+    join_all(looks).await.into_iter().collect()
+}
+
+fn table(seen: &[Seen]) -> Result<(), CliError> {
+    let mut table = Table::new(&[
+        "ENDPOINT", "ID", "NAME", "ROLE", "TERM", "REVISION", "COMMITTED", "APPLIED", "STORE", "WAL", "UPTIME", "NOTE",
+    ]);
+    for seen in seen {
+        let Ok(status) = &seen.status else {
+            let note = format!("unreachable: {}", reason(&seen.status));
+            let dashes = std::iter::repeat_n("-".to_owned(), 10);
+            table.row(std::iter::once(seen.url.clone()).chain(dashes).chain([note]));
+            continue;
+        };
+        let text = |pointer: &str| match status.pointer(pointer) {
+            None | Some(Value::Null) => "-".to_owned(),
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        };
+        let bytes = |pointer: &str| size(status.pointer(pointer).and_then(Value::as_u64).unwrap_or(0));
+        table.row([
+            seen.url.clone(),
+            text("/id"),
+            text("/name"),
+            text("/role"),
+            text("/term"),
+            text("/revision"),
+            text("/commit_index"),
+            text("/applied_index"),
+            format!("{} {}", text("/store/backend"), bytes("/store/bytes")),
+            format!("{} {}", text("/wal/engine"), bytes("/wal/bytes")),
+            age(status.pointer("/uptime_seconds").and_then(Value::as_u64).unwrap_or(0)),
+            note(status),
+        ]);
+    }
+    table.print()
+}
+
+/// What is wrong with a member that answers.
+fn note(status: &Value) -> String {
+    let text = |name: &str| status.get(name).and_then(Value::as_str);
+    match (text("quarantined"), text("not_ready_reason")) {
+        (Some(reason), _) => format!("quarantined: {reason}"),
+        (None, Some(reason)) => format!("not ready: {reason}"),
+        (None, None) if status.get("leader").is_none_or(Value::is_null) => "no leader".to_owned(),
+        (None, None) => String::new(),
+    }
+}
+
+pub(super) async fn health(session: &Session) -> Result<(), CliError> {
+    let health = session.client.health().await?;
+    match session.format {
+        Format::Json => output::json(&health),
+        Format::Plain | Format::Table => print("healthy\n"),
+    }
+}
+
+pub(super) async fn compact(session: &Session, args: &CompactArgs) -> Result<(), CliError> {
+    let answer = session.client.compact(args.revision).await?;
+    let compacted = answer.get("compacted_revision").and_then(Value::as_u64).unwrap_or(args.revision);
+    match session.format {
+        Format::Json => output::json(&answer),
+        Format::Plain | Format::Table => print(&format!("compacted to revision {compacted}\n")),
+    }
+}
+
+pub(super) async fn hash(session: &Session, args: &HashArgs) -> Result<(), CliError> {
+    let answer = session.client.hash(args.revision).await?;
+    let hash = answer.get("hash").and_then(Value::as_str).unwrap_or("-");
+    let revision = answer.get("revision").and_then(Value::as_u64).unwrap_or(0);
+    match session.format {
+        Format::Json => output::json(&answer),
+        Format::Plain => print(&format!("{hash} revision {revision}\n")),
+        Format::Table => {
+            let mut table = Table::new(&["REVISION", "HASH"]);
+            table.row([revision.to_string(), hash.to_owned()]);
+            table.print()
+        }
+    }
+}

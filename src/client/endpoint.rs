@@ -1,0 +1,99 @@
+//! The members' client URLs, and which of them is asked first.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http::Uri;
+
+use super::ClientError;
+
+/// The endpoints; the one that answered last is preferred.
+#[derive(Debug)]
+pub(super) struct Endpoints {
+    /// Without a slash at the end. Never empty.
+    urls: Vec<String>,
+    preferred: AtomicUsize,
+}
+
+impl Endpoints {
+    pub(super) fn parse<E: AsRef<str>>(endpoints: impl IntoIterator<Item = E>) -> Result<Endpoints, ClientError> {
+        let urls: Vec<String> = endpoints.into_iter().map(|url| parse_url(url.as_ref())).collect::<Result<_, _>>()?;
+        if urls.is_empty() {
+            return Err(ClientError::Invalid("no endpoint given".to_owned()));
+        }
+        Ok(Endpoints {
+            urls,
+            preferred: AtomicUsize::new(0),
+        })
+    }
+
+    pub(super) fn urls(&self) -> impl Iterator<Item = &str> {
+        self.urls.iter().map(String::as_str)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.urls.len()
+    }
+
+    /// The index of the endpoint to ask first.
+    pub(super) fn preferred(&self) -> usize {
+        self.preferred.load(Ordering::Relaxed) % self.urls.len()
+    }
+
+    pub(super) fn url(&self, index: usize) -> &str {
+        self.urls.get(index % self.urls.len()).map_or("", String::as_str)
+    }
+
+    /// The endpoint after `failed`; others will ask it first too, unless somebody moved on before.
+    pub(super) fn after(&self, failed: usize) -> usize {
+        let next = (failed + 1) % self.urls.len();
+        // Lost races are fine: whoever wins names an endpoint that is not the failed one.
+        let _ = self.preferred.compare_exchange(failed, next, Ordering::Relaxed, Ordering::Relaxed);
+        next
+    }
+}
+
+fn parse_url(text: &str) -> Result<String, ClientError> {
+    let wrong = |why: &str| ClientError::Invalid(format!("endpoint {text:?} {why}: write it as http://host:port"));
+    let uri: Uri = text.trim().parse().map_err(|_| wrong("is not a URL"))?;
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some("https") => return Err(wrong("is https, which this build does not speak yet")),
+        _ => return Err(wrong("is not an http URL")),
+    }
+    let authority = uri.authority().ok_or_else(|| wrong("has no host"))?;
+    if authority.as_str().contains('@') {
+        return Err(wrong("has user information"));
+    }
+    if authority.port_u16() == Some(0) || authority.host().is_empty() {
+        return Err(wrong("has no host or no port"));
+    }
+    if uri.path() != "/" || uri.query().is_some() {
+        return Err(wrong("has more than host and port"));
+    }
+    Ok(format!("http://{authority}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_a_host_and_a_port() {
+        let endpoints = Endpoints::parse(["http://a:1/", " http://[::1]:3379", "http://plain"]).unwrap();
+        assert_eq!(endpoints.urls().collect::<Vec<_>>(), ["http://a:1", "http://[::1]:3379", "http://plain"]);
+        for bad in ["", "a:1", "https://a:1", "http://a:1/x", "http://a:1?x", "http://u@a:1", "http://a:0", "ftp://a"] {
+            assert!(Endpoints::parse([bad]).is_err(), "{bad}");
+        }
+        assert!(Endpoints::parse(Vec::<String>::new()).is_err());
+    }
+
+    #[test]
+    fn a_failed_endpoint_is_left_by_all_and_a_working_one_is_kept() {
+        let endpoints = Endpoints::parse(["http://a:1", "http://b:1"]).unwrap();
+        assert_eq!(endpoints.after(0), 1);
+        assert_eq!(endpoints.preferred(), 1);
+        assert_eq!(endpoints.after(0), 1, "somebody else fails at the first one too");
+        assert_eq!(endpoints.preferred(), 1);
+        assert_eq!(endpoints.after(1), 0);
+    }
+}

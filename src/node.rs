@@ -16,7 +16,7 @@ use crate::consensus::proposals::{Gate, Proposal};
 use crate::driver::{Event, Fatal};
 use crate::leader::clock::LeaseClock;
 use crate::leader::{LeaderError, LeaderReply, LeaderRequest, LeaderService};
-use crate::state::StateReader;
+use crate::state::{SnapshotView, StateReader};
 use crate::state::command::{Body, Command, HashReport, Idempotency, TxnOpBody};
 use crate::state::outcome::{Outcome, Refusal};
 use crate::store::KvStore;
@@ -163,6 +163,11 @@ impl ReadGate {
         let mut gathering = self.gathering.lock();
         let first = !std::mem::replace(&mut gathering.wanted, true);
         (gathering.round.clone(), first)
+    }
+
+    /// Whether anybody waits for the next round.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.gathering.lock().wanted
     }
 
     /// The round begins now: whoever comes later joins the next one (rule 16).
@@ -442,12 +447,13 @@ impl Shared {
         });
     }
 
-    pub(crate) fn publish_leadership(&self, leadership: (u64, u64)) {
+    /// Tells whether it is news.
+    pub(crate) fn publish_leadership(&self, leadership: (u64, u64)) -> bool {
         self.leadership.send_if_modified(|now| {
             let changed = *now != leadership;
             *now = leadership;
             changed
-        });
+        })
     }
 
     /// The protocol as it was at the last tick.
@@ -643,6 +649,19 @@ impl Node {
     /// Returns when a read of the local state is linearizable: joins the next ReadIndex round and waits for the apply (rule 16).
     pub async fn read_barrier(&self, deadline: Instant) -> Result<(), BarrierError> {
         self.shared.read_barrier(deadline).await
+    }
+
+    /// A view of everything at one moment, for a backup: after a [`read_barrier`](Self::read_barrier) it holds all that was answered
+    /// before.
+    pub async fn snapshot_view(&self, deadline: Instant) -> Result<SnapshotView, BarrierError> {
+        self.shared.serving()?;
+        let (reply, view) = oneshot::channel();
+        self.shared.send(Event::Backup(reply));
+        match tokio::time::timeout_at(deadline, view).await {
+            Ok(Ok(view)) => Ok(view),
+            Ok(Err(_)) => Err(BarrierError::ShuttingDown),
+            Err(_) => Err(BarrierError::Timeout),
+        }
     }
 
     /// An error while this member must not answer at all: quarantined, installing a snapshot, not (or no longer) a member.

@@ -7,11 +7,12 @@ use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 
 use raft::eraftpb::{Entry, EntryType};
+use tokio::sync::oneshot;
 
 use super::event::{Event, Fatal};
 use crate::node::Shared;
 use crate::state::outcome::Outcome;
-use crate::state::{ConfDecision, ProposalId, State, StateError};
+use crate::state::{ConfDecision, ProposalId, SnapshotView, State, StateError};
 use crate::wal::LogStart;
 use crate::{snapshot, snapshot_files};
 
@@ -24,6 +25,8 @@ pub enum ApplyJob {
     Entries(Vec<Entry>),
     /// Give a view of the state: for a chore (`true`) or for followers (`false`).
     View(bool),
+    /// Give a view of the state to whoever asked for a backup.
+    Backup(oneshot::Sender<SnapshotView>),
     /// Replace the state by a received snapshot.
     Install {
         /// Verified file.
@@ -137,6 +140,10 @@ impl ApplyThread {
                     view: Box::new(view),
                     for_chore,
                 });
+            }
+            ApplyJob::Backup(reply) => {
+                // Whoever asked may have given up.
+                let _ = reply.send(self.state.snapshot_view());
             }
             ApplyJob::Install { file, start } => {
                 self.shared.set_installing(true);

@@ -66,6 +66,8 @@ pub enum Event {
         /// To be made durable.
         for_chore: bool,
     },
+    /// A view of the state for a backup.
+    Backup(oneshot::Sender<SnapshotView>),
     /// A snapshot arrived completely and its checksums hold.
     SnapshotReceived {
         /// Raft's message, without data.

@@ -16,7 +16,7 @@ mod chores;
 mod event;
 mod wal;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -31,7 +31,7 @@ pub use event::{Event, Fatal};
 pub use wal::WalJob;
 
 use crate::consensus::{Consensus, Effects, Input, Persist};
-use crate::node::Shared;
+use crate::node::{PeerProgress, Shared};
 use crate::snapshot::SnapshotWriter;
 use crate::state::{SnapshotView, State};
 use crate::transport::{Peer, SnapshotSource, Transport};
@@ -48,6 +48,8 @@ const OFFER_TICKS: u64 = 600;
 pub struct Options {
     /// Length of a tick.
     pub tick: Duration,
+    /// Ticks of an election timeout.
+    pub election_ticks: u64,
     /// Snapshot (or store sync) after so many applied entries.
     pub snapshot_entries: u64,
     /// Entries kept in the log behind it.
@@ -113,6 +115,10 @@ struct Driver {
     chore_running: bool,
     in_configuration: bool,
     peers: Vec<Peer>,
+    /// The leader that was last published, for the log.
+    led_by: u64,
+    /// Tick at which a member was last active in raft's eyes.
+    heard: HashMap<u64, u64>,
 }
 
 /// Starts the threads. `events` is the receiving end of what `shared` sends to.
@@ -157,6 +163,8 @@ pub fn start(
         chore_running: false,
         in_configuration,
         peers: Vec::new(),
+        led_by: raft::INVALID_ID,
+        heard: HashMap::new(),
     };
     let driver = std::thread::Builder::new().name("driver".into()).spawn(move || {
         driver.run();
@@ -249,6 +257,7 @@ impl Driver {
             Event::Fetched(wish, entries) => self.core.step(Input::Fetched(wish, entries)),
             Event::View { view, for_chore: true } => self.chore(Chore::Durable(view)),
             Event::View { view, for_chore: false } => self.handle_view(*view),
+            Event::Backup(reply) => self.to_apply(ApplyJob::Backup(reply)),
             Event::SnapshotReceived { message, file } => self.handle_snapshot_received(message, file),
             Event::SnapshotSent { to, ok } => {
                 if let Some(offer) = &mut self.offer {
@@ -294,16 +303,42 @@ impl Driver {
         self.maybe_make_durable();
         self.update_peers();
         self.check_membership();
+        let progress = self.progress();
         self.shared.publish(
             self.core.view(),
-            self.core.progress(),
+            progress,
             self.core.proposals_pending(),
             self.core.stamp().0,
         );
     }
 
-    /// Performs everything that follows from the inputs so far.
+    /// The leader's view of the members. Raft forgets at every quorum check, once per election timeout, whom it heard of: a member is
+    /// active if raft knew it to be at any tick of the last election timeout.
+    fn progress(&mut self) -> Vec<PeerProgress> {
+        let mut peers = self.core.progress();
+        self.heard.retain(|id, _| peers.iter().any(|peer| peer.id == *id));
+        for peer in &mut peers {
+            if peer.active {
+                self.heard.insert(peer.id, self.ticks);
+            }
+            peer.active = self
+                .heard
+                .get(&peer.id)
+                .is_some_and(|&at| self.ticks - at <= self.options.election_ticks);
+        }
+        peers
+    }
+
+    /// Performs everything that follows from the inputs so far. A read round that ends in it makes room for the next one at once: those
+    /// who wait for it have announced themselves already.
     fn perform(&mut self) {
+        self.perform_once();
+        while self.core.can_begin_read() && self.shared.reads.is_wanted() {
+            self.perform_once();
+        }
+    }
+
+    fn perform_once(&mut self) {
         if self.core.can_begin_read()
             && let Some(token) = self.shared.reads.gather()
         {
@@ -343,7 +378,23 @@ impl Driver {
             }
         }
         self.drop_refused_snapshot();
-        self.shared.publish_leadership(self.core.leadership());
+        self.publish_leadership();
+    }
+
+    /// One line when leadership changes, for whoever reads the log.
+    fn publish_leadership(&mut self) {
+        let (term, leader) = self.core.leadership();
+        if !self.shared.publish_leadership((term, leader)) {
+            return;
+        }
+        if leader == self.shared.id {
+            tracing::info!(term, "became leader");
+        } else if leader != raft::INVALID_ID {
+            tracing::info!(term, leader, "follows a leader");
+        } else if self.led_by != raft::INVALID_ID {
+            tracing::info!(term, last_leader = self.led_by, "lost its leader");
+        }
+        self.led_by = leader;
     }
 
     fn send(&mut self, messages: Vec<Message>) {
@@ -367,7 +418,8 @@ impl Driver {
                 let writer = SnapshotWriter::new(offer.view.fork());
                 self.transport.send_snapshot(message, Box::new(writer));
             }
-            _ => self.shared.send(Event::SnapshotSent { to: message.to, ok: false }),
+            // Withdrawn meanwhile: raft asks again. Not an event, which would count a stream of the present offer as ended.
+            _ => self.core.step(Input::SnapshotSent { to: message.to, ok: false }),
         }
     }
 

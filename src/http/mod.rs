@@ -13,6 +13,7 @@
 //! Not here: accepting connections, header timeouts and TLS ([`crate::serve`] calls [`Api`]).
 
 mod accept;
+mod backup;
 mod body;
 mod call;
 mod conditions;
@@ -250,7 +251,8 @@ async fn dispatch(app: &Arc<App>, parts: &Parts, body: &mut RequestBody, target:
         (Route::OpenApi, _) => ops::openapi(call),
         (Route::DebugLog, "PUT") => ops::set_log_filter(call).await,
         (Route::DebugLog, _) => ops::log_filter(call),
-        (Route::Snapshot | Route::Unknown, _) => Err(Problem::UnknownRoute.into()),
+        (Route::Snapshot, _) => backup::snapshot(call).await,
+        (Route::Unknown, _) => Err(Problem::UnknownRoute.into()),
     }
 }
 

@@ -15,9 +15,17 @@ use crate::store::{KvStore, Table, WriteBatch};
 #[expect(missing_docs, reason = "the fields say what they are")]
 pub enum LeaseChange {
     /// A lease began, with its full time to live in milliseconds.
-    Granted { id: u64, ttl_ms: u64 },
+    Granted {
+        /// Its id.
+        id: u64,
+        /// Its time to live in milliseconds.
+        ttl_ms: u64,
+    },
     /// A lease is gone: revoked, expired, or its only key was rewritten, detached or deleted.
-    Removed { id: u64 },
+    Removed {
+        /// Its id.
+        id: u64,
+    },
 }
 
 /// A granted lease.

@@ -82,7 +82,14 @@ pub enum StateError {
     Corrupt(String),
     /// An entry needs a newer feature level than this build has.
     #[error("state: entry {index} needs feature level {level}, this build has {own}: upgrade this member")]
-    TooNew { index: u64, level: u32, own: u32 },
+    TooNew {
+        /// Index of the entry.
+        index: u64,
+        /// The level it needs.
+        level: u32,
+        /// This build's level.
+        own: u32,
+    },
 }
 
 /// What a configuration entry came to.

@@ -18,19 +18,48 @@ pub struct Outcome {
 #[expect(missing_docs, reason = "the fields say what they are")]
 pub enum Success {
     /// Put: `created` if the key was new; `prev` if it was asked for and existed; `lease` is the attached one (0 = none).
-    Put { created: bool, prev: Option<KeyValue>, lease: u64 },
+    Put {
+        /// The key was new.
+        created: bool,
+        /// The key before, if it was asked for and existed.
+        prev: Option<KeyValue>,
+        /// The attached lease, 0 = none.
+        lease: u64,
+    },
     /// Delete of one key; `prev` if it was asked for.
-    Delete { prev: Option<KeyValue> },
+    Delete {
+        /// The key before, if it was asked for.
+        prev: Option<KeyValue>,
+    },
     /// Range delete: number of keys deleted. The revision is new only if it is not 0.
-    DeleteRange { deleted: u64 },
+    DeleteRange {
+        /// Number of keys deleted.
+        deleted: u64,
+    },
     /// Txn.
-    Txn { succeeded: bool, responses: Vec<TxnResponse> },
+    Txn {
+        /// All compares held.
+        succeeded: bool,
+        /// One for each operation of the branch that was run.
+        responses: Vec<TxnResponse>,
+    },
     /// A lease was granted.
-    LeaseGrant { id: u64, ttl_ms: u64 },
+    LeaseGrant {
+        /// Its id.
+        id: u64,
+        /// Its time to live in milliseconds.
+        ttl_ms: u64,
+    },
     /// A lease and its keys are gone.
-    LeaseRevoke { deleted: u64 },
+    LeaseRevoke {
+        /// Number of keys deleted.
+        deleted: u64,
+    },
     /// Compacted; the revision below which history is gone.
-    Compact { compacted_revision: u64 },
+    Compact {
+        /// What is compacted now.
+        compacted_revision: u64,
+    },
     /// Anything that has nothing to say.
     Done,
 }
@@ -42,25 +71,53 @@ pub enum Refusal {
     /// Delete of a key that is not there (404).
     NotFound,
     /// A condition does not hold (412); the key's current mod_revision if it exists.
-    PreconditionFailed { current: Option<u64> },
+    PreconditionFailed {
+        /// The key's mod_revision if it exists.
+        current: Option<u64>,
+    },
     /// The lease is not (or no longer) there (404).
-    LeaseNotFound { id: u64 },
+    LeaseNotFound {
+        /// The lease asked for.
+        id: u64,
+    },
     /// The wanted lease id is taken.
-    LeaseExists { id: u64 },
+    LeaseExists {
+        /// The lease asked for.
+        id: u64,
+    },
     /// A range delete of more keys than allowed (400).
-    RangeTooLarge { keys: u64, max: u64 },
+    RangeTooLarge {
+        /// Keys in the range.
+        keys: u64,
+        /// Keys allowed.
+        max: u64,
+    },
     /// The same `Idempotency-Key` came with another request (422).
     IdempotencyKeyReused,
     /// The table of idempotency records is full (429).
     IdempotencyTableFull,
     /// Compaction beyond the current revision (400).
-    FutureRevision { current: u64 },
+    FutureRevision {
+        /// The current revision.
+        current: u64,
+    },
     /// Already compacted (410).
-    Compacted { compacted_revision: u64 },
+    Compacted {
+        /// What is compacted.
+        compacted_revision: u64,
+    },
     /// No such member (404).
-    MemberNotFound { id: u64 },
+    MemberNotFound {
+        /// The member asked for.
+        id: u64,
+    },
     /// Membership change that cannot be (409), with the code of API.md and a sentence.
-    Conflict { code: ConflictCode, detail: String },
+    Conflict {
+        /// Which conflict.
+        code: ConflictCode,
+        /// A sentence for the user.
+        detail: String,
+    },
     /// The command belongs to another term's leader and is void. Never seen by users.
     Void,
     /// Applied before under the same sequence, and the first result is no longer known: the outcome is unknown to the caller (504).
@@ -105,9 +162,22 @@ pub struct KeyValue {
 #[expect(missing_docs, reason = "the fields say what they are")]
 pub enum TxnResponse {
     /// Of a put.
-    Put { created: bool },
+    Put {
+        /// The key was new.
+        created: bool,
+    },
     /// Of a get.
-    Get { kvs: Vec<KeyValue>, count: u64, more: bool },
+    Get {
+        /// The key-values, in the order asked for.
+        kvs: Vec<KeyValue>,
+        /// Keys in the whole span.
+        count: u64,
+        /// There are more than were returned.
+        more: bool,
+    },
     /// Of a delete.
-    Delete { deleted: u64 },
+    Delete {
+        /// Number of keys deleted.
+        deleted: u64,
+    },
 }

@@ -21,10 +21,18 @@ use crate::store::StoreError;
 pub enum ReadError {
     /// The revision is below the compacted one (410).
     #[error("history before revision {compacted_revision} is compacted")]
-    Compacted { compacted_revision: u64 },
+    Compacted {
+        /// What is compacted.
+        compacted_revision: u64,
+    },
     /// The revision is not there yet (400).
     #[error("revision {revision} is in the future, the current one is {current}")]
-    FutureRevision { revision: u64, current: u64 },
+    FutureRevision {
+        /// The revision asked for.
+        revision: u64,
+        /// The current revision.
+        current: u64,
+    },
     /// The member's own failure.
     #[error(transparent)]
     State(#[from] StateError),

@@ -48,7 +48,7 @@ pub struct SnapshotView {
     pub cluster_id: u64,
     core: Core,
     shared: Arc<Shared>,
-    _pin: Pin,
+    pin: Pin,
     stage: Stage,
     /// Key of the last record of the stage that was looked at.
     after: Option<Vec<u8>>,
@@ -95,7 +95,7 @@ impl SnapshotView {
             cluster_id: core.meta.cluster_id,
             core,
             shared,
-            _pin: pin,
+            pin,
             stage: Stage::Meta,
             after: None,
             is_key_done: false,
@@ -104,7 +104,7 @@ impl SnapshotView {
 
     /// Another view of the same moment, from its beginning: one for each that reads it.
     pub fn fork(&self) -> SnapshotView {
-        let revision = self._pin.revision;
+        let revision = self.pin.revision;
         let is_pinned = self.shared.try_pin(revision);
         assert!(is_pinned, "revision {revision} is pinned by this view already");
         let pin = Pin {

@@ -122,3 +122,16 @@ fn the_log_filter_changes_at_run_time() {
     assert_eq!(server.get("/debug/log").text(), "info,metcd=debug\n");
     server.put("/debug/log", "metcd=loud").refused(400, "invalid_request");
 }
+
+#[test]
+fn a_backup_is_a_snapshot_whose_checksums_hold() {
+    let server = Server::start();
+    server.put("/a", "x");
+    let backup = server.get("/v1/snapshot");
+    assert_eq!((backup.status, backup.revision()), (200, 2));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &backup.body).unwrap();
+    assert_eq!(metcd::snapshot::verify_file(file.path()).unwrap().revision, 2);
+    std::fs::write(file.path(), &backup.body[..backup.body.len() - 1]).unwrap();
+    assert!(metcd::snapshot::verify_file(file.path()).is_err());
+}

@@ -107,12 +107,19 @@ impl Server {
             if server.child.try_wait().unwrap().is_some() {
                 return None;
             }
-            if TcpStream::connect(&server.address).is_ok() && server.get("/readyz").status == 200 {
+            if TcpStream::connect(&server.address).is_ok() && server.is_settled() {
                 return Some(server);
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         None
+    }
+
+    /// Leads, says so, and has published its own URL.
+    fn is_settled(&self) -> bool {
+        self.get("/readyz").status == 200
+            && self.get("/status").json()["role"] == "leader"
+            && self.get("/members").json()["members"][0]["client_url"] != ""
     }
 
     pub fn get(&self, target: &str) -> Answer {

@@ -3,13 +3,13 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use metcd::state::command::{Body, EntryPayload, KeySpan};
+use metcd::state::command::{Body, EntryPayload, KeySpan, LeaseExpire, Put};
 use metcd::state::reader::RangeQuery;
 use metcd::state::watch::WatchFilter;
 use metcd::store::{KeyRange, KvStore, Order, StoreError, Table, WriteBatch};
 use raft::eraftpb::Entry;
 
-use crate::support::{Node, all_keys, command, drain, entry, everything, payload, put};
+use crate::support::{Node, TERM, all_keys, command, drain, entry, everything, payload, put};
 
 const PUTS_PER_ENTRY: u64 = 64;
 const VALUE: [u8; 256] = [7; 256];
@@ -229,4 +229,39 @@ fn bench_without_store() {
         );
         node = Node::of(Arc::new(NoStore), &[1, 2, 3]);
     }
+}
+
+#[test]
+#[ignore = "prints figures"]
+fn bench_leases() {
+    let mut node = Node::new();
+    let owned = |n: u64| {
+        let seq = |at: u64| n * PUTS_PER_ENTRY + at + 1;
+        let put_of = |at: u64| Put {
+            ttl_ms: 60_000,
+            ..put(&key(seq(at)), b"session")
+        };
+        payload(
+            1,
+            1,
+            seq(0),
+            (0..PUTS_PER_ENTRY).map(|at| command(seq(at), Body::Put(put_of(at)))).collect(),
+        )
+    };
+    let log: Vec<Entry> = (0..1600).map(|n| entry(2 + n, 1000, &owned(n))).collect();
+    let start = Cpu::now();
+    for entry in &log {
+        node.state.apply(std::slice::from_ref(entry)).unwrap();
+    }
+    let leases = node.reader().leases().len() as u64;
+    println!(
+        "{leases} puts with a ttl: {:.2} µs each",
+        start.elapsed().as_secs_f64() * 1e6 / leases as f64
+    );
+    node.seq = leases + 1;
+    let start = Cpu::now();
+    for lease in node.reader().leases().iter().take(10_000) {
+        node.run(Body::LeaseExpire(LeaseExpire { id: lease.id, term: TERM }));
+    }
+    println!("an expiry each: {:.2} µs", start.elapsed().as_secs_f64() * 1e6 / 10_000.0);
 }

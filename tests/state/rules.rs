@@ -5,7 +5,7 @@ use metcd::state::command::{
     Body, Compact, Compare, DeleteRange, EntryPayload, Evict, FEATURE_LEVEL, HashReport, KeySpan, LeaseExpire, LeaseGrant, LeaseRevoke,
     MemberRecord, MemberUpdate, MembershipChange, Put, Txn, TxnOp, TxnOpBody,
 };
-use metcd::state::outcome::{ConflictCode, Outcome, Refusal, Success};
+use metcd::state::outcome::{ConflictCode, Outcome, Refusal, Success, TxnResponse};
 use metcd::state::reader::{RangeQuery, ReadError};
 use metcd::state::{ConfDecision, LeaseChange, State, StateError};
 use prost::Message;
@@ -126,8 +126,8 @@ fn compares_see_the_state_before_and_operations_see_the_earlier_ones() {
     let counts: Vec<u64> = responses
         .iter()
         .filter_map(|response| match response {
-            metcd::state::outcome::TxnResponse::Get { count, .. } => Some(*count),
-            _ => None,
+            TxnResponse::Get { count, .. } => Some(*count),
+            TxnResponse::Put { .. } | TxnResponse::Delete { .. } => None,
         })
         .collect();
     assert_eq!(counts, [2, 0]);

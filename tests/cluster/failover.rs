@@ -1,0 +1,224 @@
+//! Members that die, stop and come back while clients write through the survivors.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{Cluster, SOON, Setup, eventually};
+use crate::load::{Record, Writers, check};
+
+const WRITERS: usize = 32;
+
+/// The gap that an election may cost: detection (1 to 1.4 s), the votes, and a busy machine.
+const ELECTION_GAP: Duration = Duration::from_millis(4_500);
+
+fn assert_unharmed(record: &Record, what: &str, gap: Duration) {
+    println!(
+        "{what}: {} writes, longest gap {:?}, slowest request {:?}",
+        record.acknowledged.len(),
+        record.longest_gap(),
+        record.slowest
+    );
+    assert!(record.refused.is_empty(), "{what}: refused {:?}", record.refused.first());
+    assert!(record.unknown.is_empty(), "{what}: unknown {:?}", record.unknown.first());
+    assert!(record.longest_gap() < gap, "{what}: nothing was acknowledged for {:?}", record.longest_gap());
+}
+
+fn others(cluster: &Cluster, id: u64) -> (Vec<u64>, Vec<String>) {
+    let ids: Vec<u64> = cluster.ids().into_iter().filter(|&other| other != id).collect();
+    let urls = ids.iter().map(|&id| cluster.url(id)).collect();
+    (ids, urls)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_on_any_member_is_read_on_any_other_at_once() {
+    let cluster = Cluster::start(Setup::of(3)).await;
+    for round in 0..30 {
+        let (writer, reader) = (round % 3 + 1, (round / 3) % 3 + 1);
+        let value = format!("v{round}");
+        assert!(cluster.put(writer, "k", &value).await.unwrap().is_success());
+        assert_eq!(cluster.get(reader, "k").await, (200, value));
+    }
+    cluster.same_content(&[1, 2, 3]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_of_the_leader_under_load_fails_no_request_and_loses_no_acknowledgement() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let (ids, urls) = others(&cluster, leader);
+    let writers = Writers::start(&urls, WRITERS, "w");
+    writers.progress(500).await;
+    cluster.node(leader).kill();
+    writers.progress(500).await;
+    let record = writers.stop().await;
+    assert_unharmed(&record, "kill -9 of the leader", ELECTION_GAP);
+    for &id in &ids {
+        check(&cluster, id, "w", &record).await;
+    }
+    cluster.node(leader).start();
+    cluster.ready(leader).await;
+    check(&cluster, leader, "w", &record).await;
+    cluster.same_content(&cluster.ids()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_16_a_paused_ex_leader_never_answers_stale() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let (ids, urls) = others(&cluster, leader);
+    assert!(cluster.put(leader, "k", "old").await.unwrap().is_success());
+    let writers = Writers::start(&urls, WRITERS, "w");
+    writers.progress(500).await;
+    cluster.node(leader).pause();
+    writers.progress(500).await;
+    let record = writers.stop().await;
+    assert_unharmed(&record, "SIGSTOP of the leader", ELECTION_GAP);
+    assert!(cluster.put(ids[0], "k", "new").await.unwrap().is_success());
+    // The reads are on their way to the ex-leader before it wakes up.
+    let reads: Vec<_> = (0..16)
+        .map(|_| {
+            let request = cluster.http.get(format!("{}/k", cluster.url(leader)));
+            tokio::spawn(async move { request.send().await.unwrap().text().await.unwrap() })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    cluster.node(leader).resume();
+    for read in reads {
+        assert_eq!(read.await.unwrap(), "new");
+    }
+    check(&cluster, leader, "w", &record).await;
+    cluster.same_content(&cluster.ids()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_of_the_leader_hands_over_and_answers_what_is_in_flight() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let (_, urls) = others(&cluster, leader);
+    let survivors = Writers::start(&urls, WRITERS, "w");
+    let own = Writers::start(&[cluster.url(leader)], 8, "x");
+    survivors.progress(500).await;
+    let begun = Instant::now();
+    cluster.node(leader).terminate();
+    let status = cluster.node(leader).ended(Duration::from_secs(10)).await;
+    println!("SIGTERM of the leader: ended with {status} after {:?}", begun.elapsed());
+    assert_eq!(status.code(), Some(0));
+    survivors.progress(500).await;
+    let record = survivors.stop().await;
+    assert_unharmed(&record, "SIGTERM of the leader", Duration::from_secs(1));
+    let own = own.stop().await;
+    let any = cluster.ids().into_iter().find(|&id| id != leader).unwrap();
+    // A request that meets the closing of its idle connection has no answer (HTTP/1.1 has no way around that); it was not begun.
+    let there = cluster.all(any, "x").await;
+    let dropped: Vec<_> = own.unknown.iter().filter(|key| there.contains_key(*key)).collect();
+    assert!(dropped.is_empty(), "carried out and not answered: {dropped:?}");
+    check(&cluster, any, "w", &record).await;
+    check(&cluster, any, "x", &own).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_of_a_follower_is_not_noticed_by_the_clients_of_the_others() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let follower = cluster.ids().into_iter().find(|&id| id != leader).unwrap();
+    let (_, urls) = others(&cluster, follower);
+    let writers = Writers::start(&urls, WRITERS, "w");
+    writers.progress(500).await;
+    cluster.node(follower).kill();
+    writers.progress(500).await;
+    cluster.node(follower).start();
+    cluster.ready(follower).await;
+    writers.progress(200).await;
+    let record = writers.stop().await;
+    assert_unharmed(&record, "kill -9 of a follower", Duration::from_secs(1));
+    check(&cluster, follower, "w", &record).await;
+    cluster.same_content(&cluster.ids()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_killed_at_once_come_back_with_everything_acknowledged() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let mut records = Vec::new();
+    for round in 0..3 {
+        let prefix = format!("r{round}-");
+        let writers = Writers::start(&cluster.urls(), WRITERS, &prefix);
+        writers.progress(300).await;
+        for node in &mut cluster.nodes {
+            node.kill();
+        }
+        let record = writers.stop().await;
+        let begun = Instant::now();
+        for node in &mut cluster.nodes {
+            node.start();
+        }
+        cluster.all_ready().await;
+        println!("all killed: ready again after {:?}", begun.elapsed());
+        records.push((prefix, record));
+        for (prefix, record) in &records {
+            check(&cluster, 1 + round % 3, prefix, record).await;
+        }
+    }
+    cluster.same_content(&cluster.ids()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_terminated_at_once_end_in_order_within_ten_seconds() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let writers = Writers::start(&cluster.urls(), WRITERS, "w");
+    writers.progress(300).await;
+    let begun = Instant::now();
+    for node in &cluster.nodes {
+        node.terminate();
+    }
+    for node in &mut cluster.nodes {
+        let status = node.ended(Duration::from_secs(10)).await;
+        println!("SIGTERM of all: {status} after {:?}", begun.elapsed());
+        assert_eq!(status.code(), Some(0));
+    }
+    let record = writers.stop().await;
+    for node in &mut cluster.nodes {
+        node.start();
+    }
+    cluster.all_ready().await;
+    check(&cluster, 1, "w", &record).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_members_go_on_without_two() {
+    let mut cluster = Cluster::start(Setup::of(5)).await;
+    let leader = cluster.leader().await;
+    let second = leader % 5 + 1;
+    let rest: Vec<u64> = cluster.ids().into_iter().filter(|&id| id != leader && id != second).collect();
+    let urls: Vec<String> = rest.iter().map(|&id| cluster.url(id)).collect();
+    let writers = Writers::start(&urls, WRITERS, "w");
+    writers.progress(500).await;
+    cluster.node(second).kill();
+    cluster.node(leader).kill();
+    writers.progress(500).await;
+    let record = writers.stop().await;
+    assert_unharmed(&record, "kill -9 of two of five", ELECTION_GAP + Duration::from_secs(2));
+    for id in rest {
+        check(&cluster, id, "w", &record).await;
+    }
+    cluster.node(leader).start();
+    cluster.node(second).start();
+    cluster.all_ready().await;
+    cluster.same_content(&cluster.ids()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_of_leadership_is_hardly_noticed() {
+    let cluster = Cluster::start(Setup::of(3)).await;
+    let writers = Writers::start(&cluster.urls(), WRITERS, "w");
+    writers.progress(300).await;
+    for _ in 0..5 {
+        let leader = cluster.leader().await;
+        let to = leader % 3 + 1;
+        let (status, answer) = cluster.call(reqwest::Method::POST, leader, "/leader", Some(serde_json::json!({ "id": to }))).await;
+        assert_eq!((status, answer["id"].as_u64()), (200, Some(to)), "{answer}");
+        eventually("the transfer", SOON, async || (cluster.leader().await == to).then_some(())).await;
+        writers.progress(100).await;
+    }
+    let record = writers.stop().await;
+    assert_unharmed(&record, "five transfers", Duration::from_millis(1_500));
+    check(&cluster, 1, "w", &record).await;
+}

@@ -1,0 +1,10 @@
+//! The product as users run it: real processes, real signals, real disks. `cargo test --features rocksdb --test cluster`.
+//!
+//! Each test is named after the promise it holds the product to. Clusters run one after the other, so that the figures that are
+//! printed (`-- --nocapture`) are not disturbed by a neighbour.
+
+mod harness;
+mod load;
+mod proxy;
+
+mod failover;

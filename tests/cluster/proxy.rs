@@ -1,0 +1,103 @@
+//! Proxies between peers: every member advertises its proxy, and a connection belongs to the sender that its first request names, so
+//! each direction of each link can be cut by itself.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// (from, to)
+type Link = (u64, u64);
+
+/// Which links are cut.
+pub struct Links {
+    cut: watch::Sender<HashSet<Link>>,
+    ports: Mutex<HashMap<u64, u16>>,
+}
+
+impl Links {
+    pub fn new() -> Arc<Links> {
+        Arc::new(Links {
+            cut: watch::Sender::new(HashSet::new()),
+            ports: Mutex::default(),
+        })
+    }
+
+    /// Listens for the peers of `id` and gives the URL to advertise.
+    pub fn listen(self: &Arc<Links>, id: u64, target: u16) -> String {
+        let listener = std::net::TcpListener::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, crate::harness::free_port())).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        self.ports.lock().insert(id, port);
+        let listener = TcpListener::from_std(listener).unwrap();
+        let links = self.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(links.clone().carry(stream, id, target));
+            }
+        });
+        format!("http://127.0.0.1:{port}")
+    }
+
+    /// Cuts every link that `id` has, both ways.
+    pub fn isolate(&self, id: u64, others: &[u64]) {
+        self.cut.send_modify(|cut| {
+            for &other in others.iter().filter(|&&other| other != id) {
+                cut.insert((id, other));
+                cut.insert((other, id));
+            }
+        });
+    }
+
+    /// Cuts one direction.
+    pub fn cut_one_way(&self, from: u64, to: u64) {
+        self.cut.send_modify(|cut| drop(cut.insert((from, to))));
+    }
+
+    pub fn heal(&self) {
+        self.cut.send_modify(HashSet::clear);
+    }
+
+    async fn carry(self: Arc<Links>, mut inbound: TcpStream, to: u64, target: u16) {
+        let mut head = Vec::new();
+        let from = loop {
+            if let Some(from) = sender(&head) {
+                break from;
+            }
+            if head.len() > 16 * 1024 || !matches!(inbound.read_buf(&mut head).await, Ok(1..)) {
+                return;
+            }
+        };
+        let mut cut = self.cut.subscribe();
+        if cut.borrow().contains(&(from, to)) {
+            return black_hole(inbound).await;
+        }
+        let Ok(mut outbound) = TcpStream::connect(SocketAddrV4::new(Ipv4Addr::LOCALHOST, target)).await else {
+            return;
+        };
+        if outbound.write_all(&head).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut inbound, &mut outbound) => {}
+            _ = cut.wait_for(|cut| cut.contains(&(from, to))) => drop(outbound),
+        }
+    }
+}
+
+/// Like a link without an end: takes everything, answers nothing.
+async fn black_hole(mut stream: TcpStream) {
+    let mut sink = [0; 4096];
+    while matches!(stream.read(&mut sink).await, Ok(1..)) {}
+}
+
+fn sender(head: &[u8]) -> Option<u64> {
+    let text = String::from_utf8_lossy(head);
+    let (_, rest) = text.split_once(";from=")?;
+    let (from, _) = rest.split_once(';')?;
+    from.parse().ok()
+}

@@ -45,7 +45,7 @@ pub use cluster::{Leader, Member, Members, NewMember};
 pub use encode::percent_encode;
 pub use error::{ClientError, Outcome, Problem};
 pub use json::KeyValue;
-pub use kv::{Condition, Deleted, GetOptions, ListOptions, Page, Put, PutOptions, Range, Waited};
+pub use kv::{Condition, Deleted, GetOptions, ListOptions, Page, Put, PutOptions, Range, Waited, put_operation};
 pub use lease::{Lease, LeaseDetail};
 pub use scan::Scan;
 pub use stream::ByteStream;

@@ -9,6 +9,8 @@ mod member;
 mod ops;
 mod output;
 mod process;
+mod shell;
+mod transfer;
 mod txn;
 mod watch;
 
@@ -60,6 +62,13 @@ pub enum ClientCommand {
     Compact(ops::CompactArgs),
     /// The digest of the store's content, equal on all healthy members.
     Hash(ops::HashArgs),
+    /// Write all keys as JSON lines.
+    Export(transfer::ExportArgs),
+    /// Read JSON lines and set their keys.
+    Import(transfer::ImportArgs),
+    /// An interactive console with history and completion; reads commands from a pipe too.
+    #[command(after_help = "Examples:\n  metcd shell\n  printf 'set a hello-world\\nget a\\n' | metcd shell")]
+    Shell,
     /// Put load on a server and measure it.
     #[command(subcommand)]
     Bench(Box<bench::BenchCommand>),
@@ -79,11 +88,11 @@ struct Session {
 /// # Errors
 /// What goes wrong, with its exit code.
 pub fn run(args: &ClientArgs, command: &ClientCommand) -> Result<(), CliError> {
-    if let ClientCommand::Bench(command) = command {
-        return bench::run(args, command);
+    match command {
+        ClientCommand::Bench(command) => bench::run(args, command),
+        ClientCommand::Shell => shell::run(args),
+        other => runtime()?.block_on(dispatch(&args.session()?, other)),
     }
-    let session = args.session()?;
-    runtime()?.block_on(dispatch(&session, command))
 }
 
 async fn dispatch(session: &Session, command: &ClientCommand) -> Result<(), CliError> {
@@ -103,7 +112,10 @@ async fn dispatch(session: &Session, command: &ClientCommand) -> Result<(), CliE
         ClientCommand::Health => ops::health(session).await,
         ClientCommand::Compact(args) => ops::compact(session, args).await,
         ClientCommand::Hash(args) => ops::hash(session, args).await,
-        ClientCommand::Bench(_) => Err(CliError::Failed("bench has threads of its own".to_owned())),
+        ClientCommand::Export(args) => transfer::export(session, args).await,
+        ClientCommand::Import(args) => transfer::import(session, args).await,
+        // These have runtimes of their own: see `run`.
+        ClientCommand::Bench(_) | ClientCommand::Shell => Ok(()),
     }
 }
 

@@ -196,7 +196,9 @@ fn draw(histogram: &Histogram<u64>) -> String {
     for (high, count) in buckets.iter().skip(first) {
         let eighths = (*count as f64 / most as f64 * WIDTH * 8.0).ceil() as usize;
         let bar = "█".repeat(eighths / 8) + EIGHTHS.get(eighths % 8).copied().unwrap_or_default();
-        out.push_str(&format!("  ≤ {:>9} {count:>9} {bar}\n", time(*high as f64)));
+        let line = format!("  ≤ {:>9} {count:>9} {bar}", time(*high as f64));
+        out.push_str(line.trim_end());
+        out.push('\n');
     }
     out
 }

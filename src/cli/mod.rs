@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found or condition not met. What goes wrong is one line on stderr
 //! that says what to do next.
 
+mod backup;
 mod client;
 mod config;
 mod serve;
@@ -48,6 +49,8 @@ enum Command {
     Config(config::ConfigCommand),
     #[command(flatten)]
     Client(client::ClientCommand),
+    /// Make the one member that is left a cluster of its own, when a quorum is lost for ever.
+    Recover(backup::RecoverArgs),
     /// Look into a log directory that no server has open; nothing in it is changed.
     #[command(subcommand)]
     Wal(WalCommand),
@@ -98,6 +101,9 @@ pub enum CliError {
         /// What to say.
         trouble: String,
     },
+    /// What went wrong was said when it did; the exit code.
+    #[error("failed")]
+    Reported(u8),
 }
 
 impl CliError {
@@ -106,7 +112,7 @@ impl CliError {
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
             Self::NotMet(_) => 3,
-            Self::Command { code, .. } => *code,
+            Self::Command { code, .. } | Self::Reported(code) => *code,
         }
     }
 }
@@ -120,8 +126,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody is left to tell if stderr is gone.
-            let _ = writeln!(io::stderr(), "metcd: {}", one_line(&error.to_string()));
+            if !matches!(error, CliError::Reported(_)) {
+                // Nobody is left to tell if stderr is gone.
+                let _ = writeln!(io::stderr(), "metcd: {}", one_line(&error.to_string()));
+            }
             ExitCode::from(error.exit_code())
         }
     }
@@ -135,6 +143,7 @@ fn run(cli: &Cli) -> Result<(), CliError> {
         Command::Serve(args) => serve::run(args),
         Command::Config(command) => config::run(command),
         Command::Client(command) => client::run(&cli.client, command),
+        Command::Recover(args) => backup::recover(args),
         Command::Wal(command) => look_into_wal(command),
         Command::Version => print(&version()),
         Command::Completions { shell } => completions(*shell),

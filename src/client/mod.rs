@@ -36,6 +36,8 @@ mod lease;
 mod request;
 mod scan;
 mod stream;
+#[cfg(test)]
+mod tests;
 pub mod watch;
 
 use std::sync::Arc;

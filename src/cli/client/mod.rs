@@ -10,6 +10,7 @@ mod ops;
 mod output;
 mod process;
 mod shell;
+mod snapshot;
 mod transfer;
 mod txn;
 mod watch;
@@ -21,7 +22,8 @@ use clap::Subcommand;
 pub use args::ClientArgs;
 
 use self::output::Format;
-use super::{CliError, print, print_bytes};
+use self::snapshot::SnapshotCommand;
+use super::{CliError, backup, print, print_bytes};
 use crate::client::{Client, ClientError};
 
 /// One command for a cluster.
@@ -66,6 +68,9 @@ pub enum ClientCommand {
     Export(transfer::ExportArgs),
     /// Read JSON lines and set their keys.
     Import(transfer::ImportArgs),
+    /// Backups: save one, check one, begin a new cluster from one.
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// An interactive console with history and completion; reads commands from a pipe too.
     #[command(after_help = "Examples:\n  metcd shell\n  printf 'set a hello-world\\nget a\\n' | metcd shell")]
     Shell,
@@ -91,6 +96,8 @@ pub fn run(args: &ClientArgs, command: &ClientCommand) -> Result<(), CliError> {
     match command {
         ClientCommand::Bench(command) => bench::run(args, command),
         ClientCommand::Shell => shell::run(args),
+        ClientCommand::Snapshot(SnapshotCommand::Status { file }) => backup::status(file, args.format() == Format::Json),
+        ClientCommand::Snapshot(SnapshotCommand::Restore(restore)) => backup::restore(restore),
         other => runtime()?.block_on(dispatch(&args.session()?, other)),
     }
 }
@@ -114,8 +121,9 @@ async fn dispatch(session: &Session, command: &ClientCommand) -> Result<(), CliE
         ClientCommand::Hash(args) => ops::hash(session, args).await,
         ClientCommand::Export(args) => transfer::export(session, args).await,
         ClientCommand::Import(args) => transfer::import(session, args).await,
-        // These have runtimes of their own: see `run`.
-        ClientCommand::Bench(_) | ClientCommand::Shell => Ok(()),
+        ClientCommand::Snapshot(SnapshotCommand::Save(args)) => snapshot::save(session, args).await,
+        // These need no session, or make their own: see `run`.
+        ClientCommand::Bench(_) | ClientCommand::Shell | ClientCommand::Snapshot(_) => Ok(()),
     }
 }
 

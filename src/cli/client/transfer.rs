@@ -68,7 +68,7 @@ pub(super) async fn export(session: &Session, args: &ExportArgs) -> Result<(), C
     }
 }
 
-fn partial_name(file: &Path) -> PathBuf {
+pub(super) fn partial_name(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(".partial");
     name.into()
@@ -139,7 +139,7 @@ async fn write_all(session: &Session, args: &ExportArgs, out: &mut impl Write) -
 }
 
 /// A bar on stderr, if that is a terminal. Nothing to count (0) is a spinner.
-fn progress(name: &str, total: u64) -> ProgressBar {
+pub(super) fn progress(name: &str, total: u64) -> ProgressBar {
     let target = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target((total > 0).then_some(total), target);
     let template = if total > 0 { "{prefix} {wide_bar} {pos}/{len} {per_sec} {eta}" } else { "{prefix} {spinner} {pos} {per_sec}" };

@@ -1,11 +1,12 @@
 //! Completion: commands first, then keys.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use clap::CommandFactory as _;
 use rustyline::completion::Completer;
 use rustyline::{Context, Helper, Highlighter, Hinter, Validator};
-use tokio::runtime::Handle;
+use tokio::runtime::Runtime;
 
 use super::ShellLine;
 use crate::client::{Client, ListOptions, Range};
@@ -22,11 +23,11 @@ const TAKE_KEYS: [&str; 6] = ["set", "put", "get", "del", "ls", "watch"];
 pub(super) struct Assistant {
     commands: Vec<String>,
     client: Client,
-    runtime: Handle,
+    runtime: Rc<Runtime>,
 }
 
 impl Assistant {
-    pub(super) fn new(client: &Client, runtime: Handle) -> Assistant {
+    pub(super) fn new(client: &Client, runtime: Rc<Runtime>) -> Assistant {
         let mut commands: Vec<String> = ShellLine::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
         commands.push("help".to_owned());
         commands.sort_unstable();

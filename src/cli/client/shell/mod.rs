@@ -6,6 +6,7 @@ mod words;
 use std::ffi::OsString;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -75,7 +76,7 @@ enum Next {
 /// Runs the shell until its end.
 pub(super) fn run(args: &ClientArgs) -> Result<(), CliError> {
     let session = args.session()?;
-    let runtime = runtime()?;
+    let runtime = Rc::new(runtime()?);
     if io::stdin().is_terminal() {
         converse(&session, &runtime)
     } else {
@@ -84,7 +85,7 @@ pub(super) fn run(args: &ClientArgs) -> Result<(), CliError> {
 }
 
 /// At a terminal: what fails is said, and the next line asked for.
-fn converse(session: &Session, runtime: &Runtime) -> Result<(), CliError> {
+fn converse(session: &Session, runtime: &Rc<Runtime>) -> Result<(), CliError> {
     let broken = |error: ReadlineError| CliError::Failed(format!("the terminal cannot be read: {error}"));
     let config = Config::builder()
         .completion_type(CompletionType::List)
@@ -92,7 +93,7 @@ fn converse(session: &Session, runtime: &Runtime) -> Result<(), CliError> {
         .map_err(broken)?
         .build();
     let mut editor: Editor<Assistant, DefaultHistory> = Editor::with_config(config).map_err(broken)?;
-    editor.set_helper(Some(Assistant::new(&session.client, runtime.handle().clone())));
+    editor.set_helper(Some(Assistant::new(&session.client, runtime.clone())));
     let history = history_file();
     if let Some(history) = &history {
         // The first time there is none.
@@ -122,7 +123,7 @@ fn converse(session: &Session, runtime: &Runtime) -> Result<(), CliError> {
     Ok(())
 }
 
-/// From a pipe: every line is carried out; the first failure is the result.
+/// From a pipe: every line is carried out; the exit code is that of the first one that failed.
 fn carry_out(session: &Session, runtime: &Runtime) -> Result<(), CliError> {
     let mut first = None;
     for line in io::stdin().lock().lines() {
@@ -131,18 +132,17 @@ fn carry_out(session: &Session, runtime: &Runtime) -> Result<(), CliError> {
             Ok(Next::Line) => {}
             Ok(Next::Exit) => break,
             Err(error) => {
-                if let Some(earlier) = first.replace(error) {
-                    complain(&earlier);
-                }
+                complain(&error);
+                first = first.or(Some(error.exit_code()));
             }
         }
     }
-    first.map_or(Ok(()), Err)
+    first.map_or(Ok(()), |code| Err(CliError::Reported(code)))
 }
 
 fn complain(error: &CliError) {
     // Nobody is left to tell if stderr is gone.
-    let _ = writeln!(io::stderr(), "{}", one_line(&error.to_string()));
+    let _ = writeln!(io::stderr(), "metcd: {}", one_line(&error.to_string()));
 }
 
 fn execute(session: &Session, runtime: &Runtime, line: &str) -> Result<Next, CliError> {

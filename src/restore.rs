@@ -12,17 +12,18 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fs, io};
 
-use crate::config::{Config, StoreBackend};
+use crate::config::Config;
 use crate::datadir::disk::{create_dir_durably, sync_parent};
 use crate::datadir::{DataDir, DataDirError};
 use crate::server::{self, ServerError};
 use crate::snapshot::{self, SnapshotError, SnapshotMeta};
+use crate::snapshot_files;
 use crate::state::command::MemberRecord;
 use crate::state::{State, StateError};
-use crate::store::StoreError;
-use crate::{snapshot_files, store};
+use crate::store::MemoryStore;
 
 /// More changes than a cluster can have made that its backup does not know of.
 pub const REVISION_JUMP: u64 = 1_000_000_000;
@@ -39,9 +40,6 @@ pub enum RestoreError {
     /// What the snapshot holds is no state.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
     /// What is left of the member.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -79,9 +77,11 @@ pub struct Restored {
 pub fn restore(file: &Path, config: &Config) -> Result<Restored, RestoreError> {
     let meta = snapshot::verify_file(file)?;
     if config.cluster.members.is_empty() {
-        return Err(RestoreError::Refused("a restored cluster is founded by --member, not joined by --join".into()));
+        return Err(RestoreError::Refused(
+            "a restored cluster is founded by --member, not joined by --join".into(),
+        ));
     }
-    let content = store::open(StoreBackend::Memory, file)?;
+    let content = Arc::new(MemoryStore::new());
     snapshot::install(file, content.as_ref())?;
     let state = State::open(content)?;
     begin(state, new_cluster_id(&meta, config), config)
@@ -105,7 +105,9 @@ fn begin(mut state: State, cluster_id: u64, config: &Config) -> Result<Restored,
     let mut data_dir = DataDir::open(config)?;
     if !data_dir.is_new() {
         let path = data_dir.path().display();
-        return Err(RestoreError::Refused(format!("{path} has a member's data already: give an empty --data-dir")));
+        return Err(RestoreError::Refused(format!(
+            "{path} has a member's data already: give an empty --data-dir"
+        )));
     }
     let id = data_dir
         .node_id()
@@ -144,7 +146,10 @@ pub fn force_new_cluster(config: &Config, peer_url: Option<&str>) -> Result<Rest
     begun.node.data_dir.clone_from(&new);
     let members = state.reader().members();
     for founder in &mut begun.cluster.members {
-        let known = members.iter().find(|member| member.id == founder.id).map(|member| member.peer_url.as_str());
+        let known = members
+            .iter()
+            .find(|member| member.id == founder.id)
+            .map(|member| member.peer_url.as_str());
         if let Some(peer_url) = peer_url.or(known) {
             peer_url.clone_into(&mut founder.peer_url);
         }
@@ -172,7 +177,10 @@ fn free_name(path: &Path, suffix: &str) -> PathBuf {
         name.push(format!(".{suffix}-{number}"));
         PathBuf::from(name)
     };
-    (1..u32::MAX).map(named).find(|path| !path.exists()).unwrap_or_else(|| named(u32::MAX))
+    (1..u32::MAX)
+        .map(named)
+        .find(|path| !path.exists())
+        .unwrap_or_else(|| named(u32::MAX))
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> RestoreError {

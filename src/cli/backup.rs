@@ -58,7 +58,13 @@ pub fn status(file: &Path, as_json: bool) -> Result<(), CliError> {
     }
     print(&format!(
         "whole\ncluster   {:016x}\nrevision  {}, history from {}\nindex     {}, members {:?}\nrecords   {} in {} bytes\nblake3    {digest}\n",
-        meta.cluster_id, meta.revision, meta.compacted_revision, meta.applied.index, meta.applied.conf_state.voters, meta.records, meta.bytes,
+        meta.cluster_id,
+        meta.revision,
+        meta.compacted_revision,
+        meta.applied.index,
+        meta.applied.conf_state.voters,
+        meta.records,
+        meta.bytes,
     ))
 }
 

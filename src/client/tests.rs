@@ -23,7 +23,11 @@ enum Step {
 const CREATED: Step = Step::Answer(201, "metcd-revision: 7\r\n", "");
 const NO_LEADER: Step = Step::Answer(503, "", r#"{"status":503,"code":"no_leader","detail":"d","outcome":"not_applied"}"#);
 const LATE: Step = Step::Answer(504, "", r#"{"status":504,"code":"timeout","detail":"d","outcome":"unknown"}"#);
-const QUOTA: Step = Step::Answer(507, "", r#"{"status":507,"code":"quota_exceeded","detail":"d","outcome":"not_applied"}"#);
+const QUOTA: Step = Step::Answer(
+    507,
+    "",
+    r#"{"status":507,"code":"quota_exceeded","detail":"d","outcome":"not_applied"}"#,
+);
 
 /// Follows its steps, one for each request, the last one for ever; keeps what it was sent.
 struct Scripted {
@@ -68,7 +72,9 @@ async fn read_request(stream: &mut TcpStream) -> Option<String> {
         let read = stream.read(&mut piece).await.ok().filter(|read| *read > 0)?;
         request.extend_from_slice(&piece[..read]);
         let text = String::from_utf8_lossy(&request).into_owned();
-        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
         if body.len() >= length.map_or(0, |length| length.parse().unwrap()) {
             return Some(text);
@@ -82,7 +88,10 @@ async fn answer(stream: &mut TcpStream, status: u16, headers: &str, body: &str) 
 }
 
 fn key_of(request: &str) -> &str {
-    request.lines().find_map(|line| line.strip_prefix("idempotency-key: ")).expect("a key")
+    request
+        .lines()
+        .find_map(|line| line.strip_prefix("idempotency-key: "))
+        .expect("a key")
 }
 
 /// Nobody listens there.
@@ -120,7 +129,16 @@ async fn a_lost_put_is_sent_again_under_the_same_key_and_other_puts_have_others(
 async fn a_lost_mutation_without_a_key_is_unknown_and_not_sent_again() {
     let (losing, good) = (Scripted::new(&[Step::Drop]).await, Scripted::new(&[CREATED]).await);
     let error = client(&[&losing.url, &good.url]).remove_member(3, false).await.unwrap_err();
-    assert!(matches!(error, ClientError::Lost { outcome: Outcome::Unknown, .. }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            ClientError::Lost {
+                outcome: Outcome::Unknown,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
     assert!(good.requests().is_empty());
     // What was surely not applied may be asked elsewhere.
     let busy = Scripted::new(&[NO_LEADER]).await;
@@ -144,7 +162,11 @@ async fn the_deadline_bounds_all_attempts_together() {
     let begun = std::time::Instant::now();
     let error = hurried.put(b"a", "1").await.unwrap_err();
     assert_eq!((error.code(), error.outcome()), (Some("no_leader"), Outcome::NotApplied));
-    assert!(begun.elapsed() < Duration::from_secs(2) && busy.requests().len() > 1, "{}", busy.requests().len());
+    assert!(
+        begun.elapsed() < Duration::from_secs(2) && busy.requests().len() > 1,
+        "{}",
+        busy.requests().len()
+    );
     let hanging = Scripted::new(&[Step::Hang]).await;
     let hurried = client(&[&hanging.url]).with_timeout(Duration::from_millis(300));
     assert_eq!(hurried.put(b"a", "1").await.unwrap_err().outcome(), Outcome::Unknown);
@@ -157,7 +179,11 @@ async fn a_member_that_hangs_does_not_use_up_the_deadline() {
     let client = client(&[&hanging.url, &good.url]).with_timeout(Duration::from_secs(20));
     let late = Scripted::new(&[LATE, CREATED]).await;
     assert_eq!(client.only(1).unwrap().put(b"a", "1").await.unwrap().revision, 7);
-    assert_eq!(super::tests::client(&[&late.url]).put(b"a", "1").await.unwrap().revision, 7, "a late answer is asked for again");
+    assert_eq!(
+        super::tests::client(&[&late.url]).put(b"a", "1").await.unwrap().revision,
+        7,
+        "a late answer is asked for again"
+    );
     let begun = std::time::Instant::now();
     assert_eq!(client.put(b"a", "1").await.unwrap().revision, 7);
     assert!(begun.elapsed() < Duration::from_secs(15));
@@ -167,7 +193,10 @@ async fn a_member_that_hangs_does_not_use_up_the_deadline() {
 async fn nobody_there_is_said_at_once() {
     let begun = std::time::Instant::now();
     let error = client(&[&nobody().await, &nobody().await]).put(b"a", "1").await.unwrap_err();
-    assert!(matches!(error, ClientError::Unreachable(_)) && error.outcome() == Outcome::NotApplied, "{error:?}");
+    assert!(
+        matches!(error, ClientError::Unreachable(_)) && error.outcome() == Outcome::NotApplied,
+        "{error:?}"
+    );
     assert!(begun.elapsed() < Duration::from_secs(2));
 }
 
@@ -175,14 +204,36 @@ async fn nobody_there_is_said_at_once() {
 async fn requests_are_spelled_as_the_contract_wants() {
     let server = Scripted::new(&[Step::Answer(204, "metcd-revision: 7\r\n", "")]).await;
     let client = client(&[&server.url]).with_serializable_reads(true);
-    client.put_with(b"..", "1", &super::PutOptions { condition: Condition::Revision(3), ..Default::default() }).await.unwrap();
+    client
+        .put_with(
+            b"..",
+            "1",
+            &super::PutOptions {
+                condition: Condition::Revision(3),
+                ..Default::default()
+            },
+        )
+        .await
+        .unwrap();
     client.delete(b"a/\xff", Condition::Exists).await.unwrap();
     let _ = client.get(b"a b").await;
     assert!(client.put(b"", "1").await.is_err(), "an empty key is never sent");
     let seen = server.requests();
-    assert!(seen[0].starts_with("PUT /v1/kv/..?timeout=") && seen[0].contains("if-match: \"3\"\r\n"), "{}", seen[0]);
-    assert!(seen[1].starts_with("DELETE /v1/kv/a%2F%FF?timeout=") && seen[1].contains("if-match: *\r\n"), "{}", seen[1]);
-    assert!(seen[2].starts_with("GET /v1/kv/a%20b?consistency=serializable&timeout="), "{}", seen[2]);
+    assert!(
+        seen[0].starts_with("PUT /v1/kv/..?timeout=") && seen[0].contains("if-match: \"3\"\r\n"),
+        "{}",
+        seen[0]
+    );
+    assert!(
+        seen[1].starts_with("DELETE /v1/kv/a%2F%FF?timeout=") && seen[1].contains("if-match: *\r\n"),
+        "{}",
+        seen[1]
+    );
+    assert!(
+        seen[2].starts_with("GET /v1/kv/a%20b?consistency=serializable&timeout="),
+        "{}",
+        seen[2]
+    );
     assert_eq!(seen.len(), 3);
 }
 
@@ -190,29 +241,53 @@ async fn requests_are_spelled_as_the_contract_wants() {
 async fn a_list_that_breaks_off_is_an_error() {
     let cut = "{\"key\":\"a\",\"value\":\"1\",\"mod_revision\":2}\n";
     let server = Scripted::new(&[Step::Answer(200, "", cut)]).await;
-    let mut scan = client(&[&server.url]).scan(&Range::Prefix(Vec::new()), &ListOptions::default()).await.unwrap();
+    let mut scan = client(&[&server.url])
+        .scan(&Range::Prefix(Vec::new()), &ListOptions::default())
+        .await
+        .unwrap();
     assert_eq!(scan.next().await.unwrap().unwrap().value, b"1");
     assert!(matches!(scan.next().await, Err(ClientError::Protocol(_))));
 }
 
 #[tokio::test]
 async fn a_broken_watch_goes_on_where_it_stopped_and_compacted_history_ends_it() {
-    const FIRST: &str = "{\"type\":\"open\",\"revision\":4}\n{\"type\":\"change\",\"revision\":5,\"events\":[]}\n{\"type\":\"change\",\"rev";
+    const FIRST: &str =
+        "{\"type\":\"open\",\"revision\":4}\n{\"type\":\"change\",\"revision\":5,\"events\":[]}\n{\"type\":\"change\",\"rev";
     const SECOND: &str = "{\"type\":\"open\",\"revision\":5}\n{\"type\":\"change\",\"revision\":6,\"events\":[]}\n\
                           {\"type\":\"error\",\"code\":\"shutting_down\",\"detail\":\"d\"}\n";
     const THIRD: &str = "{\"type\":\"error\",\"code\":\"compacted\",\"detail\":\"d\",\"compacted_revision\":9}\n";
-    let server = Scripted::new(&[Step::Answer(200, "", FIRST), NO_LEADER, Step::Answer(200, "", SECOND), Step::Answer(200, "", THIRD)]).await;
+    let server = Scripted::new(&[
+        Step::Answer(200, "", FIRST),
+        NO_LEADER,
+        Step::Answer(200, "", SECOND),
+        Step::Answer(200, "", THIRD),
+    ])
+    .await;
     let mut watch = client(&[&server.url]).watch(WatchOptions::key(b"a")).await.unwrap();
     assert_eq!(watch.next().await.unwrap(), Message::Open { revision: 4 });
     for revision in [5, 6] {
-        assert_eq!(watch.next().await.unwrap(), Message::Change { revision, events: Vec::new() });
+        assert_eq!(
+            watch.next().await.unwrap(),
+            Message::Change {
+                revision,
+                events: Vec::new()
+            }
+        );
     }
     let error = watch.next().await.unwrap_err();
-    assert_eq!((error.code(), error.problem().unwrap().compacted_revision), (Some("compacted"), Some(9)));
+    assert_eq!(
+        (error.code(), error.problem().unwrap().compacted_revision),
+        (Some("compacted"), Some(9))
+    );
     let resumed: Vec<Option<String>> = server
         .requests()
         .iter()
-        .map(|request| request.lines().find_map(|line| line.strip_prefix("last-event-id: ")).map(str::to_owned))
+        .map(|request| {
+            request
+                .lines()
+                .find_map(|line| line.strip_prefix("last-event-id: "))
+                .map(str::to_owned)
+        })
         .collect();
     assert_eq!(resumed, [None, Some("5".to_owned()), Some("5".to_owned()), Some("6".to_owned())]);
 }

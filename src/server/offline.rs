@@ -22,7 +22,9 @@ use crate::store::{KvStore, MemoryStore, WriteBatch};
 pub fn latest_state(config: &Config, data_dir: &DataDir) -> Result<State, ServerError> {
     let identity = data_dir.identity();
     let (Some(cluster_id), Some(id)) = (identity.cluster_id, identity.node_id) else {
-        return Err(ServerError::Refused("this member has not founded or joined a cluster: there is nothing to recover".into()));
+        return Err(ServerError::Refused(
+            "this member has not founded or joined a cluster: there is nothing to recover".into(),
+        ));
     };
     let settled = Settled {
         id,

@@ -45,7 +45,10 @@ fn a_backup_begins_a_new_cluster_of_three_with_the_same_content() {
     assert!(status.code == 0 && status.text().starts_with("whole\n"), "{}", status.stderr);
 
     let ports: Vec<(u16, u16)> = (0..3).map(|_| (free_port(), free_port())).collect();
-    let members: Vec<String> = (1..).zip(&ports).map(|(id, (_, peer))| format!("--member={id}=http://127.0.0.1:{peer}")).collect();
+    let members: Vec<String> = (1..)
+        .zip(&ports)
+        .map(|(id, (_, peer))| format!("--member={id}=http://127.0.0.1:{peer}"))
+        .collect();
     let mut made = Vec::new();
     let mut servers = Vec::new();
     for (id, (client, peer)) in (1..).zip(&ports) {
@@ -60,7 +63,11 @@ fn a_backup_begins_a_new_cluster_of_three_with_the_same_content() {
         let restored = tool(&[&["snapshot", "restore", &file][..], &args].concat());
         assert_eq!(restored.code, 0, "{}", restored.stderr);
         made.push(restored.text().split("cluster ").nth(1).unwrap().to_owned());
-        assert_eq!(tool(&[&["snapshot", "restore", &file][..], &args].concat()).code, 1, "never over a member's data");
+        assert_eq!(
+            tool(&[&["snapshot", "restore", &file][..], &args].concat()).code,
+            1,
+            "never over a member's data"
+        );
         // Its own flags name it; the members are in its data.
         servers.push(Server::with(*client, *peer, &[own[0].as_str(), own[1].as_str()]));
     }
@@ -74,11 +81,20 @@ fn a_backup_begins_a_new_cluster_of_three_with_the_same_content() {
     assert_eq!((&list["revision"], &list["count"]), (&1_000_000_007u64.into(), &2.into()));
     for old_revision in ["4", "7", "500000000"] {
         assert!(new.fails(1, &["get", "a", "--revision", old_revision]).contains("(compacted)"));
-        assert!(new.fails(1, &["watch", "a", "--from-revision", old_revision]).contains("(compacted)"));
+        assert!(
+            new.fails(1, &["watch", "a", "--from-revision", old_revision])
+                .contains("(compacted)")
+        );
     }
     assert_eq!(new.ok(&["put", "b", "1"]), "revision 1000000008\n");
-    assert_ne!(new.json(&["member", "list"])["cluster_id"], old.json(&["member", "list"])["cluster_id"]);
-    let hashes: Vec<_> = servers.iter().map(|server| server.ok(&["hash", "--revision", "1000000008"])).collect();
+    assert_ne!(
+        new.json(&["member", "list"])["cluster_id"],
+        old.json(&["member", "list"])["cluster_id"]
+    );
+    let hashes: Vec<_> = servers
+        .iter()
+        .map(|server| server.ok(&["hash", "--revision", "1000000008"]))
+        .collect();
     assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
     let lease = new.ok(&["lease", "list"]).trim().to_owned();
     new.ok(&["lease", "revoke", &lease]);
@@ -95,11 +111,22 @@ fn a_damaged_backup_is_refused_before_anything_is_written() {
     let data_dir = dir.path().join("d");
     let mut altered = whole.clone();
     altered[whole.len() / 2] ^= 1;
-    for damaged in [&whole[..whole.len() - 1], &whole[..20], &b""[..], &altered[..], &[&whole[..], b"x"].concat()[..]] {
+    for damaged in [
+        &whole[..whole.len() - 1],
+        &whole[..20],
+        &b""[..],
+        &altered[..],
+        &[&whole[..], b"x"].concat()[..],
+    ] {
         fs::write(&bad, damaged).unwrap();
         assert_eq!(tool(&["snapshot", "status", bad_name]).code, 1);
         let restored = tool(&["snapshot", "restore", bad_name, "--data-dir", data_dir.to_str().unwrap()]);
-        assert_eq!((restored.code, restored.stderr.contains("damaged")), (1, true), "{}", restored.stderr);
+        assert_eq!(
+            (restored.code, restored.stderr.contains("damaged")),
+            (1, true),
+            "{}",
+            restored.stderr
+        );
         assert!(!data_dir.exists());
     }
     assert_eq!(tool(&["snapshot", "restore", "/nonexistent", "--data-dir", "/nonexistent"]).code, 1);
@@ -111,7 +138,9 @@ fn the_last_member_becomes_a_cluster_of_its_own_and_keeps_what_it_was() {
     for store in ["memory", "sled"] {
         let (mut servers, dir) = Server::cluster_with(3, &["--store", store]);
         servers[0].ok(&["put", "a", "1", "--timeout", "20s"]);
-        until("the third member has it", || servers[2].metcd(&["get", "a", "--serializable"]).stdout == b"1");
+        until("the third member has it", || {
+            servers[2].metcd(&["get", "a", "--serializable"]).stdout == b"1"
+        });
         servers.iter_mut().for_each(Server::kill);
         let last = dir.path().join("d3");
         let last_name = last.to_str().unwrap();

@@ -8,7 +8,14 @@ use crate::support::{Running, Server, until};
 /// A watch whose lines can be read one by one. It is open when this returns.
 fn watch(server: &Server, args: &[&str]) -> (Running, impl FnMut() -> String + use<>) {
     let from = (server.json(&["ls", "--count"])["revision"].as_u64().unwrap() + 1).to_string();
-    let mut child = server.command().arg("watch").args(["--from-revision", &from]).args(args).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = server
+        .command()
+        .arg("watch")
+        .args(["--from-revision", &from])
+        .args(args)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     (Running(child), move || lines.next().unwrap().unwrap())
 }
@@ -25,8 +32,11 @@ fn a_watch_prints_every_change_in_order() {
     assert_eq!(one(), "4\tdelete\ta");
     let changes: Vec<serde_json::Value> = (0..3).map(|_| serde_json::from_str(&all()).unwrap()).collect();
     assert_eq!(changes[1]["events"][0]["kv"]["key"], "b");
-    assert_eq!(changes[2]["events"][0], serde_json::json!({"type": "delete", "kv": {"key": "a", "mod_revision": 4},
-        "prev": {"key": "a", "value": "1", "create_revision": 2, "mod_revision": 2, "version": 1}}));
+    assert_eq!(
+        changes[2]["events"][0],
+        serde_json::json!({"type": "delete", "kv": {"key": "a", "mod_revision": 4},
+        "prev": {"key": "a", "value": "1", "create_revision": 2, "mod_revision": 2, "version": 1}})
+    );
 }
 
 #[test]
@@ -89,7 +99,10 @@ fn a_lock_runs_one_command_at_a_time_with_growing_tokens_and_passes_exit_codes_o
         .map(|_| Running(server.command().args(["lock", "l", "--", "sh", "-c", &script]).spawn().unwrap()))
         .collect();
     for child in &mut children {
-        assert!(child.0.wait().unwrap().success(), "two commands at a time would have met in `mkdir held`");
+        assert!(
+            child.0.wait().unwrap().success(),
+            "two commands at a time would have met in `mkdir held`"
+        );
     }
     let tokens = std::fs::read_to_string(dir.path().join("tokens")).unwrap();
     let tokens: Vec<u64> = tokens.lines().map(|token| token.parse().unwrap()).collect();
@@ -104,7 +117,11 @@ fn a_lock_that_is_held_is_exit_code_3_and_is_free_when_its_holder_is_told_to_sto
     let server = Server::start();
     let mut holder = Running(server.command().args(["lock", "l"]).stdout(Stdio::null()).spawn().unwrap());
     until("the lock is held", || server.ok(&["ls", "lock/", "--count"]) == "1\n");
-    assert!(server.fails(3, &["lock", "l", "--wait", "300ms", "--", "true"]).contains("somebody else"));
+    assert!(
+        server
+            .fails(3, &["lock", "l", "--wait", "300ms", "--", "true"])
+            .contains("somebody else")
+    );
     assert_eq!(server.ok(&["ls", "lock/", "--count"]), "1\n", "whoever gave up left the queue");
     let pid = holder.0.id().to_string();
     assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
@@ -116,9 +133,14 @@ fn a_lock_that_is_held_is_exit_code_3_and_is_free_when_its_holder_is_told_to_sto
 fn a_command_is_stopped_when_its_lease_is_lost() {
     let server = Server::start();
     let dir = tempfile::tempdir().unwrap();
-    let script = format!("cd {} && trap 'touch stopped; exit' TERM && touch began && while :; do sleep 0.05; done", dir.path().display());
+    let script = format!(
+        "cd {} && trap 'touch stopped; exit' TERM && touch began && while :; do sleep 0.05; done",
+        dir.path().display()
+    );
     let mut holder = server.command();
-    holder.args(["lock", "l", "--ttl", "1s", "--", "sh", "-c", &script]).stderr(Stdio::piped());
+    holder
+        .args(["lock", "l", "--ttl", "1s", "--", "sh", "-c", &script])
+        .stderr(Stdio::piped());
     let holder = holder.spawn().unwrap();
     until("the command runs", || dir.path().join("began").exists());
     let lease = server.ok(&["lease", "list"]).trim().to_owned();
@@ -134,7 +156,14 @@ fn a_command_is_stopped_when_its_lease_is_lost() {
 fn an_election_has_one_leader_that_others_can_ask_for() {
     let server = Server::start();
     assert!(server.fails(3, &["elect", "e"]).contains("nobody leads"));
-    let leader = Running(server.command().args(["elect", "e", "one", "--ttl", "1s"]).stdout(Stdio::null()).spawn().unwrap());
+    let leader = Running(
+        server
+            .command()
+            .args(["elect", "e", "one", "--ttl", "1s"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
     until("one leads", || server.metcd(&["elect", "e"]).stdout == b"one");
     let _second = Running(server.command().args(["elect", "e", "two"]).stdout(Stdio::null()).spawn().unwrap());
     until("two candidates", || server.ok(&["ls", "elect/", "--count"]) == "2\n");

@@ -45,7 +45,11 @@ fn not_found_and_unmet_conditions_are_exit_code_3() {
     assert_eq!(server.fails(3, &["get", "a"]), "metcd: there is no such key\n");
     assert_eq!(server.fails(3, &["del", "a"]), "metcd: there is no such key\n");
     server.ok(&["put", "a", "1", "--if-absent"]);
-    assert!(server.fails(3, &["put", "a", "2", "--if-absent"]).contains("condition does not hold"));
+    assert!(
+        server
+            .fails(3, &["put", "a", "2", "--if-absent"])
+            .contains("condition does not hold")
+    );
     assert!(server.fails(3, &["put", "a", "2", "--if-match", "7"]).contains("revision 2"));
     assert!(server.fails(3, &["del", "a", "--if-match", "7"]).contains("revision 2"));
     assert_eq!(server.ok(&["put", "a", "2", "--if-match", "2"]), "revision 3\n");
@@ -83,7 +87,11 @@ fn wrong_usage_is_exit_code_2_and_nothing_is_sent() {
 fn a_server_that_is_not_there_is_exit_code_1_and_says_what_to_do() {
     let output = run(metcd().args(["get", "a", "--endpoints", "http://127.0.0.1:9"]), b"");
     assert_eq!(output.code, 1);
-    assert!(output.stderr.contains("refused") && output.stderr.contains("--endpoints"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("refused") && output.stderr.contains("--endpoints"),
+        "{}",
+        output.stderr
+    );
     assert_eq!(output.stderr.lines().count(), 1);
 }
 
@@ -103,8 +111,13 @@ fn old_revisions_are_read_until_they_are_compacted() {
 #[test]
 fn ls_pages_counts_turns_round_and_shows_values() {
     let server = Server::start();
-    let lines: String = (0..1_500).map(|n| format!("{{\"key\":\"k/{n:04}\",\"value\":\"v{n}\"}}\n")).collect();
-    assert_eq!(server.metcd_with(&["import", "-o", "json"], lines.as_bytes()).text(), "{\"imported\":1500}\n");
+    let lines: String = (0..1_500)
+        .map(|n| format!("{{\"key\":\"k/{n:04}\",\"value\":\"v{n}\"}}\n"))
+        .collect();
+    assert_eq!(
+        server.metcd_with(&["import", "-o", "json"], lines.as_bytes()).text(),
+        "{\"imported\":1500}\n"
+    );
     assert_eq!(server.ok(&["ls"]).lines().count(), 1_500, "more than one page");
     assert_eq!(server.ok(&["ls", "k/001"]).lines().count(), 10);
     assert_eq!(server.ok(&["ls", "--count"]), "1500\n");
@@ -114,7 +127,10 @@ fn ls_pages_counts_turns_round_and_shows_values() {
     assert_eq!(server.json(&["ls", "k/0007", "--values"])["kvs"][0]["value"], "v7");
     assert_eq!(server.ok(&["ls", "nothing"]), "");
     let table = server.ok(&["ls", "k/0007", "--output", "table"]);
-    assert!(table.starts_with("KEY ") && table.contains("k/0007") && !table.contains('\x1b'), "{table}");
+    assert!(
+        table.starts_with("KEY ") && table.contains("k/0007") && !table.contains('\x1b'),
+        "{table}"
+    );
     assert_eq!(server.ok(&["del", "--prefix", "k/1"]), "deleted 500, revision 17\n");
     assert_eq!(server.ok(&["ls", "--count"]), "1000\n");
 }
@@ -135,7 +151,12 @@ fn a_transaction_takes_one_branch_and_says_which() {
     let txn = br#"{"compare":[{"key":"a","target":"version","op":"=","value":0}],
                    "then":[{"put":{"key":"a","value":"1"}}],"else":[{"get":{"key":"a"}}]}"#;
     let first = server.metcd_with(&["txn", "-o", "json"], txn);
-    assert_eq!((first.code, first.text().contains("\"succeeded\":true")), (0, true), "{}", first.stderr);
+    assert_eq!(
+        (first.code, first.text().contains("\"succeeded\":true")),
+        (0, true),
+        "{}",
+        first.stderr
+    );
     let second = server.metcd_with(&["txn", "-o", "json"], txn);
     assert_eq!((second.code, second.text().contains("\"succeeded\":false")), (3, true));
     let wrong = server.metcd_with(&["txn"], br#"{"then":[{"frob":{}}]}"#);
@@ -148,6 +169,11 @@ fn flags_may_stand_before_the_command_and_in_the_environment() {
     let server = Server::start();
     let done = run(metcd().args(["--endpoints", &server.url, "--output", "json", "put", "a", "b"]), b"");
     assert_eq!(done.text(), "{\"revision\":2,\"created\":true}\n", "{}", done.stderr);
-    let done = run(metcd().env("METCD_ENDPOINTS", format!("http://127.0.0.1:9, {}", server.url)).args(["get", "a", "--serializable"]), b"");
+    let done = run(
+        metcd()
+            .env("METCD_ENDPOINTS", format!("http://127.0.0.1:9, {}", server.url))
+            .args(["get", "a", "--serializable"]),
+        b"",
+    );
     assert_eq!(done.text(), "b", "{}", done.stderr);
 }

@@ -42,8 +42,16 @@ impl Terminal {
         // util-linux's `script` gives a command a terminal.
         let mut command = Command::new("script");
         command.args(["-qfec", concat!(env!("CARGO_BIN_EXE_metcd"), " shell"), "/dev/null"]);
-        command.env("METCD_ENDPOINTS", &server.url).env("XDG_STATE_HOME", state).env("TERM", "xterm");
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
+        command
+            .env("METCD_ENDPOINTS", &server.url)
+            .env("XDG_STATE_HOME", state)
+            .env("TERM", "xterm");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
         let keyboard = child.stdin.take()?;
         let mut output = child.stdout.take()?;
         let screen = Arc::new(Mutex::new(Vec::new()));
@@ -100,5 +108,7 @@ fn at_a_terminal_there_is_a_prompt_completion_and_history() {
     terminal.shows("the-value");
     terminal.types("exit\r");
     let history = state.path().join("metcd/history");
-    until("the history is saved", || std::fs::read_to_string(&history).is_ok_and(|text| text.contains("get some/long-key")));
+    until("the history is saved", || {
+        std::fs::read_to_string(&history).is_ok_and(|text| text.contains("get some/long-key"))
+    });
 }

@@ -67,7 +67,13 @@ impl Server {
 
     pub fn with(client: u16, peer: u16, args: &[&str]) -> Server {
         let child = metcd()
-            .args(["serve", "--listen-client", &format!("127.0.0.1:{client}"), "--listen-peer", &format!("127.0.0.1:{peer}")])
+            .args([
+                "serve",
+                "--listen-client",
+                &format!("127.0.0.1:{client}"),
+                "--listen-peer",
+                &format!("127.0.0.1:{peer}"),
+            ])
             .args(["--set", "log.level=warn"])
             .args(args)
             .stdout(Stdio::null())
@@ -89,11 +95,17 @@ impl Server {
     pub fn cluster_with(count: u16, more: &[&str]) -> (Vec<Server>, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let ports: Vec<(u16, u16)> = (0..count).map(|_| (free_port(), free_port())).collect();
-        let members: Vec<String> = (1..).zip(&ports).map(|(id, (_, peer))| format!("--member={id}=http://127.0.0.1:{peer}")).collect();
+        let members: Vec<String> = (1..)
+            .zip(&ports)
+            .map(|(id, (_, peer))| format!("--member={id}=http://127.0.0.1:{peer}"))
+            .collect();
         let servers: Vec<Server> = (1..)
             .zip(&ports)
             .map(|(id, (client, peer))| {
-                let own = [format!("--id={id}"), format!("--data-dir={}", dir.path().join(format!("d{id}")).display())];
+                let own = [
+                    format!("--id={id}"),
+                    format!("--data-dir={}", dir.path().join(format!("d{id}")).display()),
+                ];
                 let args: Vec<&str> = own.iter().chain(&members).map(String::as_str).chain(more.iter().copied()).collect();
                 Server::with(*client, *peer, &args)
             })
@@ -161,7 +173,12 @@ impl Done {
 }
 
 pub fn run(command: &mut Command, input: &[u8]) -> Done {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
     let feeder = std::thread::spawn(move || {

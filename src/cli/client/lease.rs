@@ -122,7 +122,9 @@ async fn keep_alive(session: &Session, id: &str, forever: bool) -> Result<(), Cl
 
 /// How long to wait between two keepalives: a third of the lease, so that two may fail.
 pub(super) fn renewal(lease: &Lease) -> Duration {
-    Duration::try_from_secs_f64(lease.ttl / 3.0).unwrap_or(Duration::from_secs(1)).max(Duration::from_millis(50))
+    Duration::try_from_secs_f64(lease.ttl / 3.0)
+        .unwrap_or(Duration::from_secs(1))
+        .max(Duration::from_millis(50))
 }
 
 fn seconds(seconds: f64) -> String {

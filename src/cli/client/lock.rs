@@ -89,7 +89,9 @@ pub(super) async fn elect(session: &Session, args: &ElectArgs) -> Result<(), Cli
                 Format::Plain | Format::Table => output::value(&leader.value),
             }
         }
-        None => Err(CliError::Usage("a candidate needs a value: metcd elect NAME VALUE -- CMD".to_owned())),
+        None => Err(CliError::Usage(
+            "a candidate needs a value: metcd elect NAME VALUE -- CMD".to_owned(),
+        )),
     }
 }
 
@@ -193,9 +195,14 @@ async fn acquire(client: &Client, queue: &[u8], value: &[u8], lease: &Lease) -> 
     loop {
         let (revision, kvs) = candidates(client, queue).await?;
         if !kvs.iter().any(|kv| kv.key == key) {
-            return Err(CliError::Failed("the key of this candidate is gone: somebody deleted it".to_owned()));
+            return Err(CliError::Failed(
+                "the key of this candidate is gone: somebody deleted it".to_owned(),
+            ));
         }
-        let before = kvs.into_iter().filter(|kv| kv.create_revision < token).max_by_key(|kv| kv.create_revision);
+        let before = kvs
+            .into_iter()
+            .filter(|kv| kv.create_revision < token)
+            .max_by_key(|kv| kv.create_revision);
         match before {
             None => {
                 let lease = lease.id.clone();

@@ -39,10 +39,7 @@ impl Command {
             .ok_or_else(|| CliError::Usage("no command given after --".to_owned()))?;
         let mut inner = std::process::Command::new(name);
         inner.args(args);
-        Ok(Command {
-            name: name.clone(),
-            inner,
-        })
+        Ok(Command { name: name.clone(), inner })
     }
 
     pub(super) fn env(&mut self, name: &str, value: impl AsRef<OsStr>) {

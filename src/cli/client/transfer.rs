@@ -25,7 +25,9 @@ const BATCH_BYTES: usize = 1 << 20;
 
 /// `metcd export`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  metcd export > all.jsonl\n  metcd export config/ --file config.jsonl\n  metcd export --revision 12000 | gzip > then.jsonl.gz")]
+#[command(
+    after_help = "Examples:\n  metcd export > all.jsonl\n  metcd export config/ --file config.jsonl\n  metcd export --revision 12000 | gzip > then.jsonl.gz"
+)]
 pub struct ExportArgs {
     /// How the keys begin; all keys if left out.
     prefix: Option<OsString>,
@@ -39,7 +41,9 @@ pub struct ExportArgs {
 
 /// `metcd import`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  metcd import all.jsonl\n  zcat then.jsonl.gz | metcd import\n\nKeys that are there already are overwritten; leases are not restored. Lines need a key and a value, as in {\"key\":\"a\",\"value\":\"b\"}.")]
+#[command(
+    after_help = "Examples:\n  metcd import all.jsonl\n  zcat then.jsonl.gz | metcd import\n\nKeys that are there already are overwritten; leases are not restored. Lines need a key and a value, as in {\"key\":\"a\",\"value\":\"b\"}."
+)]
 pub struct ImportArgs {
     /// The file; standard input if left out.
     #[arg(default_value = "-", hide_default_value = true)]
@@ -140,9 +144,17 @@ async fn write_all(session: &Session, args: &ExportArgs, out: &mut impl Write) -
 
 /// A bar on stderr, if that is a terminal. Nothing to count (0) is a spinner.
 pub(super) fn progress(name: &str, total: u64) -> ProgressBar {
-    let target = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let target = if io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
     let bar = ProgressBar::with_draw_target((total > 0).then_some(total), target);
-    let template = if total > 0 { "{prefix} {wide_bar} {pos}/{len} {per_sec} {eta}" } else { "{prefix} {spinner} {pos} {per_sec}" };
+    let template = if total > 0 {
+        "{prefix} {wide_bar} {pos}/{len} {per_sec} {eta}"
+    } else {
+        "{prefix} {spinner} {pos} {per_sec}"
+    };
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
@@ -168,7 +180,7 @@ pub(super) async fn import(session: &Session, args: &ImportArgs) -> Result<(), C
         warn("the file has no end line: it may have been cut off");
     }
     if import.leased > 0 {
-        warn(&format!("{} keys had a lease, which they have no longer", import.leased));
+        warn(&format!("leases are not imported; keys that had one: {}", import.leased));
     }
     match session.format {
         Format::Json => print_json(&json!({"imported": import.imported})),

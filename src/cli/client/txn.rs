@@ -28,8 +28,7 @@ pub struct TxnArgs {
 
 pub(super) async fn run(session: &Session, args: &TxnArgs) -> Result<(), CliError> {
     let text = read_input(&args.file)?;
-    let txn: Value =
-        serde_json::from_slice(&text).map_err(|error| CliError::Usage(format!("the transaction is not JSON: {error}")))?;
+    let txn: Value = serde_json::from_slice(&text).map_err(|error| CliError::Usage(format!("the transaction is not JSON: {error}")))?;
     commit(session, &txn).await
 }
 
@@ -40,12 +39,18 @@ pub(super) async fn commit(session: &Session, txn: &Value) -> Result<(), CliErro
     show(session, &answer)?;
     match succeeded {
         true => Ok(()),
-        false => Err(CliError::NotMet("the comparison failed: the else branch was carried out".to_owned())),
+        false => Err(CliError::NotMet(
+            "the comparison failed: the else branch was carried out".to_owned(),
+        )),
     }
 }
 
 fn show(session: &Session, answer: &Value) -> Result<(), CliError> {
-    let responses = answer.get("responses").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let responses = answer
+        .get("responses")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let revision = answer.get("revision").map(Value::to_string).unwrap_or_default();
     match session.format {
         Format::Json => output::json(answer),

@@ -15,9 +15,11 @@ use crate::client::watch::{Event, EventKind, Message, WatchOptions};
 
 /// `metcd watch`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  metcd watch greeting\n  metcd watch --prefix session/ --output json\n  metcd watch --prefix config/ -- ./reload.sh\n\n\
+#[command(
+    after_help = "Examples:\n  metcd watch greeting\n  metcd watch --prefix session/ --output json\n  metcd watch --prefix config/ -- ./reload.sh\n\n\
                         The command is run once for each change of a key, one after another, with METCD_EVENT (put or delete), METCD_KEY and\n\
-                        METCD_REVISION in its environment and the value on its standard input.")]
+                        METCD_REVISION in its environment and the value on its standard input."
+)]
 pub struct WatchArgs {
     /// The key.
     #[arg(required_unless_present = "prefix", conflicts_with = "prefix")]
@@ -61,7 +63,9 @@ pub(super) async fn run(session: &Session, args: &WatchArgs) -> Result<(), CliEr
     let mut watch = session.client.watch(options).await?;
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
-        let Message::Change { revision, events } = watch.next().await? else { continue };
+        let Message::Change { revision, events } = watch.next().await? else {
+            continue;
+        };
         let events: Vec<Event> = events.into_iter().take(usize::try_from(left).unwrap_or(usize::MAX)).collect();
         left -= events.len() as u64;
         if args.command.is_empty() {

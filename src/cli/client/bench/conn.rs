@@ -221,7 +221,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_that_breaks_off_is_an_error() {
-        let mut connection = Connection::open(&server(&["HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nab"], false).await).await.unwrap();
+        let mut connection = Connection::open(&server(&["HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nab"], false).await)
+            .await
+            .unwrap();
         assert_eq!(connection.exchange(b"x").await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 

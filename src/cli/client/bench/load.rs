@@ -75,7 +75,9 @@ pub(super) fn run(plan: &Plan, live: &Arc<Live>) -> std::io::Result<Tally> {
             .map(|thread| scope.spawn(move || run_thread(plan, live, thread, start)))
             .collect();
         for thread in threads {
-            let tally = thread.join().map_err(|_| std::io::Error::other("a thread of the generator failed"))??;
+            let tally = thread
+                .join()
+                .map_err(|_| std::io::Error::other("a thread of the generator failed"))??;
             total.add(&tally);
         }
         Ok::<(), std::io::Error>(())
@@ -120,7 +122,11 @@ struct Worker {
 impl Worker {
     fn new(plan: Rc<Plan>, live: Arc<Live>, tally: Rc<RefCell<Tally>>, number: u32, start: Instant) -> Worker {
         let base = plan.bases.get(number as usize % plan.bases.len().max(1)).cloned();
-        let base = base.unwrap_or_else(|| Base { url: String::new(), address: String::new(), path: String::new() });
+        let base = base.unwrap_or_else(|| Base {
+            url: String::new(),
+            address: String::new(),
+            path: String::new(),
+        });
         let mut random = Random::new(plan.seed.wrapping_add(u64::from(number) << 32));
         let value = (0..plan.value_size).map(|_| b'a' + random.below(26) as u8).collect();
         let measure_from = start + plan.warm_up;
@@ -150,13 +156,17 @@ impl Worker {
             let kind = self.next_request(ordinal);
             let answered = self.ask(&mut connection).await;
             self.live.answered.fetch_add(1, Ordering::Relaxed);
-            let ok = answered.as_ref().is_ok_and(|&status| status < 400 || (status == 404 && kind == Kind::Get));
+            let ok = answered
+                .as_ref()
+                .is_ok_and(|&status| status < 400 || (status == 404 && kind == Kind::Get));
             if !ok {
                 self.live.failed.fetch_add(1, Ordering::Relaxed);
             }
             if measured {
                 let latency = due.elapsed();
-                self.tally.borrow_mut().note(kind, answered.as_ref().map_err(ToString::to_string).copied(), ok, latency);
+                self.tally
+                    .borrow_mut()
+                    .note(kind, answered.as_ref().map_err(ToString::to_string).copied(), ok, latency);
             }
             if answered.is_err() {
                 sleep(PAUSE).await;
@@ -195,7 +205,11 @@ impl Worker {
 
     fn next_request(&mut self, ordinal: u64) -> Kind {
         let reads = self.plan.reads > 0 && self.random.below(100) < u64::from(self.plan.reads);
-        let key = if self.plan.fill { ordinal } else { self.plan.distribution.next(&mut self.random) };
+        let key = if self.plan.fill {
+            ordinal
+        } else {
+            self.plan.distribution.next(&mut self.random)
+        };
         let out = &mut self.request;
         out.clear();
         out.extend_from_slice(if reads { b"GET " } else { b"PUT " });

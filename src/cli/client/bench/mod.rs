@@ -63,7 +63,10 @@ fn run_load(args: &ClientArgs, name: &str, load: &LoadArgs, reads: u8) -> Result
 fn plan(args: &ClientArgs, load: &LoadArgs, reads: u8) -> Result<Plan, CliError> {
     let bases = args.endpoints().iter().map(|url| base(url)).collect::<Result<Vec<_>, _>>()?;
     if usize::from(load.key_size) < load.prefix.len() + 1 {
-        return Err(CliError::Usage(format!("--key-size {} is too small for the prefix {:?}", load.key_size, load.prefix)));
+        return Err(CliError::Usage(format!(
+            "--key-size {} is too small for the prefix {:?}",
+            load.key_size, load.prefix
+        )));
     }
     Ok(Plan {
         bases,
@@ -91,7 +94,10 @@ fn plan(args: &ClientArgs, load: &LoadArgs, reads: u8) -> Result<Plan, CliError>
 fn base(url: &str) -> Result<Base, CliError> {
     let wrong = || CliError::Usage(format!("{url:?} is not a base URL: write it as http://host:port"));
     let uri: Uri = url.parse().map_err(|_| wrong())?;
-    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http") && uri.query().is_none()).ok_or_else(wrong)?;
+    let authority = uri
+        .authority()
+        .filter(|_| uri.scheme_str() == Some("http") && uri.query().is_none())
+        .ok_or_else(wrong)?;
     let port = authority.port_u16().unwrap_or(80);
     Ok(Base {
         url: url.to_owned(),
@@ -115,7 +121,9 @@ fn fill(plan: &Plan, load: &LoadArgs) -> Result<(), CliError> {
     let live = Arc::new(Live::default());
     let (tally, _) = with_progress("fill", Duration::ZERO, &live, || load::run(&plan, &live))?;
     match tally.failure() {
-        Some(failure) => Err(CliError::Failed(format!("the keys could not be written ({failure}): is the server well?"))),
+        Some(failure) => Err(CliError::Failed(format!(
+            "the keys could not be written ({failure}): is the server well?"
+        ))),
         None => Ok(()),
     }
 }
@@ -146,9 +154,17 @@ fn with_progress(
 }
 
 fn bar(name: &str, total: Duration) -> ProgressBar {
-    let target = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let target = if io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
     let bar = ProgressBar::with_draw_target(Some(total.as_millis() as u64), target);
-    let template = if total.is_zero() { "{prefix} {spinner} {msg}" } else { "{prefix} {wide_bar} {msg}" };
+    let template = if total.is_zero() {
+        "{prefix} {spinner} {msg}"
+    } else {
+        "{prefix} {wide_bar} {msg}"
+    };
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
@@ -163,7 +179,10 @@ fn draw(bar: &ProgressBar, live: &Live, start: Instant, finished: &std::sync::mp
         let rate = (answered - before.1) as f64 / (now - before.0).as_secs_f64();
         before = (now, answered);
         bar.set_position(start.elapsed().as_millis() as u64);
-        bar.set_message(format!("{rate:.0}/s, {answered} requests, {} failed", live.failed.load(Ordering::Relaxed)));
+        bar.set_message(format!(
+            "{rate:.0}/s, {answered} requests, {} failed",
+            live.failed.load(Ordering::Relaxed)
+        ));
     }
 }
 

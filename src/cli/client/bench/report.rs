@@ -58,7 +58,8 @@ impl Latencies {
     }
 
     fn record(&mut self, latency: Duration) {
-        self.0.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(HIGHEST).max(1));
+        self.0
+            .saturating_record(u64::try_from(latency.as_micros()).unwrap_or(HIGHEST).max(1));
     }
 }
 
@@ -109,7 +110,11 @@ impl Tally {
 
     /// The commonest failure.
     pub(super) fn failure(&self) -> Option<String> {
-        let statuses = self.statuses.iter().filter(|(status, _)| **status >= 400).map(|(status, count)| (count, format!("status {status}")));
+        let statuses = self
+            .statuses
+            .iter()
+            .filter(|(status, _)| **status >= 400)
+            .map(|(status, count)| (count, format!("status {status}")));
         let causes = self.results.iter().map(|(cause, count)| (count, cause.clone()));
         statuses.chain(causes).max_by_key(|(count, _)| **count).map(|(_, what)| what)
     }
@@ -120,14 +125,18 @@ impl Tally {
             .latencies
             .iter()
             .map(|(kind, Latencies(histogram))| {
-                let mut of_kind = json!({"count": histogram.len(), "min": histogram.min(), "mean": round(histogram.mean())});
+                let mut of_kind = json!({"count": histogram.len(), "per_second": round(histogram.len() as f64 / seconds), "min": histogram.min(), "mean": round(histogram.mean())});
                 for (name, quantile) in QUANTILES {
                     of_kind[name] = histogram.value_at_quantile(quantile).into();
                 }
                 (kind.name().to_owned(), of_kind)
             })
             .collect();
-        let statuses: serde_json::Map<String, Value> = self.statuses.iter().map(|(status, count)| (status.to_string(), (*count).into())).collect();
+        let statuses: serde_json::Map<String, Value> = self
+            .statuses
+            .iter()
+            .map(|(status, count)| (status.to_string(), (*count).into()))
+            .collect();
         json!({
             "seconds": round(seconds),
             "requests": self.succeeded,
@@ -141,12 +150,11 @@ impl Tally {
 
     /// For people.
     pub(super) fn to_text(&self, seconds: f64, bold: impl Fn(&str) -> String) -> String {
-        let mut out = format!(
-            "{} requests in {seconds:.1} s, {} failed\n",
-            self.succeeded,
-            self.failed
-        );
-        out.push_str(&format!("{}\n", bold(&format!("{:.0} requests/s", self.succeeded as f64 / seconds))));
+        let mut out = format!("{} requests in {seconds:.1} s, {} failed\n", self.succeeded, self.failed);
+        out.push_str(&format!(
+            "{}\n",
+            bold(&format!("{:.0} requests/s", self.succeeded as f64 / seconds))
+        ));
         for (status, count) in self.statuses.iter().filter(|(status, _)| **status >= 400) {
             out.push_str(&format!("  status {status}: {count}\n"));
         }
@@ -154,8 +162,14 @@ impl Tally {
             out.push_str(&format!("  {cause}: {count}\n"));
         }
         for (kind, Latencies(histogram)) in &self.latencies {
-            out.push_str(&format!("\n{}\n", bold(&format!("{} latency", kind.name()))));
-            out.push_str(&format!("  min {}   mean {}\n", time(histogram.min() as f64), time(histogram.mean())));
+            let per_second = histogram.len() as f64 / seconds;
+            let title = format!("{} latency", kind.name());
+            out.push_str(&format!("\n{} ({} requests, {per_second:.0}/s)\n", bold(&title), histogram.len()));
+            out.push_str(&format!(
+                "  min {}   mean {}\n",
+                time(histogram.min() as f64),
+                time(histogram.mean())
+            ));
             for (name, quantile) in QUANTILES {
                 out.push_str(&format!("  {name:<7} {:>10}\n", time(histogram.value_at_quantile(quantile) as f64)));
             }
@@ -186,7 +200,11 @@ fn draw(histogram: &Histogram<u64>) -> String {
     let mut buckets: Vec<(u64, u64)> = Vec::new();
     let (mut low, mut high) = (0, 64);
     while low <= histogram.max() {
-        let count = if low == 0 { histogram.count_between(0, high) } else { histogram.count_between(low + 1, high) };
+        let count = if low == 0 {
+            histogram.count_between(0, high)
+        } else {
+            histogram.count_between(low + 1, high)
+        };
         buckets.push((high, count));
         (low, high) = (high, high + high / 2);
     }
@@ -234,7 +252,10 @@ mod tests {
     fn the_histogram_shows_every_request_once() {
         let tally = tally();
         let text = draw(&tally.latencies[&Kind::Put].0);
-        let counts: u64 = text.lines().map(|line| line.split_whitespace().nth(3).unwrap().parse::<u64>().unwrap()).sum();
+        let counts: u64 = text
+            .lines()
+            .map(|line| line.split_whitespace().nth(3).unwrap().parse::<u64>().unwrap())
+            .sum();
         assert_eq!(counts, 10_000, "{text}");
         assert!(text.contains('█'));
     }
@@ -247,6 +268,9 @@ mod tests {
 
     #[test]
     fn times_read_well() {
-        assert_eq!((time(999.0), time(1500.0), time(2_500_000.0)), ("999 µs".into(), "1.50 ms".into(), "2.50 s".into()));
+        assert_eq!(
+            (time(999.0), time(1500.0), time(2_500_000.0)),
+            ("999 µs".into(), "1.50 ms".into(), "2.50 s".into())
+        );
     }
 }

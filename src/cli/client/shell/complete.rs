@@ -28,7 +28,10 @@ pub(super) struct Assistant {
 
 impl Assistant {
     pub(super) fn new(client: &Client, runtime: Rc<Runtime>) -> Assistant {
-        let mut commands: Vec<String> = ShellLine::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        let mut commands: Vec<String> = ShellLine::command()
+            .get_subcommands()
+            .map(|command| command.get_name().to_owned())
+            .collect();
         commands.push("help".to_owned());
         commands.sort_unstable();
         Assistant {
@@ -45,7 +48,9 @@ impl Assistant {
             ..ListOptions::default()
         };
         let range = Range::Prefix(prefix.as_bytes().to_vec());
-        let Ok(page) = self.runtime.block_on(self.client.list(&range, &options)) else { return Vec::new() };
+        let Ok(page) = self.runtime.block_on(self.client.list(&range, &options)) else {
+            return Vec::new();
+        };
         let texts = page.kvs.into_iter().filter_map(|kv| String::from_utf8(kv.key).ok());
         // Only what can be typed without quotes.
         texts

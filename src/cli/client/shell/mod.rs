@@ -146,7 +146,11 @@ fn complain(error: &CliError) {
 }
 
 fn execute(session: &Session, runtime: &Runtime, line: &str) -> Result<Next, CliError> {
-    if let Some(json) = line.trim_start().strip_prefix("txn ").filter(|rest| rest.trim_start().starts_with('{')) {
+    if let Some(json) = line
+        .trim_start()
+        .strip_prefix("txn ")
+        .filter(|rest| rest.trim_start().starts_with('{'))
+    {
         // As it stands: JSON has quotes of its own.
         let txn: Value = serde_json::from_str(json).map_err(|error| CliError::Usage(format!("the transaction is not JSON: {error}")))?;
         runtime.block_on(txn::commit(session, &txn))?;
@@ -231,7 +235,10 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::DisplayHelp);
         let help = error.to_string();
         for name in ["set", "get", "del", "ls", "watch", "txn", "members", "status", "help", "exit"] {
-            assert!(help.contains(&format!("\n  {name} ")) || help.starts_with(&format!("  {name} ")), "{name}: {help}");
+            assert!(
+                help.contains(&format!("\n  {name} ")) || help.starts_with(&format!("  {name} ")),
+                "{name}: {help}"
+            );
         }
     }
 }

@@ -238,14 +238,11 @@ impl ApiError {
         if self.problem.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        match &self.problem {
-            Problem::MethodNotAllowed { allow, .. } | Problem::ReservedKey { allow, .. } => {
-                headers.insert(header::ALLOW, HeaderValue::from_static(allow));
-            }
-            Problem::PreconditionFailed { current: Some(current) } => {
-                headers.insert(header::ETAG, respond::etag(*current, false));
-            }
-            _ => {}
+        if let Problem::MethodNotAllowed { allow, .. } | Problem::ReservedKey { allow, .. } = &self.problem {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Problem::PreconditionFailed { current: Some(current) } = self.problem {
+            headers.insert(header::ETAG, respond::etag(current, false));
         }
         response
     }

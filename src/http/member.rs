@@ -68,12 +68,14 @@ pub(super) async fn list(call: &mut Call<'_>) -> Reply {
     call.settle(consistency, deadline).await?;
     let node = &call.app.node;
     // Without a quorum there is nobody to ask how the others are.
-    let peers = match consistency.serializable {
-        true => node.status().peers,
-        false => match node.call_leader(LeaderRequest::Progress, deadline).await? {
-            LeaderReply::Progress { peers, .. } => peers,
-            other => return Err(odd_reply(&other)),
-        },
+    let peers = if consistency.serializable {
+        node.status().peers
+    } else {
+        let reply = node.call_leader(LeaderRequest::Progress, deadline).await?;
+        let LeaderReply::Progress { peers, .. } = reply else {
+            return Err(odd_reply(&reply));
+        };
+        peers
     };
     let leader = node.status().leader;
     let reader = node.reader();
@@ -135,11 +137,10 @@ pub(super) async fn add(call: &mut Call<'_>) -> Reply {
     call.params.finish()?;
     let member = new_member(call.read_json(deadline).await?)?;
     let reply = call.app.node.call_leader(LeaderRequest::AddMember(member), deadline).await?;
-    let (status, id) = match reply {
-        LeaderReply::Member { id, existed: true } => (StatusCode::OK, id),
-        LeaderReply::Member { id, existed: false } => (StatusCode::CREATED, id),
-        other => return Err(odd_reply(&other)),
+    let LeaderReply::Member { id, existed } = reply else {
+        return Err(odd_reply(&reply));
     };
+    let status = if existed { StatusCode::OK } else { StatusCode::CREATED };
     applied_here(call, deadline).await?;
     Ok(respond::json(status, &described(call, id)))
 }
@@ -164,10 +165,12 @@ pub(super) async fn replace(call: &mut Call<'_>) -> Reply {
             deadline,
         )
         .await?;
-    let (status, id) = match reply {
-        LeaderReply::Underway { id } => (StatusCode::ACCEPTED, id),
-        LeaderReply::Member { id, .. } => (StatusCode::OK, id),
-        other => return Err(odd_reply(&other)),
+    let (status, id) = if let LeaderReply::Underway { id } = reply {
+        (StatusCode::ACCEPTED, id)
+    } else if let LeaderReply::Member { id, .. } = reply {
+        (StatusCode::OK, id)
+    } else {
+        return Err(odd_reply(&reply));
     };
     if status == StatusCode::OK && replace.remove != call.app.node.id() {
         applied_here(call, deadline).await?;
@@ -239,10 +242,11 @@ pub(super) async fn transfer(call: &mut Call<'_>) -> Reply {
     let deadline = call.deadline()?;
     call.params.finish()?;
     let TransferJson { id: to } = call.read_json(deadline).await?;
-    match call.app.node.call_leader(LeaderRequest::Transfer { to }, deadline).await? {
-        LeaderReply::Transferred { id, term } => Ok(respond::json(StatusCode::OK, &describe_leader(call, id, term))),
-        other => Err(odd_reply(&other)),
-    }
+    let reply = call.app.node.call_leader(LeaderRequest::Transfer { to }, deadline).await?;
+    let LeaderReply::Transferred { id, term } = reply else {
+        return Err(odd_reply(&reply));
+    };
+    Ok(respond::json(StatusCode::OK, &describe_leader(call, id, term)))
 }
 
 fn describe_leader(call: &Call<'_>, id: u64, term: u64) -> Value {

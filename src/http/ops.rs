@@ -76,11 +76,11 @@ pub(super) async fn health(call: &mut Call<'_>) -> Reply {
     match call.app.node.read_barrier(deadline).await {
         Ok(()) => Ok(respond::json(StatusCode::OK, &json!({"health": true}))),
         Err(error) => {
-            let problem = match ApiError::from(error).problem {
-                // A probe asks about this member, not about a gateway.
-                Problem::Timeout(detail) => Problem::NotReady(detail.to_owned()),
-                other => other,
-            };
+            let mut problem = ApiError::from(error).problem;
+            // A probe asks about this member, not about a gateway.
+            if let Problem::Timeout(detail) = problem {
+                problem = Problem::NotReady(detail.to_owned());
+            }
             Err(ApiError {
                 health: true,
                 ..problem.into()

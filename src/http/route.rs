@@ -300,28 +300,30 @@ pub(super) fn check_key_size(key: &[u8]) -> Result<(), ApiError> {
 pub(super) fn refuse_method(target: &Target, method: &http::Method, raw_path: &str) -> ApiError {
     let allow = target.route.allow();
     let writes = method == http::Method::PUT || method == http::Method::DELETE;
-    match target.route {
-        Route::Root if writes => Problem::InvalidKey("the key is empty: it is everything after the first `/`".to_owned()).into(),
-        Route::ShortKey | Route::Key => Problem::MethodNotAllowed {
-            allow,
-            detail: format!("a key takes {allow}; a transaction is `POST /v1/txn`, a list is `GET /v1/kv?prefix=`"),
-        }
-        .into(),
-        _ if writes => {
-            let key = percent::decode(raw_path.strip_prefix('/').unwrap_or(raw_path).as_bytes()).unwrap_or_default();
-            let detail = format!(
-                "`{raw_path}` is reserved: the key of this name is at `/v1/kv/{}`",
-                percent::encode(&key)
-            );
-            Problem::ReservedKey { allow, detail }.into()
-        }
-        Route::Unknown => Problem::UnknownRoute.into(),
-        route => Problem::MethodNotAllowed {
-            allow,
-            detail: format!("`{}` takes {allow}", route.template()),
-        }
-        .into(),
+    let route = target.route;
+    if route == Route::Root && writes {
+        return Problem::InvalidKey("the key is empty: it is everything after the first `/`".to_owned()).into();
     }
+    if matches!(route, Route::ShortKey | Route::Key) {
+        let detail = format!("a key takes {allow}; a transaction is `POST /v1/txn`, a list is `GET /v1/kv?prefix=`");
+        return Problem::MethodNotAllowed { allow, detail }.into();
+    }
+    if writes {
+        let key = percent::decode(raw_path.strip_prefix('/').unwrap_or(raw_path).as_bytes()).unwrap_or_default();
+        let detail = format!(
+            "`{raw_path}` is reserved: the key of this name is at `/v1/kv/{}`",
+            percent::encode(&key)
+        );
+        return Problem::ReservedKey { allow, detail }.into();
+    }
+    if route == Route::Unknown {
+        return Problem::UnknownRoute.into();
+    }
+    Problem::MethodNotAllowed {
+        allow,
+        detail: format!("`{}` takes {allow}", route.template()),
+    }
+    .into()
 }
 
 #[cfg(test)]

@@ -63,9 +63,10 @@ pub(super) async fn watch(call: &mut Call<'_>) -> Reply {
         after,
         state: FeedState::Begin,
     };
-    let content_type = match form {
-        Form::Ndjson => respond::NDJSON,
-        _ => HeaderValue::from_static("text/event-stream"),
+    let content_type = if form == Form::Ndjson {
+        respond::NDJSON
+    } else {
+        HeaderValue::from_static("text/event-stream")
     };
     let body = Body::from_stream(stream::unfold(feed, |mut feed| async move {
         let piece = feed.next_piece().await?;

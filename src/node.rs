@@ -16,9 +16,9 @@ use crate::consensus::proposals::{Gate, Proposal};
 use crate::driver::{Event, Fatal};
 use crate::leader::clock::LeaseClock;
 use crate::leader::{LeaderError, LeaderReply, LeaderRequest, LeaderService};
-use crate::state::{SnapshotView, StateReader};
 use crate::state::command::{Body, Command, HashReport, Idempotency, TxnOpBody};
 use crate::state::outcome::{Outcome, Refusal};
+use crate::state::{SnapshotView, StateReader};
 use crate::store::KvStore;
 use crate::wal::WalStats;
 

@@ -131,7 +131,9 @@ impl Client {
     /// See [`ClientError`].
     pub async fn replace_member(&self, remove: u64, add: &NewMember) -> Result<(Member, bool), ClientError> {
         let body = json::to_bytes(&json!({"remove": remove, "add": add}))?;
-        let answer = self.answer(&Call::once(Method::POST, Target::new("/members/replace"), body)).await?;
+        let answer = self
+            .answer(&Call::once(Method::POST, Target::new("/members/replace"), body))
+            .await?;
         Ok((answer.json()?, answer.status != http::StatusCode::ACCEPTED))
     }
 
@@ -149,7 +151,9 @@ impl Client {
     /// See [`ClientError`].
     pub async fn transfer_leader(&self, id: u64) -> Result<Leader, ClientError> {
         let body = json::to_bytes(&json!({"id": id}))?;
-        self.answer(&Call::once(Method::POST, Target::new("/leader"), body).harmless()).await?.json()
+        self.answer(&Call::once(Method::POST, Target::new("/leader"), body).harmless())
+            .await?
+            .json()
     }
 
     /// What the answering member says of itself.
@@ -174,7 +178,9 @@ impl Client {
     /// See [`ClientError`].
     pub async fn compact(&self, revision: u64) -> Result<Value, ClientError> {
         let body = json::to_bytes(&json!({"revision": revision}))?;
-        self.answer(&Call::keyed(Method::POST, Target::new("/v1/compact"), body)).await?.json()
+        self.answer(&Call::keyed(Method::POST, Target::new("/v1/compact"), body))
+            .await?
+            .json()
     }
 
     /// The digest of the store at a revision, or now: `{"revision","hash"}`.

@@ -80,8 +80,20 @@ mod tests {
     #[test]
     fn an_endpoint_is_a_host_and_a_port() {
         let endpoints = Endpoints::parse(["http://a:1/", " http://[::1]:3379", "http://plain"]).unwrap();
-        assert_eq!(endpoints.urls().collect::<Vec<_>>(), ["http://a:1", "http://[::1]:3379", "http://plain"]);
-        for bad in ["", "a:1", "https://a:1", "http://a:1/x", "http://a:1?x", "http://u@a:1", "http://a:0", "ftp://a"] {
+        assert_eq!(
+            endpoints.urls().collect::<Vec<_>>(),
+            ["http://a:1", "http://[::1]:3379", "http://plain"]
+        );
+        for bad in [
+            "",
+            "a:1",
+            "https://a:1",
+            "http://a:1/x",
+            "http://a:1?x",
+            "http://u@a:1",
+            "http://a:0",
+            "ftp://a",
+        ] {
             assert!(Endpoints::parse([bad]).is_err(), "{bad}");
         }
         assert!(Endpoints::parse(Vec::<String>::new()).is_err());

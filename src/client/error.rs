@@ -166,7 +166,11 @@ mod tests {
 
     fn refused(status: u16, code: &str, outcome: Option<Outcome>) -> ClientError {
         let body = serde_json::json!({"status": status, "code": code, "detail": "d"});
-        let mut problem = Problem::read(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.to_string().as_bytes());
+        let mut problem = Problem::read(
+            StatusCode::from_u16(status).unwrap(),
+            &HeaderMap::new(),
+            body.to_string().as_bytes(),
+        );
         problem.outcome = outcome;
         ClientError::Refused(Box::new(problem))
     }

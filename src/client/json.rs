@@ -45,11 +45,15 @@ struct Wire {
 impl<'de> Deserialize<'de> for KeyValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<KeyValue, D::Error> {
         let wire = Wire::deserialize(deserializer)?;
-        let lease = wire.lease.map(|id| id.parse().map_err(|_| D::Error::custom("`lease` is not a number")));
+        let lease = wire
+            .lease
+            .map(|id| id.parse().map_err(|_| D::Error::custom("`lease` is not a number")));
         let key = bytes("key", wire.key, wire.key_base64).map_err(D::Error::custom)?;
         Ok(KeyValue {
             key: key.ok_or_else(|| D::Error::missing_field("key"))?,
-            value: bytes("value", wire.value, wire.value_base64).map_err(D::Error::custom)?.unwrap_or_default(),
+            value: bytes("value", wire.value, wire.value_base64)
+                .map_err(D::Error::custom)?
+                .unwrap_or_default(),
             create_revision: wire.create_revision,
             mod_revision: wire.mod_revision,
             version: wire.version,
@@ -80,7 +84,10 @@ impl Serialize for KeyValue {
 fn bytes(name: &str, text: Option<String>, base64: Option<String>) -> Result<Option<Vec<u8>>, String> {
     match (text, base64) {
         (Some(text), None) => Ok(Some(text.into_bytes())),
-        (None, Some(base64)) => STANDARD.decode(base64).map(Some).map_err(|_| format!("`{name}_base64` is not base64")),
+        (None, Some(base64)) => STANDARD
+            .decode(base64)
+            .map(Some)
+            .map_err(|_| format!("`{name}_base64` is not base64")),
         (None, None) => Ok(None),
         (Some(_), Some(_)) => Err(format!("both `{name}` and `{name}_base64`")),
     }
@@ -121,7 +128,10 @@ mod tests {
             lease: Some(u64::MAX),
         };
         let text = serde_json::to_string(&kv).unwrap();
-        assert!(text.contains(r#""key_base64":"/wA=""#) && text.contains(r#""lease":"18446744073709551615""#), "{text}");
+        assert!(
+            text.contains(r#""key_base64":"/wA=""#) && text.contains(r#""lease":"18446744073709551615""#),
+            "{text}"
+        );
         assert_eq!(serde_json::from_str::<KeyValue>(&text).unwrap(), kv);
     }
 

@@ -186,7 +186,11 @@ impl Client {
         if !options.prev {
             let created = answer.status == StatusCode::CREATED;
             let revision = answer.revision()?;
-            return Ok(Put { revision, created, prev: None });
+            return Ok(Put {
+                revision,
+                created,
+                prev: None,
+            });
         }
         let WithPrev { revision, prev } = answer.json()?;
         Ok(Put {

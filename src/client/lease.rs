@@ -53,7 +53,9 @@ impl Client {
     /// See [`ClientError`].
     pub async fn grant_lease(&self, ttl: Duration) -> Result<Lease, ClientError> {
         let body = json::to_bytes(&json!({"ttl": ttl.as_secs_f64()}))?;
-        self.answer(&Call::keyed(Method::POST, Target::new("/v1/leases"), body)).await?.json()
+        self.answer(&Call::keyed(Method::POST, Target::new("/v1/leases"), body))
+            .await?
+            .json()
     }
 
     /// All leases.
@@ -87,7 +89,8 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]; `lease_not_found`.
     pub async fn revoke_lease(&self, id: &str) -> Result<(), ClientError> {
-        self.answer(&Call::keyed(Method::DELETE, lease_target(id, ""), Bytes::new())).await?;
+        self.answer(&Call::keyed(Method::DELETE, lease_target(id, ""), Bytes::new()))
+            .await?;
         Ok(())
     }
 }

@@ -112,7 +112,11 @@ impl Call {
 
     /// What is known if an attempt ends without an answer.
     fn outcome_in_doubt(&self) -> Outcome {
-        if self.is_mutation() { Outcome::Unknown } else { Outcome::NotApplied }
+        if self.is_mutation() {
+            Outcome::Unknown
+        } else {
+            Outcome::NotApplied
+        }
     }
 
     fn url(&self, base: &str, timeout: Duration) -> String {
@@ -236,7 +240,9 @@ impl Client {
         let allowed = mishap.harmless || call.repeat != Repeat::Never;
         attempts.in_doubt |= !mishap.harmless && call.is_mutation();
         if mishap.not_connected {
-            attempts.refused.push(format!("{}: {}", self.endpoints.url(attempts.endpoint), mishap.error));
+            attempts
+                .refused
+                .push(format!("{}: {}", self.endpoints.url(attempts.endpoint), mishap.error));
         } else {
             attempts.refused.clear();
         }

@@ -216,7 +216,9 @@ impl Watch {
     async fn go_on_after(&mut self, problem: ClientError) -> Result<(), ClientError> {
         let since = *self.broken_since.get_or_insert_with(Instant::now);
         // Such a request will not be answered better by another member.
-        let hopeless = problem.problem().is_some_and(|problem| problem.status < 500 && problem.status != 429);
+        let hopeless = problem
+            .problem()
+            .is_some_and(|problem| problem.status < 500 && problem.status != 429);
         if hopeless || since.elapsed() >= self.options.outage {
             return Err(problem);
         }
@@ -270,15 +272,33 @@ mod tests {
     fn messages_are_read_as_the_contract_has_them() {
         let wire: Wire =
             json::parse(br#"{"type":"change","revision":43,"events":[{"type":"delete","kv":{"key":"a","mod_revision":43}}]}"#).unwrap();
-        let Wire::Change { revision: 43, events } = wire else { panic!("not a change") };
+        let Wire::Change { revision: 43, events } = wire else {
+            panic!("not a change")
+        };
         assert_eq!((events[0].kind, events[0].kv.key.as_slice()), (EventKind::Delete, &b"a"[..]));
         let wire: Wire = json::parse(br#"{"type":"error","code":"compacted","detail":"d","compacted_revision":9}"#).unwrap();
-        assert!(matches!(wire, Wire::Error { compacted_revision: Some(9), .. }));
+        assert!(matches!(
+            wire,
+            Wire::Error {
+                compacted_revision: Some(9),
+                ..
+            }
+        ));
     }
 
     #[test]
     fn compacted_is_an_answer_no_other_member_can_better() {
-        assert_eq!(refusal("compacted".to_owned(), String::new(), Some(9)).problem().map(|problem| problem.status), Some(410));
-        assert_eq!(refusal("shutting_down".to_owned(), String::new(), None).problem().map(|problem| problem.status), Some(503));
+        assert_eq!(
+            refusal("compacted".to_owned(), String::new(), Some(9))
+                .problem()
+                .map(|problem| problem.status),
+            Some(410)
+        );
+        assert_eq!(
+            refusal("shutting_down".to_owned(), String::new(), None)
+                .problem()
+                .map(|problem| problem.status),
+            Some(503)
+        );
     }
 }

@@ -9,6 +9,7 @@
 //! - One ReadIndex round is in flight at a time, each under a context that was never used before (rule 17): raft-rs 0.7 answers a
 //!   context that is sent twice with a stale index.
 
+mod announce;
 pub mod log;
 pub mod proposals;
 mod reads;
@@ -121,6 +122,8 @@ pub enum Input {
     Compacted(LogStart),
     /// Hand leadership to this member.
     TransferLeader(u64),
+    /// Tell those who have not heard of the commit index; the driver's answer to [`Effects::commit_unannounced`].
+    Announce,
     /// Start an election now (a sole voter does at start).
     Campaign,
 }
@@ -160,6 +163,8 @@ pub struct Effects {
     pub reads: Vec<(u64, u64)>,
     /// Entries to fetch from the WAL.
     pub fetch: Vec<FetchWish>,
+    /// Some followers have not heard of the commit index: unless an append goes out soon, step [`Input::Announce`].
+    pub commit_unannounced: bool,
     /// A follower needs a snapshot: offer one.
     pub snapshot_wanted: bool,
     /// Own proposals whose deadline passed: nobody waits for them any more.
@@ -189,6 +194,7 @@ pub struct Consensus {
     /// Cluster time as the state knows it, and the base of this leader's clock: (state's time, own time) at its first applied entry of the term.
     cluster_time_ms: u64,
     leader_clock: Option<(u64, u64, u64)>,
+    announcements: announce::Announcements,
     effects: Effects,
 }
 
@@ -243,6 +249,7 @@ impl Consensus {
             applied_index: applied.index,
             cluster_time_ms,
             leader_clock: None,
+            announcements: announce::Announcements::default(),
             effects: Effects::default(),
         };
         consensus.draw_election_timeout();
@@ -272,6 +279,7 @@ impl Consensus {
             }
             Input::Unreachable(peer) => self.node.report_unreachable(peer),
             Input::Compacted(to) => self.node.mut_store().compact(to),
+            Input::Announce => self.announce_to_all(),
             Input::TransferLeader(to) => self.node.transfer_leader(to),
             Input::Campaign => {
                 if let Err(error) = self.node.campaign() {
@@ -326,14 +334,20 @@ impl Consensus {
         self.run_leader_clock();
         self.hand_over_proposals();
         self.begin_read_round();
-        while self.node.has_ready() {
-            self.handle_ready();
-        }
+        self.handle_readies();
+        self.announce_to_waiting();
+        self.handle_readies();
         self.draw_election_timeout();
         let store = self.node.mut_store();
         self.effects.fetch = store.take_fetch_wishes();
         self.effects.snapshot_wanted |= store.take_snapshot_wish();
         std::mem::take(&mut self.effects)
+    }
+
+    fn handle_readies(&mut self) {
+        while self.node.has_ready() {
+            self.handle_ready();
+        }
     }
 
     fn handle_tick(&mut self) {
@@ -355,6 +369,7 @@ impl Consensus {
         if self.node.tick() && campaigning(&self.node.raft) {
             self.attempt += 1;
         }
+        self.announce_to_all();
         let settled = self.applied_index.min(self.node.raft.raft_log.persisted);
         self.node.mut_store().trim(settled, MAX_CACHED_BYTES);
     }
@@ -373,9 +388,11 @@ impl Consensus {
         if message.get_msg_type() == MessageType::MsgPropose {
             self.stamp_entries(&mut message);
         }
-        let kind = message.get_msg_type();
-        if let Err(error) = self.node.step(message) {
-            tracing::debug!(%error, ?kind, "raft did not step a message");
+        let (kind, from) = (message.get_msg_type(), message.from);
+        match self.node.step(message) {
+            Ok(()) if kind == MessageType::MsgPropose => self.announcements.forwarded(from, self.node.raft.raft_log.last_index()),
+            Ok(()) => {}
+            Err(error) => tracing::debug!(%error, ?kind, "raft did not step a message"),
         }
     }
 
@@ -508,7 +525,7 @@ fn raft_config(options: &Options, applied_index: u64) -> raft::Config {
         check_quorum: true,
         pre_vote: true,
         read_only_option: raft::ReadOnlyOption::Safe,
-        skip_bcast_commit: false,
+        skip_bcast_commit: true,
         batch_append: true,
         priority: 0,
         max_uncommitted_size: MAX_UNCOMMITTED_BYTES,

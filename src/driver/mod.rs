@@ -41,6 +41,8 @@ use crate::wal::{LogStart, Wal};
 const MAX_EVENTS_PER_ROUND: usize = 4096;
 /// Ticks made up for after a pause (a stopped process, a suspended machine): more would only start needless elections.
 const MAX_TICKS_MADE_UP: u32 = 3;
+/// Followers that do not wait for a commit hear of it with the next append, or after this time.
+const ANNOUNCE_AFTER: Duration = Duration::from_millis(2);
 /// How long an offered snapshot is kept for followers that may ask for it again.
 const OFFER_TICKS: u64 = 600;
 
@@ -104,6 +106,8 @@ struct Driver {
     started: Instant,
     ticks: u64,
     next_tick: Instant,
+    /// When those who have not heard of the commit index are told.
+    announce_at: Option<Instant>,
     offer: Option<Offer>,
     view_requested: bool,
     received: Option<(LogStart, PathBuf)>,
@@ -153,6 +157,7 @@ pub fn start(
         chore_tx,
         started: now,
         ticks: 0,
+        announce_at: None,
         offer: None,
         view_requested: false,
         received: None,
@@ -190,7 +195,8 @@ impl Driver {
         self.update_peers();
         loop {
             self.perform();
-            let timeout = self.next_tick.saturating_duration_since(Instant::now());
+            let wake_at = self.announce_at.map_or(self.next_tick, |at| at.min(self.next_tick));
+            let timeout = wake_at.saturating_duration_since(Instant::now());
             match self.events.recv_timeout(timeout) {
                 Ok(event) => {
                     if self.take_events(event) {
@@ -276,6 +282,9 @@ impl Driver {
     }
 
     fn make_ticks(&mut self) {
+        if self.announce_at.take_if(|at| *at <= Instant::now()).is_some() {
+            self.core.step(Input::Announce);
+        }
         let mut made = 0;
         while Instant::now() >= self.next_tick {
             self.next_tick += self.options.tick;
@@ -304,12 +313,8 @@ impl Driver {
         self.update_peers();
         self.check_membership();
         let progress = self.progress();
-        self.shared.publish(
-            self.core.view(),
-            progress,
-            self.core.proposals_pending(),
-            self.core.stamp().0,
-        );
+        self.shared
+            .publish(self.core.view(), progress, self.core.proposals_pending(), self.core.stamp().0);
     }
 
     /// The leader's view of the members. Raft forgets at every quorum check, once per election timeout, whom it heard of: a member is
@@ -353,7 +358,9 @@ impl Driver {
             fetch,
             snapshot_wanted,
             expired,
+            commit_unannounced,
         } = effects;
+        self.announce_at = commit_unannounced.then(|| self.announce_at.unwrap_or_else(|| Instant::now() + ANNOUNCE_AFTER));
         self.send(messages);
         for unit in persist {
             self.persist(unit);

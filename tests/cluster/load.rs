@@ -117,7 +117,10 @@ async fn write_one(http: &reqwest::Client, url: &str, key: &str, record: &Mutex<
             let status = answer.status();
             let body = answer.text().await.unwrap_or_default();
             if body.contains("\"not_applied\"") {
-                record.lock().refused.push((key.to_owned(), format!("{status} after {took:?}: {body}")));
+                record
+                    .lock()
+                    .refused
+                    .push((key.to_owned(), format!("{status} after {took:?}: {body}")));
             } else {
                 println!("unknown: {key} {status} after {took:?} {body}");
                 record.lock().unknown.push(key.to_owned());
@@ -139,9 +142,17 @@ async fn write_one(http: &reqwest::Client, url: &str, key: &str, record: &Mutex<
 pub async fn check(cluster: &Cluster, id: u64, prefix: &str, record: &Record) {
     let found = cluster.all(id, prefix).await;
     let lost: Vec<_> = record.acknowledged.keys().filter(|key| !found.contains_key(*key)).collect();
-    assert!(lost.is_empty(), "member {id} lost {} acknowledged writes, e.g. {:?}", lost.len(), lost.first());
+    assert!(
+        lost.is_empty(),
+        "member {id} lost {} acknowledged writes, e.g. {:?}",
+        lost.len(),
+        lost.first()
+    );
     for (key, reason) in &record.refused {
-        assert!(!found.contains_key(key), "{key} was refused as not applied ({reason}), and is there");
+        assert!(
+            !found.contains_key(key),
+            "{key} was refused as not applied ({reason}), and is there"
+        );
     }
     for (key, (value, version)) in &found {
         assert_eq!(*value, format!("value of {key}"));

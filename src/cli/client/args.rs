@@ -21,7 +21,14 @@ pub struct ClientArgs {
     #[arg(long, global = true, value_name = "URL", value_delimiter = ',', help_heading = "Client options")]
     endpoints: Vec<String>,
     /// How to print [default: plain].
-    #[arg(long, short = 'o', global = true, value_enum, value_name = "FORMAT", help_heading = "Client options")]
+    #[arg(
+        long,
+        short = 'o',
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        help_heading = "Client options"
+    )]
     output: Option<Format>,
     /// How long to try, such as 500ms, 5s, 1m [default: 5s].
     #[arg(long, global = true, value_parser = duration, value_name = "TIME", help_heading = "Client options")]

@@ -18,8 +18,10 @@ const PAGE: u64 = 1000;
 
 /// `metcd put`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  metcd put greeting hello\n  metcd put config - < config.json\n  metcd put session/7 alice --ttl 30s\n  \
-                        metcd put counter 8 --if-match 42\n  metcd put --if-absent -- -key- -value-")]
+#[command(
+    after_help = "Examples:\n  metcd put greeting hello\n  metcd put config - < config.json\n  metcd put session/7 alice --ttl 30s\n  \
+                        metcd put counter 8 --if-match 42\n  metcd put --if-absent -- -key- -value-"
+)]
 pub struct PutArgs {
     /// The key.
     key: OsString,
@@ -44,8 +46,10 @@ pub struct PutArgs {
 
 /// `metcd get`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  metcd get greeting\n  metcd get greeting --revision 7\n  metcd get greeting --wait 30s      wait for its next change\n  \
-                        metcd get greeting --output json")]
+#[command(
+    after_help = "Examples:\n  metcd get greeting\n  metcd get greeting --revision 7\n  metcd get greeting --wait 30s      wait for its next change\n  \
+                        metcd get greeting --output json"
+)]
 pub struct GetArgs {
     /// The key.
     key: OsString,
@@ -102,7 +106,10 @@ fn if_match(text: &str) -> Result<Condition, String> {
         return Ok(Condition::Exists);
     }
     let digits = text.trim_matches('"');
-    digits.parse().map(Condition::Revision).map_err(|_| "write a revision, or *".to_owned())
+    digits
+        .parse()
+        .map(Condition::Revision)
+        .map_err(|_| "write a revision, or *".to_owned())
 }
 
 pub(super) async fn put(session: &Session, args: &PutArgs) -> Result<(), CliError> {
@@ -113,7 +120,11 @@ pub(super) async fn put(session: &Session, args: &PutArgs) -> Result<(), CliErro
     let options = PutOptions {
         ttl: args.ttl,
         lease: args.lease,
-        condition: if args.if_absent { Condition::Absent } else { args.if_match.unwrap_or_default() },
+        condition: if args.if_absent {
+            Condition::Absent
+        } else {
+            args.if_match.unwrap_or_default()
+        },
         prev: args.prev,
     };
     let put = session.client.put_with(key(&args.key)?, value, &options).await?;

@@ -46,7 +46,9 @@ pub enum LeaderCommand {
 
 /// `metcd member add`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  metcd member add http://127.0.0.1:6380\n  metcd member add http://127.0.0.1:6380 --id 4 --name node4 --learner")]
+#[command(
+    after_help = "Examples:\n  metcd member add http://127.0.0.1:6380\n  metcd member add http://127.0.0.1:6380 --id 4 --name node4 --learner"
+)]
 pub struct AddArgs {
     /// Where the other members will reach it.
     peer_url: String,
@@ -141,14 +143,20 @@ pub(super) async fn run(session: &Session, command: &MemberCommand) -> Result<()
                 ("client_url", &args.described.client_url),
                 ("name", &args.described.name),
             ];
-            let fields = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), Value::from(value.clone()?))));
+            let fields = fields
+                .into_iter()
+                .filter_map(|(name, value)| Some((name.to_owned(), Value::from(value.clone()?))));
             let fields = Value::Object(fields.collect::<Map<_, _>>());
             show(session, "updated", &client.update_member(args.id, &fields).await?)
         }
         MemberCommand::Replace(args) => {
             let add = new_member(args.id, &args.peer_url, &args.described, false);
             let (member, done) = client.replace_member(args.remove, &add).await?;
-            let what = if done { "in place" } else { "is catching up; `metcd member list` shows when it has replaced the other" };
+            let what = if done {
+                "in place"
+            } else {
+                "is catching up; `metcd member list` shows when it has replaced the other"
+            };
             show(session, what, &member)
         }
     }

@@ -72,8 +72,17 @@ async fn look_at_all(session: &Session) -> Result<Vec<Seen>, CliError> {
     let timeout = session.timeout.unwrap_or(STATUS_TIMEOUT);
     let given: Vec<String> = session.client.endpoints().map(str::to_owned).collect();
     let mut seen = look_at(given, timeout).await?;
-    let known = session.client.clone().with_serializable_reads(true).with_timeout(timeout).members().await;
-    let answered: Vec<u64> = seen.iter().filter_map(|seen| seen.status.as_ref().ok()?.get("id")?.as_u64()).collect();
+    let known = session
+        .client
+        .clone()
+        .with_serializable_reads(true)
+        .with_timeout(timeout)
+        .members()
+        .await;
+    let answered: Vec<u64> = seen
+        .iter()
+        .filter_map(|seen| seen.status.as_ref().ok()?.get("id")?.as_u64())
+        .collect();
     let members = known.map(|known| known.members).unwrap_or_default();
     let others = members
         .into_iter()
@@ -82,7 +91,13 @@ async fn look_at_all(session: &Session) -> Result<Vec<Seen>, CliError> {
         .filter(|url| seen.iter().all(|seen| seen.url != *url));
     let others = look_at(others.collect(), timeout).await?;
     seen.extend(others);
-    seen.sort_by_key(|seen| seen.status.as_ref().ok().and_then(|status| status.get("id")?.as_u64()).unwrap_or(u64::MAX));
+    seen.sort_by_key(|seen| {
+        seen.status
+            .as_ref()
+            .ok()
+            .and_then(|status| status.get("id")?.as_u64())
+            .unwrap_or(u64::MAX)
+    });
     Ok(seen)
 }
 
@@ -97,7 +112,18 @@ async fn look_at(urls: Vec<String>, timeout: Duration) -> Result<Vec<Seen>, CliE
 
 fn table(seen: &[Seen]) -> Result<(), CliError> {
     let mut table = Table::new(&[
-        "ENDPOINT", "ID", "NAME", "ROLE", "TERM", "REVISION", "COMMITTED", "APPLIED", "STORE", "WAL", "UPTIME", "NOTE",
+        "ENDPOINT",
+        "ID",
+        "NAME",
+        "ROLE",
+        "TERM",
+        "REVISION",
+        "COMMITTED",
+        "APPLIED",
+        "STORE",
+        "WAL",
+        "UPTIME",
+        "NOTE",
     ]);
     for seen in seen {
         let Ok(status) = &seen.status else {

@@ -69,7 +69,11 @@ pub(super) fn colours() -> bool {
 
 /// Text in bold, where that is seen.
 pub(super) fn bold(text: &str) -> String {
-    if colours() { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
+    if colours() {
+        format!("\x1b[1m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
 }
 
 /// Rows in aligned columns.
@@ -100,7 +104,14 @@ impl Table {
         let header = self.columns.iter().map(|column| (*column).to_owned()).collect();
         let lines: Vec<&Vec<String>> = std::iter::once(&header).chain(&self.rows).collect();
         let widths: Vec<usize> = (0..self.columns.len())
-            .map(|column| lines.iter().filter_map(|line| line.get(column)).map(|cell| width(cell)).max().unwrap_or(0))
+            .map(|column| {
+                lines
+                    .iter()
+                    .filter_map(|line| line.get(column))
+                    .map(|cell| width(cell))
+                    .max()
+                    .unwrap_or(0)
+            })
             .collect();
         let mut out = String::new();
         for line in lines {
@@ -125,7 +136,11 @@ pub(super) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "KiB", "MiB", "GiB"] {
         if value < 1024.0 {
-            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+            return if unit == "B" {
+                format!("{bytes} B")
+            } else {
+                format!("{value:.1} {unit}")
+            };
         }
         value /= 1024.0;
     }
@@ -162,7 +177,13 @@ mod tests {
 
     #[test]
     fn sizes_and_ages_read_well() {
-        assert_eq!((size(1023), size(1536), size(5 << 40)), ("1023 B".into(), "1.5 KiB".into(), "5.0 TiB".into()));
-        assert_eq!((age(59), age(310), age(7260), age(183_600)), ("59s".into(), "5m 10s".into(), "2h 1m".into(), "2d 3h".into()));
+        assert_eq!(
+            (size(1023), size(1536), size(5 << 40)),
+            ("1023 B".into(), "1.5 KiB".into(), "5.0 TiB".into())
+        );
+        assert_eq!(
+            (age(59), age(310), age(7260), age(183_600)),
+            ("59s".into(), "5m 10s".into(), "2h 1m".into(), "2d 3h".into())
+        );
     }
 }

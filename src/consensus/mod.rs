@@ -464,6 +464,10 @@ impl Consensus {
             return;
         }
         let term = self.node.raft.term;
+        // A follower's entries are a message of their own each and have a longer way: they do not wait for each other.
+        if self.is_leader() && self.proposals.is_gathering(self.tick) {
+            return;
+        }
         while let Some((data, seqs)) = self.proposals.pack(MAX_ENTRY_BYTES, term, self.tick) {
             let context = self.stamp().encode().to_vec();
             if self.node.propose(context, data).is_err() {

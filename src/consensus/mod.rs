@@ -315,6 +315,13 @@ impl Consensus {
     /// To be called exactly when the state machine applies the entry (rule 22).
     pub fn apply_conf_change(&mut self, change: &ConfChangeV2) -> Result<ConfState, Error> {
         let conf_state = self.node.apply_conf_change(change)?;
+        // A snapshot from before the change does not name a member that it added, and raft refuses a snapshot that does not name the receiver.
+        self.node.mut_store().offer_snapshot(None);
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && !raft.promotable() {
+            // raft-rs lets a leader that was removed go on, and panics at the next acknowledgement.
+            raft.become_follower(raft.term, raft::INVALID_ID);
+        }
         self.draw_election_timeout();
         Ok(conf_state)
     }

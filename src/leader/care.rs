@@ -57,19 +57,42 @@ impl Caretaker {
                 return Some(advance(own_id, view, peers, learner));
             }
         }
-        None
+        let replacing = members
+            .iter()
+            .find(|member| view.voters.contains(&member.id) && view.voters.contains(&member.replaces));
+        replacing.map(|member| complete(own_id, view, peers, member))
     }
+}
+
+/// The replacement votes already; whom it replaces is to go.
+fn complete(own_id: u64, view: &View, peers: &[PeerProgress], member: &MemberRecord) -> Care {
+    if member.replaces == own_id {
+        return Care::HandOver(best_successor(own_id, view, peers).unwrap_or(member.id));
+    }
+    Care::Change(MembershipChange {
+        remove: vec![member.replaces],
+        ..Default::default()
+    })
+}
+
+fn best_successor(own_id: u64, view: &View, peers: &[PeerProgress]) -> Option<u64> {
+    let voters = peers
+        .iter()
+        .filter(|peer| peer.active && view.voters.contains(&peer.id) && peer.id != own_id);
+    voters.max_by_key(|peer| peer.match_index).map(|peer| peer.id)
 }
 
 fn advance(own_id: u64, view: &View, peers: &[PeerProgress], learner: &MemberRecord) -> Care {
     let replaced = Some(learner.replaces).filter(|id| view.voters.contains(id));
     if replaced == Some(own_id) {
-        let best = peers
-            .iter()
-            .filter(|peer| peer.active && view.voters.contains(&peer.id) && peer.id != own_id);
-        if let Some(best) = best.max_by_key(|peer| peer.match_index) {
-            return Care::HandOver(best.id);
-        }
+        // A leader never removes itself: it would stop before the others know that the change is committed, and they may need its vote.
+        return match best_successor(own_id, view, peers) {
+            Some(best) => Care::HandOver(best),
+            None => Care::Change(MembershipChange {
+                promote: vec![learner.id],
+                ..Default::default()
+            }),
+        };
     }
     Care::Change(MembershipChange {
         promote: vec![learner.id],

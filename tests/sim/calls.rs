@@ -19,7 +19,6 @@ pub enum Request {
     /// A list: linearizable behind the barrier, serializable without.
     Read { span: KeySpan, barrier: bool, min_revision: u64 },
     KeepAlive(u64),
-    Transfer(u64),
 }
 
 /// What it hears.
@@ -65,7 +64,7 @@ impl Calls {
         let call = self.open.get(&call)?;
         match call.request {
             Request::KeepAlive(lease) => Some((lease, call.until)),
-            Request::Write(..) | Request::Read { .. } | Request::Transfer(_) => None,
+            Request::Write(..) | Request::Read { .. } => None,
         }
     }
 }
@@ -137,7 +136,7 @@ impl World {
         let is_cancelled = match (&call.gate, &call.request) {
             (Some(gate), _) => gate.cancel(),
             (None, Request::Write(..)) => false,
-            (None, Request::Read { .. } | Request::KeepAlive(_) | Request::Transfer(_)) => true,
+            (None, Request::Read { .. } | Request::KeepAlive(_)) => true,
         };
         let answer = if is_cancelled { Answer::NotApplied } else { Answer::Unknown };
         self.answer(id, answer);

@@ -44,7 +44,7 @@ struct Pending {
 /// What a client wants to find out or change.
 #[derive(Debug, Clone)]
 enum Intent {
-    Read { key: String, barrier: bool },
+    Read { key: String },
     Put { key: String, value: u64, expect: Expect },
     Delete { key: String, expect: Expect },
     DeleteAll,
@@ -123,10 +123,7 @@ impl World {
                     (Intent::ReadBank, KeySpan::prefix(b"b"))
                 } else {
                     (
-                        Intent::Read {
-                            key: key.clone(),
-                            barrier: true,
-                        },
+                        Intent::Read { key: key.clone() },
                         KeySpan::single(key.as_bytes()),
                     )
                 };
@@ -403,7 +400,7 @@ impl World {
         let known = &mut self.clients[client];
         known.last_revision = known.last_revision.max(revision);
         match &pending.intent {
-            Intent::Read { key, .. } => {
+            Intent::Read { key } => {
                 let found = kvs.first().map(|kv| String::from_utf8_lossy(&kv.value).into_owned());
                 self.oracle.history.note_seen(revision, key, found.as_deref(), &who);
                 let value = found.as_deref().and_then(value_of);
@@ -569,7 +566,7 @@ fn read(span: KeySpan, barrier: bool, min_revision: u64) -> Request {
 
 fn choose_read(key: String, barrier: bool, min_revision: u64) -> (Intent, Request) {
     let request = read(KeySpan::single(key.as_bytes()), barrier, min_revision);
-    (Intent::Read { key, barrier }, request)
+    (Intent::Read { key }, request)
 }
 
 fn choose_delete(key: String, expect: Expect, revision: Option<u64>) -> (Intent, Request) {

@@ -72,7 +72,11 @@ pub fn explore(from: u64, seeds: u64, asked: Asked) {
             }
         }
     };
-    std::thread::scope(|scope| (0..asked.jobs.max(1)).for_each(|_| drop(scope.spawn(work))));
+    std::thread::scope(|scope| {
+        for _ in 0..asked.jobs.max(1) {
+            scope.spawn(work);
+        }
+    });
     let (stats, mut violations) = total.into_inner().unwrap();
     violations.sort();
     tell(&stats, seeds, begun.elapsed().as_secs_f64());

@@ -56,12 +56,6 @@ impl Process {
             Request::Read { barrier: true, .. } => self.join_barrier(world, Waiter::Read(call)),
             Request::Read { barrier: false, .. } => self.waiting.push((0, Waiter::Read(call))),
             Request::KeepAlive(_) => self.relay(world, call),
-            Request::Transfer(to) => {
-                if self.core.is_leader() {
-                    self.enqueue(world, Input::Transfer(to));
-                }
-                world.refuse(call);
-            }
         }
         self.serve_reads(world);
     }

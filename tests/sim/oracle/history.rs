@@ -36,10 +36,6 @@ pub struct History {
 }
 
 impl History {
-    pub fn last(&self) -> u64 {
-        self.revisions.last_key_value().map_or(1, |(&revision, _)| revision)
-    }
-
     /// Takes in what a member's state has done since the last call. Opens the watch anew when the state was replaced by a snapshot.
     pub fn follow(&mut self, auditor: &mut Option<Watcher>, reader: &StateReader) -> Result<(), String> {
         let Some(watcher) = auditor else {
@@ -111,7 +107,7 @@ impl History {
     /// The changes of keys with this prefix in (after, until], for a watch to be compared with.
     pub fn between(&self, prefix: &str, after: u64, until: u64) -> Vec<(u64, Vec<KeyChange>)> {
         let mut found = Vec::new();
-        for (&revision, changes) in self.revisions.range(after + 1..=until.max(after)) {
+        for (&revision, changes) in self.revisions.range(after + 1..).take_while(|(revision, _)| **revision <= until) {
             let changes: Vec<KeyChange> = changes.iter().filter(|(key, _)| key.starts_with(prefix)).cloned().collect();
             if !changes.is_empty() {
                 found.push((revision, changes));

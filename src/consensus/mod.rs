@@ -18,7 +18,7 @@ pub mod validate;
 
 pub use status::View;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use raft::eraftpb::{ConfChangeV2, ConfState, Entry, HardState, Message, MessageType, Snapshot};
 use raft::{Error, RawNode, SnapshotStatus, StateRole, Storage};
@@ -172,6 +172,8 @@ pub struct Consensus {
     reads: Reads,
     tick: u64,
     now_ms: u64,
+    /// Tick at which each peer was last heard of. Raft's own note of it is wiped once per election timeout, so it says "never" for a moment.
+    heard: BTreeMap<u64, u64>,
     /// Counts campaigns: a failed pre-vote does not move the term, and two nodes must not draw equal timeouts for ever.
     attempt: u64,
     /// Messages that wait for a batch to be durable, by its number.
@@ -233,6 +235,7 @@ impl Consensus {
             node,
             tick: 0,
             now_ms: 0,
+            heard: BTreeMap::new(),
             attempt: 0,
             held: VecDeque::new(),
             unpersisted: VecDeque::new(),
@@ -375,6 +378,7 @@ impl Consensus {
             tracing::warn!(from = message.from, kind = ?message.get_msg_type(), %reason, "refused a raft message");
             return;
         }
+        self.heard.insert(message.from, self.tick);
         if message.get_msg_type() == MessageType::MsgPropose {
             self.stamp_entries(&mut message);
         }

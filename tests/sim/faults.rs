@@ -29,8 +29,8 @@ impl World {
         let faults = self.plan.faults.clone();
         let Some(&kind) = self.rng.pick(&faults) else { return };
         let slot = self.rng.range(0, self.machines.len() as u64) as usize;
-        self.trace(|| format!("FAULT {kind:?} n{}", slot + 1));
         if self.strike_with(kind, slot) {
+            self.trace(|| format!("FAULT {kind:?} n{}", slot + 1));
             *self.stats.faults.entry(kind).or_default() += 1;
         }
     }
@@ -128,6 +128,14 @@ impl World {
         let view = newest.core.view();
         let conf = newest.reader.applied().conf_state;
         if view.joint || view.conf_pending || !conf.voters_outgoing.is_empty() || self.oracle.raft.conf_in_flight() {
+            return false;
+        }
+        // A member that is behind may not know a newer one, and would not let it speak: see the README.
+        let has_conf = |id: &u64| {
+            let process = self.machines[*id as usize - 1].process.as_ref();
+            process.is_some_and(|process| process.reader.applied().conf_state == conf)
+        };
+        if !conf.voters.iter().all(|id| self.machines[*id as usize - 1].is_gone || has_conf(id)) {
             return false;
         }
         let is_lost = |id: &&u64| **id == slot as u64 + 1 || self.machines[**id as usize - 1].is_gone;

@@ -154,7 +154,7 @@ impl Plan {
             loss_per_mille: loss,
             duplicate_per_mille: duplicate,
             sync: (100, [MS, 20 * MS][rng.range(0, 2) as usize]),
-            think: [200 * MS, SECOND, 4 * SECOND][rng.range(0, 3) as usize],
+            think: [500 * MS, 2 * SECOND, 8 * SECOND][rng.range(0, 3) as usize],
             fault_pause: [SECOND, 4 * SECOND, 12 * SECOND][rng.range(0, 3) as usize],
             membership: rng.chance(400),
             keys: [1, 3, 8][rng.range(0, 3) as usize],

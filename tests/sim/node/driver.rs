@@ -73,7 +73,8 @@ impl Process {
             Input::ConfChange(change) => self.answer_conf(world, &change),
             Input::ProposeConf(change) => {
                 // Whether it took effect is seen in the member table, as in the product.
-                let _ = self.core.propose_conf_change(&change);
+                let answer = self.core.propose_conf_change(&change);
+                world.trace(|| format!("n{} proposes a configuration change: {answer:?}", self.id));
             }
             Input::Fetched(wish, entries) => self.core.step(Step::Fetched(wish, entries)),
             Input::View { view, for_chore: true } => self.begin_chore(world, view),

@@ -47,7 +47,10 @@ impl StateOracle {
             idempotency: (reader.idempotency_len(), reader.oldest_idempotency_stamp()),
             feature_level: reader.feature_level(),
             leases: reader.leases().iter().fold(0, |sum, lease| sum ^ (lease.id << 32 | lease.ttl_ms)),
-            members: digest(format!("{:?}{:?}", reader.members(), reader.removed()).as_bytes()),
+            members: reader.members().iter().fold(reader.removed().iter().sum(), |sum, member| {
+                let parts = [member.id, member.incarnation, member.wanted_role as u64, member.replaces, u64::from(member.feature_level)];
+                parts.iter().fold(sum, |sum: u64, part| sum.wrapping_mul(0x0100_0000_01b3) ^ part)
+            }),
             voters: conf.voters.iter().chain(&conf.voters_outgoing).chain(&conf.learners).copied().collect(),
         };
         let (first_node, first) = self.seen.entry(applied_index).or_insert_with(|| (node, looks.clone()));
@@ -60,8 +63,4 @@ impl StateOracle {
             ));
         }
     }
-}
-
-fn digest(bytes: &[u8]) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(bytes)
 }

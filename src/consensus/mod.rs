@@ -19,7 +19,7 @@ pub mod validate;
 
 pub use status::View;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use raft::eraftpb::{ConfChangeV2, ConfState, Entry, HardState, Message, MessageType, Snapshot};
 use raft::{Error, RawNode, SnapshotStatus, StateRole, Storage};
@@ -179,6 +179,8 @@ pub struct Consensus {
     reads: Reads,
     tick: u64,
     now_ms: u64,
+    /// Tick at which each peer was last heard of. Raft's own note of it is wiped once per election timeout, so it says "never" for a moment.
+    heard: BTreeMap<u64, u64>,
     /// Counts campaigns: a failed pre-vote does not move the term, and two nodes must not draw equal timeouts for ever.
     attempt: u64,
     /// Messages that wait for a batch to be durable, by its number.
@@ -241,6 +243,7 @@ impl Consensus {
             node,
             tick: 0,
             now_ms: 0,
+            heard: BTreeMap::new(),
             attempt: 0,
             held: VecDeque::new(),
             unpersisted: VecDeque::new(),
@@ -325,6 +328,13 @@ impl Consensus {
     /// To be called exactly when the state machine applies the entry (rule 22).
     pub fn apply_conf_change(&mut self, change: &ConfChangeV2) -> Result<ConfState, Error> {
         let conf_state = self.node.apply_conf_change(change)?;
+        // A snapshot from before the change does not name a member that it added, and raft refuses a snapshot that does not name the receiver.
+        self.node.mut_store().offer_snapshot(None);
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && !raft.promotable() {
+            // raft-rs lets a leader that was removed go on, and panics at the next acknowledgement.
+            raft.become_follower(raft.term, raft::INVALID_ID);
+        }
         self.draw_election_timeout();
         Ok(conf_state)
     }
@@ -385,6 +395,7 @@ impl Consensus {
             tracing::warn!(from = message.from, kind = ?message.get_msg_type(), %reason, "refused a raft message");
             return;
         }
+        self.heard.insert(message.from, self.tick);
         if message.get_msg_type() == MessageType::MsgPropose {
             self.stamp_entries(&mut message);
         }

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use prost::Message as _;
-use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
+use raft::eraftpb::ConfChangeV2;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::care::{conf_change, is_caught_up, quorum_lost_without};
 use super::{LeaderError, LeaderReply, LeaderService, NewMember};
-use crate::consensus::{ConfRefused, View};
+use crate::consensus::ConfRefused;
 use crate::driver::Event;
-use crate::node::{CAUGHT_UP_ENTRIES, PeerProgress, Shared};
+use crate::node::Shared;
 use crate::state::command::{MemberRecord, MemberRole, MembershipChange};
 use crate::state::outcome::ConflictCode;
 
@@ -121,7 +121,10 @@ impl LeaderService {
         }
         let view = self.shared.view();
         let rest: Vec<u64> = view.voters.iter().copied().filter(|&voter| voter != id).collect();
-        check_remaining_quorum(&self.shared, &view, id, &rest, force)?;
+        let lost = quorum_lost_without(&view, &self.shared.peers(), id);
+        if let Some(detail) = lost.filter(|_| !force || rest.is_empty()) {
+            return Err(conflict(ConflictCode::UnsafeChange, detail));
+        }
         if id == self.shared.id {
             // The leader hands over before it goes; its successor carries the request out.
             self.hand_over(&rest, deadline).await?;
@@ -233,56 +236,6 @@ impl Shared {
             reply,
         });
     }
-}
-
-/// Raft's side of a membership change: a single step where that is enough, a joint configuration otherwise.
-fn conf_change(change: &MembershipChange) -> ConfChangeV2 {
-    let single = |kind: ConfChangeType, node_id: u64| ConfChangeSingle {
-        change_type: kind,
-        node_id,
-        ..Default::default()
-    };
-    let mut changes = Vec::new();
-    changes.extend(change.add.iter().map(|member| single(ConfChangeType::AddLearnerNode, member.id)));
-    changes.extend(change.promote.iter().map(|&id| single(ConfChangeType::AddNode, id)));
-    changes.extend(change.remove.iter().map(|&id| single(ConfChangeType::RemoveNode, id)));
-    let mut conf_change = ConfChangeV2::default();
-    conf_change.set_transition(ConfChangeTransition::Auto);
-    conf_change.set_changes(changes.into());
-    conf_change.context = change.encode_to_vec().into();
-    conf_change
-}
-
-/// Active, close to the end of the log, no snapshot under way.
-pub(super) fn is_caught_up(view: &View, peers: &[PeerProgress], id: u64) -> bool {
-    let near = |peer: &PeerProgress| peer.match_index + CAUGHT_UP_ENTRIES >= view.last_index;
-    peers
-        .iter()
-        .any(|peer| peer.id == id && peer.active && !peer.snapshot && near(peer))
-}
-
-/// Rule 24: what remains must have a majority that is reachable now.
-fn check_remaining_quorum(shared: &Shared, view: &View, id: u64, rest: &[u64], force: bool) -> Result<(), LeaderError> {
-    if rest.is_empty() {
-        return Err(conflict(ConflictCode::UnsafeChange, format!("member {id} is the last voter")));
-    }
-    if force || !view.voters.contains(&id) {
-        return Ok(());
-    }
-    let peers = shared.peers();
-    let healthy = rest
-        .iter()
-        .filter(|&&voter| peers.iter().any(|peer| peer.id == voter && peer.active))
-        .count();
-    let needed = rest.len() / 2 + 1;
-    if healthy < needed {
-        let detail = format!(
-            "only {healthy} of the {} remaining voters are reachable and {needed} are needed for a quorum; ?force=true overrides",
-            rest.len()
-        );
-        return Err(conflict(ConflictCode::UnsafeChange, detail));
-    }
-    Ok(())
 }
 
 fn free_id(shared: &Shared, members: &[MemberRecord]) -> u64 {

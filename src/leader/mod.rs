@@ -1,6 +1,7 @@
 //! What only the leader does: membership changes, transfers, lease clocks; and its standing duties. Requests reach it from any
 //! member through [`crate::node::Node::call_leader`], relayed over the peer listener as JSON.
 
+pub mod care;
 pub mod clock;
 mod duties;
 mod membership;

@@ -16,6 +16,8 @@ use crate::state::outcome::ConflictCode;
 
 /// Between two looks at whether a change has come to its end.
 const POLL: Duration = Duration::from_millis(10);
+/// A voter that says nothing for so long is not reachable.
+const SIGN_OF_LIFE_WITHIN: Duration = Duration::from_secs(1);
 /// `replace` answers this long before its deadline if it is not done.
 const UNDERWAY_MARGIN: Duration = Duration::from_millis(200);
 
@@ -119,9 +121,7 @@ impl LeaderService {
         if !reader.members().iter().any(|member| member.id == id) {
             return Err(LeaderError::MemberNotFound { id });
         }
-        let view = self.shared.view();
-        let rest: Vec<u64> = view.voters.iter().copied().filter(|&voter| voter != id).collect();
-        check_remaining_quorum(&self.shared, &view, id, &rest, force)?;
+        let rest = self.check_remaining_quorum(id, force, deadline).await?;
         if id == self.shared.id {
             // The leader hands over before it goes; its successor carries the request out.
             self.hand_over(&rest, deadline).await?;
@@ -143,6 +143,35 @@ impl LeaderService {
             ConflictCode::ChangeInProgress,
             format!("another change came first; member {id} was not removed"),
         ))
+    }
+
+    /// Rule 24: what remains must have a majority that is reachable now. A member that died just now still counts as active, so this
+    /// waits for a sign of life from after the request (heartbeats are answered within one interval). Gives the voters that remain.
+    async fn check_remaining_quorum(&self, id: u64, force: bool, deadline: Instant) -> Result<Vec<u64>, LeaderError> {
+        let view = self.shared.view();
+        let rest: Vec<u64> = view.voters.iter().copied().filter(|&voter| voter != id).collect();
+        if rest.is_empty() {
+            return Err(conflict(ConflictCode::UnsafeChange, format!("member {id} is the last voter")));
+        }
+        if force || !view.voters.contains(&id) {
+            return Ok(rest);
+        }
+        let since = Instant::now();
+        let needed = rest.len() / 2 + 1;
+        loop {
+            let alive = rest.iter().filter(|&&voter| self.shared.heard_since(voter, since.into_std())).count();
+            if alive >= needed {
+                return Ok(rest);
+            }
+            if since.elapsed() >= SIGN_OF_LIFE_WITHIN || Instant::now() + POLL >= deadline {
+                let detail = format!(
+                    "only {alive} of the {} remaining voters are reachable and {needed} are needed for a quorum; ?force=true overrides",
+                    rest.len()
+                );
+                return Err(conflict(ConflictCode::UnsafeChange, detail));
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// Hands leadership to the candidate that is furthest along.
@@ -253,36 +282,13 @@ fn conf_change(change: &MembershipChange) -> ConfChangeV2 {
     conf_change
 }
 
-/// Active, close to the end of the log, no snapshot under way.
+/// Active, close to the end of the log, no snapshot under way. In a short log everything is close to its end: what counts is that the
+/// member holds some of it, and says so.
 pub(super) fn is_caught_up(view: &View, peers: &[PeerProgress], id: u64) -> bool {
-    let near = |peer: &PeerProgress| peer.match_index + CAUGHT_UP_ENTRIES >= view.last_index;
+    let near = |peer: &PeerProgress| peer.match_index > 0 && peer.match_index + CAUGHT_UP_ENTRIES >= view.last_index;
     peers
         .iter()
         .any(|peer| peer.id == id && peer.active && !peer.snapshot && near(peer))
-}
-
-/// Rule 24: what remains must have a majority that is reachable now.
-fn check_remaining_quorum(shared: &Shared, view: &View, id: u64, rest: &[u64], force: bool) -> Result<(), LeaderError> {
-    if rest.is_empty() {
-        return Err(conflict(ConflictCode::UnsafeChange, format!("member {id} is the last voter")));
-    }
-    if force || !view.voters.contains(&id) {
-        return Ok(());
-    }
-    let peers = shared.peers();
-    let healthy = rest
-        .iter()
-        .filter(|&&voter| peers.iter().any(|peer| peer.id == voter && peer.active))
-        .count();
-    let needed = rest.len() / 2 + 1;
-    if healthy < needed {
-        let detail = format!(
-            "only {healthy} of the {} remaining voters are reachable and {needed} are needed for a quorum; ?force=true overrides",
-            rest.len()
-        );
-        return Err(conflict(ConflictCode::UnsafeChange, detail));
-    }
-    Ok(())
 }
 
 fn free_id(shared: &Shared, members: &[MemberRecord]) -> u64 {
@@ -295,4 +301,40 @@ fn free_id(shared: &Shared, members: &[MemberRecord]) -> u64 {
 
 fn conflict(code: ConflictCode, detail: String) -> LeaderError {
     LeaderError::Conflict { code, detail }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::Role;
+    use crate::wal::LogStart;
+
+    #[test]
+    fn a_learner_that_holds_nothing_is_not_caught_up_with_a_short_log() {
+        let view = View {
+            role: Role::Leader,
+            term: 2,
+            leader: Some(1),
+            commit_index: 5,
+            persisted_index: 5,
+            log_start: LogStart { index: 1, term: 1 },
+            last_index: 5,
+            applied_current_term: true,
+            transferring: false,
+            joint: false,
+            conf_pending: false,
+            voters: vec![1],
+            learners: vec![2],
+        };
+        let peer = |match_index, active, snapshot| PeerProgress {
+            id: 2,
+            match_index,
+            active,
+            snapshot,
+        };
+        assert!(!is_caught_up(&view, &[peer(0, true, false)], 2));
+        assert!(!is_caught_up(&view, &[peer(5, false, false)], 2));
+        assert!(!is_caught_up(&view, &[peer(5, true, true)], 2));
+        assert!(is_caught_up(&view, &[peer(5, true, false)], 2));
+    }
 }

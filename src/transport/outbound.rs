@@ -234,7 +234,15 @@ impl Transport {
         };
         match response.status() {
             StatusCode::OK => {}
-            // Refused before it was begun.
+            StatusCode::PRECONDITION_FAILED => {
+                // Refused before it was begun.
+                let (code, detail) = read_problem(response).await;
+                self.0.refusals.note(to, &code, &detail);
+                if code == super::MEMBER_REMOVED {
+                    self.0.events.removed(detail);
+                }
+                return Err(LeaderError::NoLeader);
+            }
             status if status.is_client_error() => return Err(LeaderError::NoLeader),
             _ => return Err(LeaderError::Timeout),
         }

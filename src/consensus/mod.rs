@@ -18,7 +18,7 @@ pub mod validate;
 
 pub use status::View;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use raft::eraftpb::{ConfChangeV2, ConfState, Entry, HardState, Message, MessageType, Snapshot};
 use raft::{Error, RawNode, SnapshotStatus, StateRole, Storage};
@@ -29,6 +29,7 @@ use crate::wal::{LogStart, Recovered};
 use log::{FetchWish, LogCache};
 use proposals::{Proposal, Proposals};
 use reads::Reads;
+use validate::Implausible;
 
 /// Bytes of commands that are packed into one raft entry.
 const MAX_ENTRY_BYTES: usize = 1 << 20;
@@ -38,6 +39,9 @@ const MAX_CACHED_BYTES: usize = 64 << 20;
 const MAX_UNCOMMITTED_BYTES: u64 = 128 << 20;
 /// Bytes of committed entries given to apply at once.
 const MAX_COMMITTED_BYTES: u64 = 8 << 20;
+
+/// Refusals logged in a process's life; further ones only at level debug.
+const MAX_REFUSALS_NOTED: usize = 100;
 
 /// What the protocol needs to know; all of it constant.
 #[derive(Debug, Clone)]
@@ -189,6 +193,8 @@ pub struct Consensus {
     /// Cluster time as the state knows it, and the base of this leader's clock: (state's time, own time) at its first applied entry of the term.
     cluster_time_ms: u64,
     leader_clock: Option<(u64, u64, u64)>,
+    /// Refusals that were logged.
+    refused: BTreeSet<(u64, Implausible)>,
     effects: Effects,
 }
 
@@ -243,6 +249,7 @@ impl Consensus {
             applied_index: applied.index,
             cluster_time_ms,
             leader_clock: None,
+            refused: BTreeSet::new(),
             effects: Effects::default(),
         };
         consensus.draw_election_timeout();
@@ -367,7 +374,13 @@ impl Consensus {
 
     fn handle_message(&mut self, mut message: Message) {
         if let Err(reason) = validate::check(&self.node, &message) {
-            tracing::warn!(from = message.from, kind = ?message.get_msg_type(), %reason, "refused a raft message");
+            let kind = message.get_msg_type();
+            // Once per sender and reason: some come with every heartbeat.
+            if self.refused.len() < MAX_REFUSALS_NOTED && self.refused.insert((message.from, reason)) {
+                tracing::warn!(from = message.from, ?kind, %reason, "refused a raft message");
+            } else {
+                tracing::debug!(from = message.from, ?kind, %reason, "refused a raft message");
+            }
             return;
         }
         if message.get_msg_type() == MessageType::MsgPropose {

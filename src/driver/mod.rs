@@ -254,6 +254,8 @@ impl Driver {
             }),
             Event::ConfChange { change, reply } => {
                 let result = self.core.apply_conf_change(&change);
+                // Before anybody is told that it is done: the next request judges by it.
+                self.publish();
                 // The apply thread waits for it; if it is gone, the process is ending.
                 let _ = reply.send(result);
             }
@@ -308,10 +310,13 @@ impl Driver {
         self.maybe_make_durable();
         self.update_peers();
         self.check_membership();
-        let progress = self.progress();
+        self.publish();
+    }
+
+    fn publish(&self) {
         self.shared.publish(
             self.core.view(),
-            progress,
+            self.progress(),
             self.core.proposals_pending(),
             self.core.stamp().0,
         );
@@ -386,6 +391,7 @@ impl Driver {
         if !self.shared.publish_leadership((term, leader)) {
             return;
         }
+        self.publish();
         if leader == self.shared.id {
             tracing::info!(term, "became leader");
         } else if leader != raft::INVALID_ID {

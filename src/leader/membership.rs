@@ -220,6 +220,10 @@ impl LeaderService {
             if Instant::now() + UNDERWAY_MARGIN >= deadline {
                 return Ok(LeaderReply::Underway { id });
             }
+            if self.shared.leader() != Some(self.shared.id) {
+                // It is remembered with the new member: whoever leads now goes on, and answers whoever asks again.
+                return Err(LeaderError::Timeout);
+            }
             tokio::time::sleep(POLL).await;
         }
     }

@@ -153,7 +153,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     if applied_index == 0 {
         tokio::spawn(join::find_peers(config.clone(), shared.clone()));
     }
-    tokio::spawn(peers::ask_whether_removed(shared.clone(), transport));
+    tokio::spawn(peers::ask_whether_welcome(shared.clone(), transport));
     tokio::spawn(watch_disk(shared.clone(), data_dir.path().to_owned(), config.limits.min_free_disk));
     tracing::info!(id, client = %config.advertise.client_url, peer = %config.advertise.peer_url, "serving");
 

@@ -57,19 +57,20 @@ impl PeerEvents for Events {
 const ASK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A voter that was removed hears of it when it campaigns. A learner never says anything by itself and would wait for ever, serving what
-/// it last heard: so it asks the members it knows, until one answers. Whoever knows it as removed refuses, and that stops it.
-pub async fn ask_whether_removed(shared: Arc<Shared>, transport: Transport) {
+/// it last heard; nor does a joiner whose directory is not the one that the cluster knows. So they ask the members they know, until one
+/// answers. Whoever knows better refuses, and that stops them.
+pub async fn ask_whether_welcome(shared: Arc<Shared>, transport: Transport) {
     let mut phases = shared.phases();
     loop {
         tokio::select! {
             () = tokio::time::sleep(ASK_INTERVAL) => {}
             _ = phases.wait_for(|phase| *phase != Phase::Running) => return,
         }
-        if shared.view().role != Role::Learner {
+        if shared.view().role != Role::Learner && shared.applied_index() > 0 {
             continue;
         }
-        for member in shared.reader.members().into_iter().filter(|member| member.id != shared.id) {
-            match transport.call(member.id, &LeaderRequest::Progress, ASK_INTERVAL).await {
+        for member in transport.peers() {
+            match transport.call(member, &LeaderRequest::Progress, ASK_INTERVAL).await {
                 // Not the leader, or not there: another one may know.
                 Err(LeaderError::NoLeader | LeaderError::Timeout) => {}
                 _ => break,

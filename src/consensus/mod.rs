@@ -19,7 +19,7 @@ pub mod validate;
 
 pub use status::View;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::{ConfChangeV2, ConfState, Entry, HardState, Message, MessageType, Snapshot};
 use raft::{Error, RawNode, SnapshotStatus, StateRole, Storage};
@@ -30,6 +30,7 @@ use crate::wal::{LogStart, Recovered};
 use log::{FetchWish, LogCache};
 use proposals::{Proposal, Proposals};
 use reads::Reads;
+use validate::Implausible;
 
 /// Bytes of commands that are packed into one raft entry.
 const MAX_ENTRY_BYTES: usize = 1 << 20;
@@ -39,6 +40,9 @@ const MAX_CACHED_BYTES: usize = 64 << 20;
 const MAX_UNCOMMITTED_BYTES: u64 = 128 << 20;
 /// Bytes of committed entries given to apply at once.
 const MAX_COMMITTED_BYTES: u64 = 8 << 20;
+
+/// Refusals logged in a process's life; further ones only at level debug.
+const MAX_REFUSALS_NOTED: usize = 100;
 
 /// What the protocol needs to know; all of it constant.
 #[derive(Debug, Clone)]
@@ -197,6 +201,8 @@ pub struct Consensus {
     cluster_time_ms: u64,
     leader_clock: Option<(u64, u64, u64)>,
     announcements: announce::Announcements,
+    /// Refusals that were logged.
+    refused: BTreeSet<(u64, Implausible)>,
     effects: Effects,
 }
 
@@ -253,6 +259,7 @@ impl Consensus {
             cluster_time_ms,
             leader_clock: None,
             announcements: announce::Announcements::default(),
+            refused: BTreeSet::new(),
             effects: Effects::default(),
         };
         consensus.draw_election_timeout();
@@ -392,7 +399,13 @@ impl Consensus {
 
     fn handle_message(&mut self, mut message: Message) {
         if let Err(reason) = validate::check(&self.node, &message) {
-            tracing::warn!(from = message.from, kind = ?message.get_msg_type(), %reason, "refused a raft message");
+            let kind = message.get_msg_type();
+            // Once per sender and reason: some come with every heartbeat.
+            if self.refused.len() < MAX_REFUSALS_NOTED && self.refused.insert((message.from, reason)) {
+                tracing::warn!(from = message.from, ?kind, %reason, "refused a raft message");
+            } else {
+                tracing::debug!(from = message.from, ?kind, %reason, "refused a raft message");
+            }
             return;
         }
         self.heard.insert(message.from, self.tick);

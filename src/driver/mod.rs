@@ -16,7 +16,7 @@ mod chores;
 mod event;
 mod wal;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -50,8 +50,8 @@ const OFFER_TICKS: u64 = 600;
 pub struct Options {
     /// Length of a tick.
     pub tick: Duration,
-    /// Ticks of an election timeout.
-    pub election_ticks: u64,
+    /// A member that was not heard of for so long counts as gone.
+    pub election_timeout: Duration,
     /// Snapshot (or store sync) after so many applied entries.
     pub snapshot_entries: u64,
     /// Entries kept in the log behind it.
@@ -121,8 +121,6 @@ struct Driver {
     peers: Vec<Peer>,
     /// The leader that was last published, for the log.
     led_by: u64,
-    /// Tick at which a member was last active in raft's eyes.
-    heard: HashMap<u64, u64>,
 }
 
 /// Starts the threads. `events` is the receiving end of what `shared` sends to.
@@ -169,7 +167,6 @@ pub fn start(
         in_configuration,
         peers: Vec::new(),
         led_by: raft::INVALID_ID,
-        heard: HashMap::new(),
     };
     let driver = std::thread::Builder::new().name("driver".into()).spawn(move || {
         driver.run();
@@ -238,8 +235,17 @@ impl Driver {
             Event::ReadWanted => {}
             Event::Messages { messages, queued } => {
                 drop(queued);
+                if let Some(message) = messages.first() {
+                    self.shared.note_heard(message.from);
+                }
                 for message in messages {
                     self.core.step(Input::Message(message));
+                }
+            }
+            Event::PeersFound(peers) => {
+                // Until its first snapshot a joiner does not know where to answer. Afterwards it knows better.
+                if self.peers.is_empty() {
+                    self.transport.set_peers(peers);
                 }
             }
             Event::Persisted(number) => self.handle_persisted(number),
@@ -254,6 +260,8 @@ impl Driver {
             }),
             Event::ConfChange { change, reply } => {
                 let result = self.core.apply_conf_change(&change);
+                // Before anybody is told that it is done: the next request judges by it.
+                self.publish();
                 // The apply thread waits for it; if it is gone, the process is ending.
                 let _ = reply.send(result);
             }
@@ -312,24 +320,25 @@ impl Driver {
         self.maybe_make_durable();
         self.update_peers();
         self.check_membership();
-        let progress = self.progress();
-        self.shared
-            .publish(self.core.view(), progress, self.core.proposals_pending(), self.core.stamp().0);
+        self.publish();
     }
 
-    /// The leader's view of the members. Raft forgets at every quorum check, once per election timeout, whom it heard of: a member is
-    /// active if raft knew it to be at any tick of the last election timeout.
-    fn progress(&mut self) -> Vec<PeerProgress> {
+    fn publish(&self) {
+        self.shared.publish(
+            self.core.view(),
+            self.progress(),
+            self.core.proposals_pending(),
+            self.core.stamp().0,
+        );
+    }
+
+    /// The leader's view of the members. Raft forgets at every quorum check whom it heard of, and takes whom it has just added for
+    /// active: here active is who was truly heard of within the last election timeout.
+    fn progress(&self) -> Vec<PeerProgress> {
+        let since = Instant::now().checked_sub(self.options.election_timeout).unwrap_or(self.started);
         let mut peers = self.core.progress();
-        self.heard.retain(|id, _| peers.iter().any(|peer| peer.id == *id));
         for peer in &mut peers {
-            if peer.active {
-                self.heard.insert(peer.id, self.ticks);
-            }
-            peer.active = self
-                .heard
-                .get(&peer.id)
-                .is_some_and(|&at| self.ticks - at <= self.options.election_ticks);
+            peer.active = self.shared.heard_since(peer.id, since);
         }
         peers
     }
@@ -394,6 +403,7 @@ impl Driver {
         if !self.shared.publish_leadership((term, leader)) {
             return;
         }
+        self.publish();
         if leader == self.shared.id {
             tracing::info!(term, "became leader");
         } else if leader != raft::INVALID_ID {

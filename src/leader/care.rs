@@ -121,7 +121,8 @@ pub fn conf_change(change: &MembershipChange) -> ConfChangeV2 {
 
 /// Active, close to the end of the log, no snapshot under way.
 pub fn is_caught_up(view: &View, peers: &[PeerProgress], id: u64) -> bool {
-    let near = |peer: &PeerProgress| peer.match_index + CAUGHT_UP_ENTRIES >= view.last_index;
+    // In a short log everything is close to its end: what counts is that the member holds some of it, and says so.
+    let near = |peer: &PeerProgress| peer.match_index > 0 && peer.match_index + CAUGHT_UP_ENTRIES >= view.last_index;
     peers
         .iter()
         .any(|peer| peer.id == id && peer.active && !peer.snapshot && near(peer))

@@ -16,6 +16,8 @@ use crate::state::outcome::ConflictCode;
 
 /// Between two looks at whether a change has come to its end.
 const POLL: Duration = Duration::from_millis(10);
+/// A voter that says nothing for so long is not reachable.
+const SIGN_OF_LIFE_WITHIN: Duration = Duration::from_secs(1);
 /// `replace` answers this long before its deadline if it is not done.
 const UNDERWAY_MARGIN: Duration = Duration::from_millis(200);
 
@@ -119,12 +121,7 @@ impl LeaderService {
         if !reader.members().iter().any(|member| member.id == id) {
             return Err(LeaderError::MemberNotFound { id });
         }
-        let view = self.shared.view();
-        let rest: Vec<u64> = view.voters.iter().copied().filter(|&voter| voter != id).collect();
-        let lost = quorum_lost_without(&view, &self.shared.peers(), id);
-        if let Some(detail) = lost.filter(|_| !force || rest.is_empty()) {
-            return Err(conflict(ConflictCode::UnsafeChange, detail));
-        }
+        let rest = self.check_remaining_quorum(id, force, deadline).await?;
         if id == self.shared.id {
             // The leader hands over before it goes; its successor carries the request out.
             self.hand_over(&rest, deadline).await?;
@@ -146,6 +143,35 @@ impl LeaderService {
             ConflictCode::ChangeInProgress,
             format!("another change came first; member {id} was not removed"),
         ))
+    }
+
+    /// Rule 24: what remains must have a majority that is reachable now. A member that died just now still counts as active, so this
+    /// waits for a sign of life from after the request (heartbeats are answered within one interval). Gives the voters that remain.
+    async fn check_remaining_quorum(&self, id: u64, force: bool, deadline: Instant) -> Result<Vec<u64>, LeaderError> {
+        let view = self.shared.view();
+        let rest: Vec<u64> = view.voters.iter().copied().filter(|&voter| voter != id).collect();
+        if rest.is_empty() {
+            return Err(conflict(ConflictCode::UnsafeChange, format!("member {id} is the last voter")));
+        }
+        if force || !view.voters.contains(&id) {
+            return Ok(rest);
+        }
+        let since = Instant::now();
+        let needed = rest.len() / 2 + 1;
+        loop {
+            let alive = rest.iter().filter(|&&voter| self.shared.heard_since(voter, since.into_std())).count();
+            if alive >= needed {
+                return Ok(rest);
+            }
+            if since.elapsed() >= SIGN_OF_LIFE_WITHIN || Instant::now() + POLL >= deadline {
+                let detail = format!(
+                    "only {alive} of the {} remaining voters are reachable and {needed} are needed for a quorum; ?force=true overrides",
+                    rest.len()
+                );
+                return Err(conflict(ConflictCode::UnsafeChange, detail));
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// Hands leadership to the candidate that is furthest along.
@@ -193,6 +219,10 @@ impl LeaderService {
             }
             if Instant::now() + UNDERWAY_MARGIN >= deadline {
                 return Ok(LeaderReply::Underway { id });
+            }
+            if self.shared.leader() != Some(self.shared.id) {
+                // It is remembered with the new member: whoever leads now goes on, and answers whoever asks again.
+                return Err(LeaderError::Timeout);
             }
             tokio::time::sleep(POLL).await;
         }
@@ -248,4 +278,40 @@ fn free_id(shared: &Shared, members: &[MemberRecord]) -> u64 {
 
 fn conflict(code: ConflictCode, detail: String) -> LeaderError {
     LeaderError::Conflict { code, detail }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::Role;
+    use crate::wal::LogStart;
+
+    #[test]
+    fn a_learner_that_holds_nothing_is_not_caught_up_with_a_short_log() {
+        let view = View {
+            role: Role::Leader,
+            term: 2,
+            leader: Some(1),
+            commit_index: 5,
+            persisted_index: 5,
+            log_start: LogStart { index: 1, term: 1 },
+            last_index: 5,
+            applied_current_term: true,
+            transferring: false,
+            joint: false,
+            conf_pending: false,
+            voters: vec![1],
+            learners: vec![2],
+        };
+        let peer = |match_index, active, snapshot| PeerProgress {
+            id: 2,
+            match_index,
+            active,
+            snapshot,
+        };
+        assert!(!is_caught_up(&view, &[peer(0, true, false)], 2));
+        assert!(!is_caught_up(&view, &[peer(5, false, false)], 2));
+        assert!(!is_caught_up(&view, &[peer(5, true, true)], 2));
+        assert!(is_caught_up(&view, &[peer(5, true, false)], 2));
+    }
 }

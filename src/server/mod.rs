@@ -100,6 +100,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     };
     let (events_tx, events_rx) = channel();
     let applied = found.state.applied();
+    let applied_index = applied.index;
     let core = Consensus::start(
         protocol_options(&config, &identity),
         found.image,
@@ -124,7 +125,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         .map_err(|error| ServerError::Refused(format!("cannot make an HTTP client: {error}")))?;
     let options = driver::Options {
         tick: config.raft.tick,
-        election_ticks: config.raft.election_ticks as u64,
+        election_timeout: election_timeout(&config),
         snapshot_entries: config.raft.snapshot_entries,
         keep_entries: config.raft.keep_entries,
         snapshot_dir: data_dir.snapshot_dir(),
@@ -149,6 +150,10 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     let peer_server = tokio::spawn(serve::serve(peer_listener, peer_app, limits.clone(), closing(shared.clone())));
     let client_server = tokio::spawn(serve::serve(client_listener, client_app, limits, stopping(shared.clone())));
     tokio::spawn(run_duties(shared.clone(), duties(&config, &identity, name)));
+    if applied_index == 0 {
+        tokio::spawn(join::find_peers(config.clone(), shared.clone()));
+    }
+    tokio::spawn(peers::ask_whether_welcome(shared.clone(), transport));
     tokio::spawn(watch_disk(shared.clone(), data_dir.path().to_owned(), config.limits.min_free_disk));
     tracing::info!(id, client = %config.advertise.client_url, peer = %config.advertise.peer_url, "serving");
 

@@ -3,6 +3,7 @@
 //! A snapshot file named by its index is the commit point of an installation: it is complete and verified before it has that name. As
 //! long as it is there and newer than the store, it is (re)installed and the log begins after it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::ServerError;
@@ -15,6 +16,9 @@ use crate::state::command::{MemberRecord, MemberRole};
 use crate::store::{self, KvStore};
 use crate::wal::{self, Wal};
 use crate::{recovery, snapshot, snapshot_files};
+
+/// Applied index of a cluster that was just founded.
+const FOUNDED_INDEX: u64 = 1;
 
 /// What was found.
 pub struct Found {
@@ -33,21 +37,21 @@ pub fn open(config: &Config, data_dir: &DataDir, settled: Settled) -> Result<Fou
     crate::datadir::disk::create_dir_durably(&snapshot_dir)?;
     let store = store::open(config.store.backend, &data_dir.store_dir())?;
     let mut wal = wal::open(config.wal.engine, &data_dir.wal_dir(), config.wal.sync)?;
-    let mut state = State::open(store.clone())?;
+    let recovered = wal.recovered().clone();
 
     snapshot_files::remove_incomplete(&snapshot_dir)?;
-    let is_empty = state.applied().index == 0 && wal.recovered().last_index == 0;
-    if settled.founds && is_empty && snapshot_files::newest(&snapshot_dir)?.is_none() {
-        found_cluster(config, data_dir, settled.cluster_id, &mut state)?;
+    let mut state = open_state(&store, &snapshot_dir)?;
+    if settled.founds && recovered.last_index == 0 && snapshot_files::newest(&snapshot_dir)?.is_none() {
+        if state.applied().index == FOUNDED_INDEX {
+            // The first start ended between the store and the snapshot: nothing has happened since.
+            store.clear()?;
+            state.reload()?;
+        }
+        if state.applied().index == 0 {
+            found_cluster(config, data_dir, settled.cluster_id, &mut state)?;
+        }
     }
     let newest = snapshot_files::newest(&snapshot_dir)?;
-    if let Some((index, file)) = &newest
-        && *index > state.applied().index
-    {
-        tracing::info!(index, "loading a snapshot");
-        snapshot::install(file, store.as_ref())?;
-        state.reload()?;
-    }
     let applied = state.applied();
     let image = recovery::reconcile(wal.as_mut(), &applied, newest.as_ref().map(|(index, _)| *index))?;
     if let Some((_, file)) = &newest
@@ -67,6 +71,27 @@ pub fn open(config: &Config, data_dir: &DataDir, settled: Settled) -> Result<Fou
         committed_index,
         durable_index,
     })
+}
+
+/// The state of the store, or of a snapshot that is newer. A store on disk keeps a snapshot file only while that is being installed: a
+/// crash in the middle leaves half of it in the store, whatever index that half names, so it is installed again from the beginning.
+fn open_state(store: &Arc<dyn KvStore>, snapshot_dir: &Path) -> Result<State, ServerError> {
+    let opened = State::open(store.clone());
+    let Some((index, file)) = snapshot_files::newest(snapshot_dir)? else {
+        return Ok(opened?);
+    };
+    let is_older = |state: &State| {
+        let applied_index = state.applied().index;
+        index > applied_index || (store.is_persistent() && index == applied_index)
+    };
+    match opened {
+        Ok(state) if !is_older(&state) => return Ok(state),
+        Ok(_) => tracing::info!(index, "loading a snapshot"),
+        Err(error) if store.is_persistent() => tracing::warn!(index, %error, "the store was left in the middle of a snapshot; loading it again"),
+        Err(error) => return Err(error.into()),
+    }
+    snapshot::install(&file, store.as_ref())?;
+    Ok(State::open(store.clone())?)
 }
 
 /// Every founder makes the same first snapshot: index 1, term 1, the founding members as voters. No log begins at 1, so nobody can be

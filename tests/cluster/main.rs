@@ -8,3 +8,4 @@ mod load;
 mod proxy;
 
 mod failover;
+mod membership;

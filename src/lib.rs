@@ -13,6 +13,7 @@ pub mod http;
 pub mod leader;
 pub mod node;
 pub mod recovery;
+pub mod restore;
 pub mod serve;
 pub mod server;
 pub mod snapshot;

@@ -3,12 +3,15 @@
 //! Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found or condition not met. What goes wrong is one line on stderr
 //! that says what to do next.
 
+mod backup;
 mod client;
 mod config;
 mod serve;
+mod wal;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -46,6 +49,11 @@ enum Command {
     Config(config::ConfigCommand),
     #[command(flatten)]
     Client(client::ClientCommand),
+    /// Make the one member that is left a cluster of its own, when a quorum is lost for ever.
+    Recover(backup::RecoverArgs),
+    /// Look into a log directory that no server has open; nothing in it is changed.
+    #[command(subcommand)]
+    Wal(WalCommand),
     /// Print the version and what this build contains.
     Version,
     /// Print the completion script of a shell.
@@ -53,6 +61,23 @@ enum Command {
     Completions {
         /// The shell.
         shell: Shell,
+    },
+}
+
+/// `metcd wal …`
+#[derive(Debug, Subcommand)]
+enum WalCommand {
+    /// Print what the log holds, one line an entry.
+    #[command(after_help = "Example:\n  metcd wal dump metcd-data/wal")]
+    Dump {
+        /// The log's directory.
+        dir: PathBuf,
+    },
+    /// Check that the log is whole: exit code 1 if it is not.
+    #[command(after_help = "Example:\n  metcd wal verify metcd-data/wal")]
+    Verify {
+        /// The log's directory.
+        dir: PathBuf,
     },
 }
 
@@ -68,6 +93,17 @@ pub enum CliError {
     /// Not found, or a condition is not met: exit code 3.
     #[error("{0}")]
     NotMet(String),
+    /// A command that was run for the user failed: its own exit code.
+    #[error("{trouble}")]
+    Command {
+        /// Its exit code.
+        code: u8,
+        /// What to say.
+        trouble: String,
+    },
+    /// What went wrong was said when it did; the exit code.
+    #[error("failed")]
+    Reported(u8),
 }
 
 impl CliError {
@@ -76,6 +112,7 @@ impl CliError {
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
             Self::NotMet(_) => 3,
+            Self::Command { code, .. } | Self::Reported(code) => *code,
         }
     }
 }
@@ -89,8 +126,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody is left to tell if stderr is gone.
-            let _ = writeln!(io::stderr(), "metcd: {}", one_line(&error.to_string()));
+            if !matches!(error, CliError::Reported(_)) {
+                // Nobody is left to tell if stderr is gone.
+                let _ = writeln!(io::stderr(), "metcd: {}", one_line(&error.to_string()));
+            }
             ExitCode::from(error.exit_code())
         }
     }
@@ -104,6 +143,8 @@ fn run(cli: &Cli) -> Result<(), CliError> {
         Command::Serve(args) => serve::run(args),
         Command::Config(command) => config::run(command),
         Command::Client(command) => client::run(&cli.client, command),
+        Command::Recover(args) => backup::recover(args),
+        Command::Wal(command) => look_into_wal(command),
         Command::Version => print(&version()),
         Command::Completions { shell } => completions(*shell),
     }
@@ -126,6 +167,21 @@ fn usage(error: &clap::Error) -> Result<(), CliError> {
         .next()
         .unwrap_or_default();
     Err(CliError::Usage(format!("{}: see --help", message.trim_start_matches("error: "))))
+}
+
+fn look_into_wal(command: &WalCommand) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    let (dir, looked) = match command {
+        WalCommand::Dump { dir } => (dir, wal::dump(dir, &mut stdout)),
+        WalCommand::Verify { dir } => (dir, wal::verify(dir, &mut stdout)),
+    };
+    match looked {
+        Ok(wal::EXIT_WHOLE) => Ok(()),
+        Ok(_) => Err(CliError::Failed(format!("the log in {} is not whole", dir.display()))),
+        // A reader that has gone away is not an error.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(CliError::Failed(format!("cannot write to stdout: {error}"))),
+    }
 }
 
 fn version() -> String {

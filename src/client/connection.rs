@@ -76,16 +76,6 @@ impl Connections {
             body,
         })
     }
-
-    /// Sends a request and reads the whole answer.
-    pub(super) async fn send(&self, url: &str, method: &Method, headers: &HeaderMap, body: Bytes) -> Result<Received<Bytes>, Failure> {
-        let received = self.open(url, method, headers, body).await?;
-        Ok(Received {
-            status: received.status,
-            headers: received.headers,
-            body: read_whole(received.body).await?,
-        })
-    }
 }
 
 pub(super) async fn read_whole(body: Incoming) -> Result<Bytes, Failure> {

@@ -303,6 +303,15 @@ impl Client {
     }
 }
 
+/// The operation of a transaction that sets a key.
+#[must_use]
+pub fn put_operation(key: &[u8], value: &[u8]) -> Value {
+    let mut put = serde_json::Map::new();
+    json::set_bytes(&mut put, "key", key);
+    json::set_bytes(&mut put, "value", value);
+    serde_json::json!({"put": put})
+}
+
 /// The path of an empty key would be that of the whole range.
 fn check(key: &[u8]) -> Result<&[u8], ClientError> {
     if key.is_empty() {

@@ -36,6 +36,8 @@ mod lease;
 mod request;
 mod scan;
 mod stream;
+#[cfg(test)]
+mod tests;
 pub mod watch;
 
 use std::sync::Arc;
@@ -45,7 +47,7 @@ pub use cluster::{Leader, Member, Members, NewMember};
 pub use encode::percent_encode;
 pub use error::{ClientError, Outcome, Problem};
 pub use json::KeyValue;
-pub use kv::{Condition, Deleted, GetOptions, ListOptions, Page, Put, PutOptions, Range, Waited};
+pub use kv::{Condition, Deleted, GetOptions, ListOptions, Page, Put, PutOptions, Range, Waited, put_operation};
 pub use lease::{Lease, LeaseDetail};
 pub use scan::Scan;
 pub use stream::ByteStream;

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::connection::{Failure, Received, read_whole};
 use super::encode::Target;
-use super::error::{ClientError, Outcome, Problem, revision_of_tag};
+use super::error::{ClientError, Outcome, Problem};
 use super::{Client, json};
 
 /// The server takes no longer timeout than this unless it is configured otherwise.
@@ -140,10 +140,6 @@ pub(super) struct Answer {
 impl Answer {
     pub(super) fn revision(&self) -> Result<u64, ClientError> {
         number(&self.headers, "metcd-revision").ok_or_else(|| ClientError::Protocol("no Metcd-Revision".to_owned()))
-    }
-
-    pub(super) fn etag_revision(&self) -> Option<u64> {
-        revision_of_tag(self.headers.get(header::ETAG)?.as_bytes())
     }
 
     pub(super) fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, ClientError> {

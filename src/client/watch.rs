@@ -8,7 +8,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::encode::Target;
 use super::error::Problem;
-use super::request::Call;
 use super::stream::{ByteStream, Lines};
 use super::{Client, ClientError, KeyValue, Range, json};
 

@@ -2,6 +2,7 @@
 //! duties, and the way back in the opposite order.
 
 mod join;
+mod offline;
 mod peers;
 mod recover;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
+pub use offline::latest_state;
 pub(crate) use peers::Queued;
 
 use crate::config::Config;

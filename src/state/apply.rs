@@ -640,20 +640,25 @@ impl<'a> Batch<'a> {
         if let Some((revision, row)) = self.events.iter().rev().find(|(made, _)| *made <= revision) {
             return Ok(super::row::Row::checked(*revision, row)?.dead_bytes);
         }
-        let mut found = Ok(0);
-        let end = row_key(revision, u32::MAX);
-        self.store.scan(
-            Table::Revision,
-            (Bound::Unbounded, Bound::Included(&end)),
-            crate::store::Order::Desc,
-            &mut |key, record| {
-                let revision = super::key::split_row_key(key).map_or(revision, |(revision, _)| revision);
-                found = super::row::Row::checked(revision, record).map(|row| row.dead_bytes);
-                std::ops::ControlFlow::Break(())
-            },
-        )?;
-        found
+        dead_bytes_until(self.store, revision)
     }
+}
+
+/// The same from what is written: noted in the last row at or before `revision`.
+pub(super) fn dead_bytes_until(store: &dyn KvStore, revision: u64) -> Result<u64, StateError> {
+    let mut found = Ok(0);
+    let end = row_key(revision, u32::MAX);
+    store.scan(
+        Table::Revision,
+        (Bound::Unbounded, Bound::Included(&end)),
+        crate::store::Order::Desc,
+        &mut |key, record| {
+            let revision = super::key::split_row_key(key).map_or(revision, |(revision, _)| revision);
+            found = super::row::Row::checked(revision, record).map(|row| row.dead_bytes);
+            std::ops::ControlFlow::Break(())
+        },
+    )?;
+    found
 }
 
 pub(super) fn missing_row(version: &Version) -> StateError {

@@ -21,6 +21,7 @@ mod meta;
 pub mod outcome;
 pub mod reader;
 mod record;
+mod refound;
 mod row;
 mod session;
 mod shared;

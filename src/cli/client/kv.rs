@@ -101,6 +101,12 @@ pub struct LsArgs {
     values: bool,
 }
 
+impl PutArgs {
+    pub(super) fn reads_stdin(&self) -> bool {
+        self.value == "-"
+    }
+}
+
 fn if_match(text: &str) -> Result<Condition, String> {
     if text == "*" {
         return Ok(Condition::Exists);
@@ -113,9 +119,9 @@ fn if_match(text: &str) -> Result<Condition, String> {
 }
 
 pub(super) async fn put(session: &Session, args: &PutArgs) -> Result<(), CliError> {
-    let value = match bytes(&args.value) {
-        b"-" => read_input(Path::new("-"))?,
-        value => value.to_vec(),
+    let value = match args.reads_stdin() {
+        true => read_input(Path::new("-"))?,
+        false => bytes(&args.value).to_vec(),
     };
     let options = PutOptions {
         ttl: args.ttl,

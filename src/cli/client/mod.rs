@@ -3,9 +3,17 @@
 mod args;
 mod bench;
 mod kv;
+mod lease;
+mod lock;
 mod member;
 mod ops;
 mod output;
+mod process;
+mod shell;
+mod snapshot;
+mod transfer;
+mod txn;
+mod watch;
 
 use std::time::Duration;
 
@@ -14,7 +22,8 @@ use clap::Subcommand;
 pub use args::ClientArgs;
 
 use self::output::Format;
-use super::{CliError, print, print_bytes};
+use self::snapshot::SnapshotCommand;
+use super::{CliError, backup, print, print_bytes};
 use crate::client::{Client, ClientError};
 
 /// One command for a cluster.
@@ -28,6 +37,17 @@ pub enum ClientCommand {
     Del(kv::DelArgs),
     /// List keys.
     Ls(kv::LsArgs),
+    /// Print changes as they come, or run a command for each.
+    Watch(watch::WatchArgs),
+    /// Compare, then one of two branches, in one revision.
+    Txn(txn::TxnArgs),
+    /// Leases: keys that live as long as somebody says so.
+    #[command(subcommand)]
+    Lease(lease::LeaseCommand),
+    /// Hold a lock, and run a command while it is held.
+    Lock(lock::LockArgs),
+    /// Stand for leader, and run a command while leading.
+    Elect(lock::ElectArgs),
     /// The members of the cluster, and changes to them.
     #[command(subcommand)]
     Member(member::MemberCommand),
@@ -44,6 +64,16 @@ pub enum ClientCommand {
     Compact(ops::CompactArgs),
     /// The digest of the store's content, equal on all healthy members.
     Hash(ops::HashArgs),
+    /// Write all keys as JSON lines.
+    Export(transfer::ExportArgs),
+    /// Read JSON lines and set their keys.
+    Import(transfer::ImportArgs),
+    /// Backups: save one, check one, begin a new cluster from one.
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
+    /// An interactive console with history and completion; reads commands from a pipe too.
+    #[command(after_help = "Examples:\n  metcd shell\n  printf 'set a hello-world\\nget a\\n' | metcd shell")]
+    Shell,
     /// Put load on a server and measure it.
     #[command(subcommand)]
     Bench(Box<bench::BenchCommand>),
@@ -63,11 +93,13 @@ struct Session {
 /// # Errors
 /// What goes wrong, with its exit code.
 pub fn run(args: &ClientArgs, command: &ClientCommand) -> Result<(), CliError> {
-    if let ClientCommand::Bench(command) = command {
-        return bench::run(args, command);
+    match command {
+        ClientCommand::Bench(command) => bench::run(args, command),
+        ClientCommand::Shell => shell::run(args),
+        ClientCommand::Snapshot(SnapshotCommand::Status { file }) => backup::status(file, args.format() == Format::Json),
+        ClientCommand::Snapshot(SnapshotCommand::Restore(restore)) => backup::restore(restore),
+        other => runtime()?.block_on(dispatch(&args.session()?, other)),
     }
-    let session = args.session()?;
-    runtime()?.block_on(dispatch(&session, command))
 }
 
 async fn dispatch(session: &Session, command: &ClientCommand) -> Result<(), CliError> {
@@ -76,13 +108,22 @@ async fn dispatch(session: &Session, command: &ClientCommand) -> Result<(), CliE
         ClientCommand::Get(args) => kv::get(session, args).await,
         ClientCommand::Del(args) => kv::del(session, args).await,
         ClientCommand::Ls(args) => kv::ls(session, args).await,
+        ClientCommand::Watch(args) => watch::run(session, args).await,
+        ClientCommand::Txn(args) => txn::run(session, args).await,
+        ClientCommand::Lease(command) => lease::run(session, command).await,
+        ClientCommand::Lock(args) => lock::lock(session, args).await,
+        ClientCommand::Elect(args) => lock::elect(session, args).await,
         ClientCommand::Member(command) => member::run(session, command).await,
         ClientCommand::Leader(command) => member::leader(session, command).await,
         ClientCommand::Status => ops::status(session).await,
         ClientCommand::Health => ops::health(session).await,
         ClientCommand::Compact(args) => ops::compact(session, args).await,
         ClientCommand::Hash(args) => ops::hash(session, args).await,
-        ClientCommand::Bench(_) => Err(CliError::Failed("bench has threads of its own".to_owned())),
+        ClientCommand::Export(args) => transfer::export(session, args).await,
+        ClientCommand::Import(args) => transfer::import(session, args).await,
+        ClientCommand::Snapshot(SnapshotCommand::Save(args)) => snapshot::save(session, args).await,
+        // These need no session, or make their own: see `run`.
+        ClientCommand::Bench(_) | ClientCommand::Shell | ClientCommand::Snapshot(_) => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! How answers are printed: plain for pipes and people, JSON for programs, tables for eyes.
 
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -74,6 +74,12 @@ pub(super) fn bold(text: &str) -> String {
     } else {
         text.to_owned()
     }
+}
+
+/// A line on stderr.
+pub(super) fn warn(text: &str) {
+    // Nobody is left to tell if stderr is gone.
+    let _ = writeln!(io::stderr(), "metcd: {text}");
 }
 
 /// Rows in aligned columns.

@@ -1,0 +1,127 @@
+//! `metcd snapshot status|restore` and `metcd recover`: tools for files, not for a running cluster.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::json;
+
+use super::serve::ConfigArgs;
+use super::{CliError, print};
+use crate::config::{self, Flag, FlagValue, Loaded, Sources};
+use crate::datadir::DataDir;
+use crate::restore::{self, Restored};
+use crate::snapshot::verify_file;
+
+/// `metcd snapshot restore`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  metcd snapshot restore backup.snap --data-dir metcd-data\n  \
+                        metcd snapshot restore backup.snap --config config/node1.toml      and so on for each of its members\n  \
+                        metcd snapshot restore backup.snap --id 1 --data-dir d1 --listen-peer 127.0.0.1:3380 \\\n      \
+                        --member 1=http://127.0.0.1:3380 --member 2=http://127.0.0.1:4380 --member 3=http://127.0.0.1:5380\n\n\
+                        Run it once for each new member with the same file and the same members, then start them as usual. It is a new\n\
+                        cluster: revisions jump by 1,000,000,000, and watches and pages of the old one end with 410.")]
+pub struct RestoreArgs {
+    /// The snapshot.
+    file: PathBuf,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// `metcd recover`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  metcd recover --data-dir metcd-data --force-new-cluster\n\n\
+                        Only when a quorum of members is lost for ever. All other members must stay stopped and be joined anew with empty\n\
+                        directories. What only they had is lost.")]
+pub struct RecoverArgs {
+    /// The directory of the member that is left; it must be stopped.
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Make it the only member of a new cluster.
+    #[arg(long, required = true)]
+    force_new_cluster: bool,
+    /// Where other members will reach it; as before if left out.
+    #[arg(long, value_name = "URL")]
+    peer_url: Option<String>,
+}
+
+/// Checks a file and says what is in it.
+pub fn status(file: &Path, as_json: bool) -> Result<(), CliError> {
+    let meta = verify_file(file).map_err(failed)?;
+    let digest: String = meta.digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    if as_json {
+        let status = json!({
+            "cluster_id": format!("{:016x}", meta.cluster_id), "revision": meta.revision, "compacted_revision": meta.compacted_revision,
+            "applied_index": meta.applied.index, "voters": meta.applied.conf_state.voters, "records": meta.records,
+            "bytes": meta.bytes, "blake3": digest,
+        });
+        return print(&format!("{status}\n"));
+    }
+    print(&format!(
+        "whole\ncluster   {:016x}\nrevision  {}, history from {}\nindex     {}, members {:?}\nrecords   {} in {} bytes\nblake3    {digest}\n",
+        meta.cluster_id,
+        meta.revision,
+        meta.compacted_revision,
+        meta.applied.index,
+        meta.applied.conf_state.voters,
+        meta.records,
+        meta.bytes,
+    ))
+}
+
+/// Makes a data directory from a snapshot.
+pub fn restore(args: &RestoreArgs) -> Result<(), CliError> {
+    // A file that is no snapshot is named before anything else that may be wrong.
+    verify_file(&args.file).map_err(failed)?;
+    let Loaded { config, .. } = args.config.load()?;
+    let restored = restore::restore(&args.file, &config).map_err(failed)?;
+    let dir = config.node.data_dir.display();
+    print(&format!("{dir} is member {} of {}\n", restored.id, described(&restored)))
+}
+
+/// Makes the member that is left a cluster of its own.
+pub fn recover(args: &RecoverArgs) -> Result<(), CliError> {
+    let config = config_of(args)?;
+    let restored = restore::force_new_cluster(&config, args.peer_url.as_deref()).map_err(failed)?;
+    let kept = restored.kept.clone().unwrap_or_default();
+    print(&format!(
+        "{} is the only member, {}, of {}; what was there is kept in {}; new members come with --join\n",
+        args.data_dir.display(),
+        restored.id,
+        described(&restored),
+        kept.display(),
+    ))
+}
+
+fn described(restored: &Restored) -> String {
+    format!("the new cluster {:016x}, at revision {}", restored.cluster_id, restored.revision)
+}
+
+/// The directory knows which member it is and which engines wrote it.
+fn config_of(args: &RecoverArgs) -> Result<config::Config, CliError> {
+    let identity = DataDir::open_offline(&args.data_dir).map_err(failed)?.identity().clone();
+    let id = identity
+        .node_id
+        .ok_or_else(|| CliError::Failed(format!("{} belongs to no member yet", args.data_dir.display())))?;
+    let flag = |path: &str, value: FlagValue| Flag {
+        path: path.to_owned(),
+        value,
+        origin: format!("{} of the data directory", path),
+    };
+    let flags = vec![
+        flag("node.id", FlagValue::Text(id.to_string())),
+        flag("node.data_dir", FlagValue::Text(args.data_dir.display().to_string())),
+        flag("store.backend", FlagValue::Text(identity.store_backend)),
+        flag("wal.engine", FlagValue::Text(identity.wal_engine)),
+        flag("cluster.name", FlagValue::Text(identity.cluster_name)),
+    ];
+    let sources = Sources {
+        file: None,
+        env: Vec::new(),
+        flags,
+    };
+    config::load(&sources).map(|loaded| loaded.config).map_err(failed)
+}
+
+fn failed(error: impl std::fmt::Display) -> CliError {
+    CliError::Failed(error.to_string())
+}

@@ -1,0 +1,135 @@
+//! Commands that are run for a user, and stopped when they must be.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write as _;
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::{Instant, sleep};
+
+use crate::cli::CliError;
+
+/// How often a command is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// From the polite signal to the other one.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A command before it runs.
+pub(super) struct Command {
+    name: OsString,
+    inner: std::process::Command,
+}
+
+/// A command that runs. Dropping it kills it.
+pub(super) struct Running {
+    name: OsString,
+    child: Child,
+    ended: bool,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ended(ExitStatus);
+
+impl Command {
+    pub(super) fn new(command: &[OsString]) -> Result<Command, CliError> {
+        let (name, args) = command
+            .split_first()
+            .ok_or_else(|| CliError::Usage("no command given after --".to_owned()))?;
+        let mut inner = std::process::Command::new(name);
+        inner.args(args);
+        Ok(Command { name: name.clone(), inner })
+    }
+
+    pub(super) fn env(&mut self, name: &str, value: impl AsRef<OsStr>) {
+        self.inner.env(name, value);
+    }
+
+    pub(super) fn stdin(&mut self, stdin: Stdio) {
+        self.inner.stdin(stdin);
+    }
+
+    pub(super) fn spawn(mut self) -> Result<Running, CliError> {
+        let child = self
+            .inner
+            .spawn()
+            .map_err(|error| CliError::Failed(format!("cannot run {}: {error}", self.name.display())))?;
+        Ok(Running {
+            name: self.name,
+            child,
+            ended: false,
+        })
+    }
+}
+
+impl Running {
+    /// Writes its standard input in the background. A command that does not read it is its own business.
+    pub(super) fn feed(mut self, input: Vec<u8>) -> Running {
+        if let Some(mut stdin) = self.child.stdin.take() {
+            std::thread::spawn(move || {
+                let _ = stdin.write_all(&input);
+            });
+        }
+        self
+    }
+
+    /// Waits for its end. May be cancelled and called again.
+    pub(super) async fn wait(&mut self) -> Result<Ended, CliError> {
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => {
+                    self.ended = true;
+                    return Ok(Ended(status));
+                }
+                Ok(None) => sleep(LOOK_EVERY).await,
+                Err(error) => return Err(CliError::Failed(format!("lost sight of {}: {error}", self.name.display()))),
+            }
+        }
+    }
+
+    /// Sends SIGTERM, and SIGKILL if that does not help in time; returns when it has ended.
+    pub(super) async fn stop(&mut self) -> Result<Ended, CliError> {
+        self.signal(Signal::TERM);
+        let deadline = Instant::now() + GRACE;
+        match tokio::time::timeout_at(deadline, self.wait()).await {
+            Ok(ended) => ended,
+            Err(_elapsed) => {
+                self.signal(Signal::KILL);
+                self.wait().await
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        // The child is not reaped before `ended` is set, so its id is its own. It may have ended by itself.
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).filter(|_| !self.ended) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
+impl Ended {
+    /// As a shell would tell it: 128 and the signal's number for a command that was ended by one.
+    pub(super) fn code(self) -> u8 {
+        use std::os::unix::process::ExitStatusExt as _;
+        let code = self.0.code().or_else(|| self.0.signal().map(|signal| 128 + signal));
+        code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+    }
+
+    /// What to say if it did not go well.
+    pub(super) fn trouble(self) -> Option<String> {
+        use std::os::unix::process::ExitStatusExt as _;
+        match (self.0.code(), self.0.signal()) {
+            (Some(0), _) => None,
+            (Some(code), _) => Some(format!("ended with exit code {code}")),
+            (None, signal) => Some(format!("was ended by signal {}", signal.unwrap_or(0))),
+        }
+    }
+}

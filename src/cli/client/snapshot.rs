@@ -1,0 +1,78 @@
+//! `metcd snapshot save`: a backup from a running cluster.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+
+use super::output::{self, Format};
+use super::transfer::{partial_name, progress};
+use super::{Session, print};
+use crate::cli::{CliError, backup};
+use crate::client::ByteStream;
+use crate::snapshot::verify_file;
+
+/// `metcd snapshot …`
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Write a consistent backup of the whole store.
+    Save(SaveArgs),
+    /// Check a backup to its last byte and say what is in it.
+    #[command(after_help = "Example:\n  metcd snapshot status backup.snap")]
+    Status {
+        /// The backup.
+        file: PathBuf,
+    },
+    /// Make the data directory of a member of a new cluster from a backup.
+    Restore(Box<backup::RestoreArgs>),
+}
+
+/// `metcd snapshot save`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  metcd snapshot save backup-$(date +%F).snap")]
+pub struct SaveArgs {
+    /// The file; it is there whole or not at all.
+    file: PathBuf,
+}
+
+pub(super) async fn save(session: &Session, args: &SaveArgs) -> Result<(), CliError> {
+    let partial = partial_name(&args.file);
+    let saved = write(session, &partial, &args.file).await;
+    if saved.is_err() {
+        // What is left of it helps nobody.
+        let _ = std::fs::remove_file(&partial);
+    }
+    let meta = saved?;
+    match session.format {
+        Format::Json => output::json(&serde_json::json!({
+            "file": args.file.display().to_string(), "revision": meta.revision, "bytes": meta.bytes,
+        })),
+        Format::Plain | Format::Table => print(&format!("saved revision {}, {}\n", meta.revision, output::size(meta.bytes))),
+    }
+}
+
+async fn write(session: &Session, partial: &Path, file: &Path) -> Result<crate::snapshot::SnapshotMeta, CliError> {
+    let unwritable = |error: io::Error| CliError::Failed(format!("cannot write {}: {error}", file.display()));
+    let mut stream = session.client.snapshot().await?;
+    let mut output = File::create(partial).map_err(unwritable)?;
+    copy(&mut stream, &mut output).await?.map_err(unwritable)?;
+    output.sync_all().map_err(unwritable)?;
+    // The stream carries its own checksums: what is kept under the name asked for has passed them.
+    let meta = verify_file(partial).map_err(|error| CliError::Failed(format!("what arrived is not whole: {error}")))?;
+    std::fs::rename(partial, file).map_err(unwritable)?;
+    crate::datadir::disk::sync_parent(file).map_err(unwritable)?;
+    Ok(meta)
+}
+
+async fn copy(stream: &mut ByteStream, output: &mut File) -> Result<io::Result<()>, CliError> {
+    let bar = progress("save", stream.expected_bytes().unwrap_or(0));
+    while let Some(piece) = stream.next().await? {
+        if let Err(error) = output.write_all(&piece) {
+            return Ok(Err(error));
+        }
+        bar.inc(piece.len() as u64);
+    }
+    bar.finish_and_clear();
+    Ok(Ok(()))
+}

@@ -1,0 +1,65 @@
+//! The content of one cluster as the beginning of another: after a restore from a backup, or when a quorum is lost for ever.
+
+use std::ops::{Bound, ControlFlow};
+
+use super::command::{MemberRecord, MemberRole};
+use super::member::Members;
+use super::meta::ConfRecord;
+use super::session::Sessions;
+use super::{State, StateError};
+use crate::store::{KvStore, Order, Table, WriteBatch};
+
+impl State {
+    /// Makes this the state of another cluster, founded by `members`: their ids and addresses, nothing of the old members and their
+    /// sessions. The revision grows by `revision_jump`, and all before counts as compacted: whoever holds a revision, a page or a watch
+    /// of the old cluster is told so (410) instead of being given something else under a number it knows.
+    ///
+    /// The same on every founder, from the same state.
+    ///
+    /// # Errors
+    /// Members without ids of their own from 1; a state that was never initialised; the store's.
+    pub fn refound(&mut self, cluster_id: u64, members: &[MemberRecord], revision_jump: u64) -> Result<(), StateError> {
+        let mut voters: Vec<u64> = members.iter().map(|member| member.id).collect();
+        voters.sort_unstable();
+        voters.dedup();
+        if voters.len() != members.len() || voters.first().is_none_or(|id| *id == 0) {
+            return Err(StateError::Corrupt("founding members need ids of their own, from 1".into()));
+        }
+        if self.core.meta.applied_index == 0 {
+            return Err(StateError::Corrupt("there is nothing in this state".into()));
+        }
+        let mut write = WriteBatch::default();
+        for table in [Table::Member, Table::Session] {
+            empty(&*self.store, table, &mut write)?;
+        }
+        let dead_bytes = super::apply::dead_bytes_until(&*self.store, u64::MAX)?;
+        let core = &mut self.core;
+        core.members = Members::default();
+        core.sessions = Sessions::default();
+        for member in members {
+            core.members.insert(MemberRecord {
+                wanted_role: MemberRole::Voter as i32,
+                ..member.clone()
+            });
+        }
+        let meta = &mut core.meta;
+        meta.cluster_id = cluster_id;
+        meta.conf = ConfRecord {
+            voters,
+            ..ConfRecord::default()
+        };
+        meta.revision += revision_jump;
+        meta.compacted_revision = meta.revision;
+        meta.forgotten_bytes = dead_bytes;
+        core.samples.forget_before(core.meta.revision);
+        self.commit(write, Vec::new())
+    }
+}
+
+fn empty(store: &dyn KvStore, table: Table, write: &mut WriteBatch) -> Result<(), StateError> {
+    store.scan(table, (Bound::Unbounded, Bound::Unbounded), Order::Asc, &mut |key, _| {
+        write.delete(table, key.to_vec());
+        ControlFlow::Continue(())
+    })?;
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! snapshot save, status, restore; recover; wal.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::{Done, Server, free_port, metcd, run, until};
+
+fn tool(args: &[&str]) -> Done {
+    run(metcd().args(args), b"")
+}
+
+/// A directory's files with their contents.
+fn content(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(content(&path)),
+            false => found.push((path.display().to_string(), fs::read(&path).unwrap())),
+        }
+    }
+    found.sort();
+    found
+}
+
+/// A server with some history, and a backup of it.
+fn saved(dir: &Path) -> (Server, String) {
+    let server = Server::start();
+    for value in ["1", "2", "3"] {
+        server.ok(&["put", "a", value]);
+    }
+    server.ok(&["put", "leased", "x", "--ttl", "10m"]);
+    server.ok(&["put", "gone", "x"]);
+    server.ok(&["del", "gone"]);
+    let file = dir.join("backup.snap").to_str().unwrap().to_owned();
+    assert!(server.ok(&["snapshot", "save", &file]).starts_with("saved revision 7, "));
+    (server, file)
+}
+
+#[test]
+fn a_backup_begins_a_new_cluster_of_three_with_the_same_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, file) = saved(dir.path());
+    let status = tool(&["snapshot", "status", &file]);
+    assert!(status.code == 0 && status.text().starts_with("whole\n"), "{}", status.stderr);
+
+    let ports: Vec<(u16, u16)> = (0..3).map(|_| (free_port(), free_port())).collect();
+    let members: Vec<String> = (1..)
+        .zip(&ports)
+        .map(|(id, (_, peer))| format!("--member={id}=http://127.0.0.1:{peer}"))
+        .collect();
+    let mut made = Vec::new();
+    let mut servers = Vec::new();
+    for (id, (client, peer)) in (1..).zip(&ports) {
+        let data_dir = dir.path().join(format!("d{id}"));
+        let own = [
+            format!("--id={id}"),
+            format!("--data-dir={}", data_dir.display()),
+            format!("--listen-client=127.0.0.1:{client}"),
+            format!("--listen-peer=127.0.0.1:{peer}"),
+        ];
+        let args: Vec<&str> = own.iter().chain(&members).map(String::as_str).collect();
+        let restored = tool(&[&["snapshot", "restore", &file][..], &args].concat());
+        assert_eq!(restored.code, 0, "{}", restored.stderr);
+        made.push(restored.text().split("cluster ").nth(1).unwrap().to_owned());
+        assert_eq!(
+            tool(&[&["snapshot", "restore", &file][..], &args].concat()).code,
+            1,
+            "never over a member's data"
+        );
+        // Its own flags name it; the members are in its data.
+        servers.push(Server::with(*client, *peer, &[own[0].as_str(), own[1].as_str()]));
+    }
+    assert!(made.iter().all(|cluster| *cluster == made[0]), "one cluster: {made:?}");
+    servers.iter().for_each(Server::ready);
+    let new = &servers[0];
+    assert_eq!(new.ok(&["get", "a"]), "3");
+    assert_eq!(new.json(&["get", "a"])["mod_revision"], 4);
+    new.fails(3, &["get", "gone"]);
+    let list = new.json(&["ls", "--count"]);
+    assert_eq!((&list["revision"], &list["count"]), (&1_000_000_007u64.into(), &2.into()));
+    for old_revision in ["4", "7", "500000000"] {
+        assert!(new.fails(1, &["get", "a", "--revision", old_revision]).contains("(compacted)"));
+        assert!(
+            new.fails(1, &["watch", "a", "--from-revision", old_revision])
+                .contains("(compacted)")
+        );
+    }
+    assert_eq!(new.ok(&["put", "b", "1"]), "revision 1000000008\n");
+    assert_ne!(
+        new.json(&["member", "list"])["cluster_id"],
+        old.json(&["member", "list"])["cluster_id"]
+    );
+    let hashes: Vec<_> = servers
+        .iter()
+        .map(|server| server.ok(&["hash", "--revision", "1000000008"]))
+        .collect();
+    assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
+    let lease = new.ok(&["lease", "list"]).trim().to_owned();
+    new.ok(&["lease", "revoke", &lease]);
+    new.fails(3, &["get", "leased"]);
+}
+
+#[test]
+fn a_damaged_backup_is_refused_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_server, file) = saved(dir.path());
+    let whole = fs::read(&file).unwrap();
+    let bad = dir.path().join("bad.snap");
+    let bad_name = bad.to_str().unwrap();
+    let data_dir = dir.path().join("d");
+    let mut altered = whole.clone();
+    altered[whole.len() / 2] ^= 1;
+    for damaged in [
+        &whole[..whole.len() - 1],
+        &whole[..20],
+        &b""[..],
+        &altered[..],
+        &[&whole[..], b"x"].concat()[..],
+    ] {
+        fs::write(&bad, damaged).unwrap();
+        assert_eq!(tool(&["snapshot", "status", bad_name]).code, 1);
+        let restored = tool(&["snapshot", "restore", bad_name, "--data-dir", data_dir.to_str().unwrap()]);
+        assert_eq!(
+            (restored.code, restored.stderr.contains("damaged")),
+            (1, true),
+            "{}",
+            restored.stderr
+        );
+        assert!(!data_dir.exists());
+    }
+    assert_eq!(tool(&["snapshot", "restore", "/nonexistent", "--data-dir", "/nonexistent"]).code, 1);
+    assert_eq!(tool(&["snapshot", "restore"]).code, 2);
+}
+
+#[test]
+fn the_last_member_becomes_a_cluster_of_its_own_and_keeps_what_it_was() {
+    for store in ["memory", "sled"] {
+        let (mut servers, dir) = Server::cluster_with(3, &["--store", store]);
+        servers[0].ok(&["put", "a", "1", "--timeout", "20s"]);
+        until("the third member has it", || {
+            servers[2].metcd(&["get", "a", "--serializable"]).stdout == b"1"
+        });
+        servers.iter_mut().for_each(Server::kill);
+        let last = dir.path().join("d3");
+        let last_name = last.to_str().unwrap();
+        assert_eq!(tool(&["recover", "--data-dir", last_name]).code, 2, "not by accident");
+        let recovered = tool(&["recover", "--data-dir", last_name, "--force-new-cluster"]);
+        assert_eq!(recovered.code, 0, "{}", recovered.stderr);
+        assert!(dir.path().join("d3.before-recovery-1").join("identity.toml").exists());
+        let (client, peer) = (free_port(), free_port());
+        let alone = Server::with(client, peer, &["--id=3", "--data-dir", last_name, "--store", store]);
+        alone.ready();
+        assert_eq!(alone.ok(&["get", "a"]), "1");
+        assert_eq!(alone.ok(&["put", "a", "2"]), "revision 1000000003\n");
+        let members = alone.json(&["member", "list"]);
+        assert_eq!((members["members"].as_array().unwrap().len(), &members["leader"]), (1, &3.into()));
+    }
+}
+
+#[test]
+fn a_directory_in_use_or_of_nobody_is_not_recovered() {
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().join("d");
+    let name = data_dir.to_str().unwrap();
+    let nothing = tool(&["recover", "--data-dir", name, "--force-new-cluster"]);
+    assert_eq!((nothing.code, nothing.stderr.lines().count()), (1, 1), "{}", nothing.stderr);
+    let server = Server::with(free_port(), free_port(), &["--data-dir", name]);
+    server.ready();
+    let used = tool(&["recover", "--data-dir", name, "--force-new-cluster"]);
+    assert_eq!((used.code, used.stderr.contains("in use")), (1, true), "{}", used.stderr);
+}
+
+#[test]
+fn a_log_is_dumped_and_verified_without_being_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().join("d");
+    let mut server = Server::with(free_port(), free_port(), &["--data-dir", data_dir.to_str().unwrap()]);
+    server.ready();
+    server.ok(&["put", "a", "1"]);
+    server.kill();
+    let wal = data_dir.join("wal");
+    let before = content(&wal);
+    let dump = tool(&["wal", "dump", wal.to_str().unwrap()]);
+    assert!(dump.code == 0 && dump.text().starts_with("engine"), "{}", dump.stderr);
+    assert_eq!(tool(&["wal", "verify", wal.to_str().unwrap()]).code, 0);
+    assert!(content(&wal) == before, "nothing was changed");
+    assert_eq!(tool(&["wal", "verify", dir.path().to_str().unwrap()]).code, 1);
+}

@@ -1,0 +1,174 @@
+//! watch, lease, lock, elect.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use crate::support::{Running, Server, until};
+
+/// A watch whose lines can be read one by one. It is open when this returns.
+fn watch(server: &Server, args: &[&str]) -> (Running, impl FnMut() -> String + use<>) {
+    let from = (server.json(&["ls", "--count"])["revision"].as_u64().unwrap() + 1).to_string();
+    let mut child = server
+        .command()
+        .arg("watch")
+        .args(["--from-revision", &from])
+        .args(args)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    (Running(child), move || lines.next().unwrap().unwrap())
+}
+
+#[test]
+fn a_watch_prints_every_change_in_order() {
+    let server = Server::start();
+    let (_one, mut one) = watch(&server, &["a"]);
+    let (_all, mut all) = watch(&server, &["--prefix", "", "--prev", "-o", "json"]);
+    server.ok(&["put", "a", "1"]);
+    server.ok(&["put", "b", "2"]);
+    server.ok(&["del", "a"]);
+    assert_eq!(one(), "2\tput\ta\t1");
+    assert_eq!(one(), "4\tdelete\ta");
+    let changes: Vec<serde_json::Value> = (0..3).map(|_| serde_json::from_str(&all()).unwrap()).collect();
+    assert_eq!(changes[1]["events"][0]["kv"]["key"], "b");
+    assert_eq!(
+        changes[2]["events"][0],
+        serde_json::json!({"type": "delete", "kv": {"key": "a", "mod_revision": 4},
+        "prev": {"key": "a", "value": "1", "create_revision": 2, "mod_revision": 2, "version": 1}})
+    );
+}
+
+#[test]
+fn a_watch_runs_a_command_for_each_change() {
+    let server = Server::start();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let script = format!("echo \"$METCD_REVISION $METCD_EVENT $METCD_KEY $(cat)\" >> {}", out.display());
+    server.ok(&["put", "a", "1"]);
+    server.ok(&["del", "a"]);
+    server.ok(&["watch", "a", "--from-revision", "2", "--count", "2", "--", "sh", "-c", &script]);
+    assert_eq!(std::fs::read_to_string(out).unwrap(), "2 put a 1\n3 delete a \n");
+}
+
+#[test]
+fn a_watch_goes_on_after_the_server_was_away_and_ends_at_compacted_history() {
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().join("data").to_str().unwrap().to_owned();
+    let (client, peer) = (crate::support::free_port(), crate::support::free_port());
+    let mut server = Server::with(client, peer, &["--data-dir", &data_dir]);
+    server.ready();
+    let (_watch, mut line) = watch(&server, &["a"]);
+    server.ok(&["put", "a", "1"]);
+    assert_eq!(line(), "2\tput\ta\t1");
+    server.kill();
+    let server = Server::with(client, peer, &["--data-dir", &data_dir]);
+    server.ready();
+    server.ok(&["put", "a", "2"]);
+    assert_eq!(line(), "3\tput\ta\t2", "nothing lost, nothing twice");
+    server.ok(&["compact", "3"]);
+    assert!(server.fails(1, &["watch", "a", "--from-revision", "1"]).contains("(compacted)"));
+}
+
+#[test]
+fn leases_are_granted_shown_kept_and_revoked() {
+    let server = Server::start();
+    let id = server.ok(&["lease", "grant", "30s"]).trim().to_owned();
+    server.ok(&["put", "a", "1", "--lease", &id]);
+    assert_eq!(server.json(&["lease", "show", &id])["keys"], serde_json::json!(["a"]));
+    assert_eq!(server.json(&["lease", "keepalive", &id])["ttl"], 30.0);
+    assert_eq!(server.ok(&["lease", "list"]), format!("{id}\n"));
+    server.ok(&["lease", "revoke", &id]);
+    server.fails(3, &["get", "a"]);
+    for verb in ["show", "keepalive", "revoke"] {
+        assert!(server.fails(3, &["lease", verb, &id]).contains("no lease"), "{verb}");
+    }
+    assert!(server.fails(3, &["put", "a", "1", "--lease", "999"]).contains("no lease"));
+    server.fails(1, &["lease", "show", "x"]);
+}
+
+#[test]
+fn a_lock_runs_one_command_at_a_time_with_growing_tokens_and_passes_exit_codes_on() {
+    let server = Server::start();
+    let dir = tempfile::tempdir().unwrap();
+    let script = format!(
+        "cd {} && mkdir held && echo $METCD_FENCING_TOKEN >> tokens && sleep 0.1 && rmdir held",
+        dir.path().display()
+    );
+    let mut children: Vec<Running> = (0..4)
+        .map(|_| Running(server.command().args(["lock", "l", "--", "sh", "-c", &script]).spawn().unwrap()))
+        .collect();
+    for child in &mut children {
+        assert!(
+            child.0.wait().unwrap().success(),
+            "two commands at a time would have met in `mkdir held`"
+        );
+    }
+    let tokens = std::fs::read_to_string(dir.path().join("tokens")).unwrap();
+    let tokens: Vec<u64> = tokens.lines().map(|token| token.parse().unwrap()).collect();
+    assert!(tokens.len() == 4 && tokens.is_sorted_by(|a, b| a < b), "{tokens:?}");
+    assert!(server.fails(7, &["lock", "l", "--", "sh", "-c", "exit 7"]).contains("exit code 7"));
+    server.fails(1, &["lock", "l", "--", "/nonexistent"]);
+    assert_eq!(server.ok(&["ls", "lock/", "--count"]), "0\n", "every lease was revoked");
+}
+
+#[test]
+fn a_lock_that_is_held_is_exit_code_3_and_is_free_when_its_holder_is_told_to_stop() {
+    let server = Server::start();
+    let mut holder = Running(server.command().args(["lock", "l"]).stdout(Stdio::null()).spawn().unwrap());
+    until("the lock is held", || server.ok(&["ls", "lock/", "--count"]) == "1\n");
+    assert!(
+        server
+            .fails(3, &["lock", "l", "--wait", "300ms", "--", "true"])
+            .contains("somebody else")
+    );
+    assert_eq!(server.ok(&["ls", "lock/", "--count"]), "1\n", "whoever gave up left the queue");
+    let pid = holder.0.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(holder.0.wait().unwrap().success());
+    server.ok(&["lock", "l", "--wait", "10s", "--", "true"]);
+}
+
+#[test]
+fn a_command_is_stopped_when_its_lease_is_lost() {
+    let server = Server::start();
+    let dir = tempfile::tempdir().unwrap();
+    let script = format!(
+        "cd {} && trap 'touch stopped; exit' TERM && touch began && while :; do sleep 0.05; done",
+        dir.path().display()
+    );
+    let mut holder = server.command();
+    holder
+        .args(["lock", "l", "--ttl", "1s", "--", "sh", "-c", &script])
+        .stderr(Stdio::piped());
+    let holder = holder.spawn().unwrap();
+    until("the command runs", || dir.path().join("began").exists());
+    let lease = server.ok(&["lease", "list"]).trim().to_owned();
+    server.ok(&["lease", "revoke", &lease]);
+    let output = holder.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("lease is lost") && stderr.lines().count() == 1, "{stderr}");
+    assert!(dir.path().join("stopped").exists(), "it was told politely");
+}
+
+#[test]
+fn an_election_has_one_leader_that_others_can_ask_for() {
+    let server = Server::start();
+    assert!(server.fails(3, &["elect", "e"]).contains("nobody leads"));
+    let leader = Running(
+        server
+            .command()
+            .args(["elect", "e", "one", "--ttl", "1s"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    until("one leads", || server.metcd(&["elect", "e"]).stdout == b"one");
+    let _second = Running(server.command().args(["elect", "e", "two"]).stdout(Stdio::null()).spawn().unwrap());
+    until("two candidates", || server.ok(&["ls", "elect/", "--count"]) == "2\n");
+    assert_eq!(server.ok(&["elect", "e"]), "one");
+    // It cannot say goodbye: its lease has to end.
+    drop(leader);
+    until("two leads", || server.metcd(&["elect", "e"]).stdout == b"two");
+}

@@ -1,0 +1,141 @@
+//! bench, export, import, completions.
+
+use serde_json::Value;
+
+use crate::support::{Server, metcd, run};
+
+fn report(server: &Server, args: &[&str]) -> Value {
+    server.json(&[&["bench"], args].concat())
+}
+
+#[test]
+fn every_bench_measures_something() {
+    let server = Server::start();
+    let few = ["--keys", "100", "--connections", "4", "--duration", "300ms", "--warm-up", "100ms"];
+    let put = report(&server, &[&["put"][..], &few].concat());
+    assert!(put["requests"].as_u64().unwrap() > 0 && put["failed"] == 0, "{put}");
+    let latency = &put["latency_us"]["put"];
+    assert!(
+        latency["p50"].as_u64() <= latency["p99.99"].as_u64() && latency["p50"].as_u64() > Some(0),
+        "{put}"
+    );
+    let get = report(&server, &[&["get", "--distribution", "zipf", "--serializable"][..], &few].concat());
+    assert_eq!(
+        (&get["statuses"]["404"], get["statuses"]["200"].as_u64() > Some(0)),
+        (&Value::Null, true),
+        "filled first: {get}"
+    );
+    let mixed = report(&server, &[&["mixed", "--reads", "50", "--threads", "2"][..], &few].concat());
+    assert!(
+        mixed["latency_us"]["put"]["count"].as_u64() > Some(0) && mixed["latency_us"]["get"]["count"].as_u64() > Some(0),
+        "{mixed}"
+    );
+    let watch = report(&server, &["watch", "--watchers", "3", "--rate", "50", "--duration", "300ms"]);
+    assert_eq!(
+        watch["latency_us"]["watch"]["count"].as_u64().unwrap(),
+        3 * watch["latency_us"]["put"]["count"].as_u64().unwrap(),
+        "{watch}"
+    );
+}
+
+#[test]
+fn a_bench_keeps_its_rate_and_its_number_of_requests() {
+    let server = Server::start();
+    let rated = report(
+        &server,
+        &[
+            "put",
+            "--rate",
+            "100",
+            "--duration",
+            "1s",
+            "--warm-up",
+            "100ms",
+            "--connections",
+            "4",
+        ],
+    );
+    assert_eq!(
+        rated["requests"], 100,
+        "as many as are due in a second, however long they take: {rated}"
+    );
+    let counted = report(&server, &["put", "-n", "50", "--connections", "4", "--warm-up", "10ms"]);
+    assert_eq!(counted["requests"], 50, "{counted}");
+    let text = server.ok(&["bench", "put", "-n", "50", "--warm-up", "10ms"]);
+    assert!(text.contains("p99.99") && text.contains('█') && !text.contains('\x1b'), "{text}");
+}
+
+#[test]
+fn a_bench_without_a_server_fails() {
+    let done = run(
+        metcd().args([
+            "bench",
+            "put",
+            "--endpoints",
+            "http://127.0.0.1:9",
+            "--duration",
+            "100ms",
+            "--warm-up",
+            "10ms",
+        ]),
+        b"",
+    );
+    assert_eq!((done.code, done.stderr.contains("refused")), (1, true), "{}", done.stderr);
+    for args in [&["--theta", "1"][..], &["--rate", "0"], &["--key-size", "3"], &["--prefix", "a b"]] {
+        assert_eq!(run(metcd().args(["bench", "put"]).args(args), b"").code, 2, "{args:?}");
+    }
+}
+
+#[test]
+fn what_is_exported_can_be_imported() {
+    let (one, two) = (Server::start(), Server::start());
+    let every_byte: Vec<u8> = (0..=255).collect();
+    one.metcd_with(&["put", "bytes", "-"], &every_byte);
+    one.ok(&["put", "a", "old"]);
+    let then = one.ok(&["export"]);
+    one.ok(&["put", "a", "new", "--ttl", "1m"]);
+    assert_eq!(one.ok(&["export", "--revision", "3"]), then);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("all.jsonl");
+    let file = file.to_str().unwrap();
+    assert_eq!(one.ok(&["export", "--file", file]), "exported 2 keys\n");
+    let import = two.metcd(&["import", file]);
+    assert_eq!((import.code, import.text().as_str()), (0, "imported 2 keys\n"));
+    assert!(import.stderr.contains("keys that had one: 1"), "{}", import.stderr);
+    assert_eq!(two.ok(&["get", "a"]), "new");
+    assert_eq!(two.metcd(&["get", "bytes"]).stdout, every_byte);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no partial file is left");
+    assert_eq!(one.ok(&["export", "b"]).lines().count(), 2);
+}
+
+#[test]
+fn a_damaged_import_names_the_line() {
+    let server = Server::start();
+    let good = "{\"key\":\"a\",\"value\":\"1\"}\n";
+    for (input, why) in [
+        (format!("{good}{{\"key\":\n"), "line 2: not JSON"),
+        (format!("{good}{{\"key\":\"b\"}}\n"), "line 2: there is no value"),
+        (format!("{good}{{\"value\":\"b\"}}\n"), "line 2: missing field `key`"),
+        (format!("{good}{{\"end\":true,\"count\":2}}\n"), "line 2: there should be 2 keys"),
+        (format!("{{\"end\":true,\"count\":0}}\n{good}"), "line 2: something follows"),
+    ] {
+        let done = server.metcd_with(&["import"], input.as_bytes());
+        assert_eq!((done.code, done.stderr.contains(why)), (1, true), "{}", done.stderr);
+    }
+    let cut = server.metcd_with(&["import"], good.as_bytes());
+    assert_eq!((cut.code, cut.stderr.contains("cut off")), (0, true), "{}", cut.stderr);
+    let twice = format!("{good}{}", good.replace('1', "2"));
+    assert_eq!(server.metcd_with(&["import"], twice.as_bytes()).code, 0);
+    assert_eq!(server.ok(&["get", "a"]), "2", "the later line wins");
+    server.fails(1, &["import", "/nonexistent"]);
+}
+
+#[test]
+fn completions_know_the_client_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(metcd().args(["completions", shell]), b"").text();
+        for word in ["watch", "elect", "if-absent", "endpoints", "bench", "transfer"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+}

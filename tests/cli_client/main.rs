@@ -1,0 +1,9 @@
+//! The client commands as a shell meets them, against real servers on loopback ports.
+
+mod backup;
+mod cluster;
+mod coordination;
+mod keys;
+mod load;
+mod shell;
+mod support;

@@ -1,0 +1,114 @@
+//! The shell, from a pipe and at a terminal.
+
+use std::io::{Read as _, Write as _};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use crate::support::{Running, Server, until};
+
+#[test]
+fn a_script_from_a_pipe_is_carried_out_line_by_line() {
+    let server = Server::start();
+    let script = "set a hello-world\n\n# a comment\nget a\nset 'b c' \"x\\ny\"\nls\nmembers\nstatus\ntxn {\"then\":[{\"put\":{\"key\":\"t\",\"value\":\"a b\"}}]}\nget t\ndel a\nhelp\nexit\nset never 1\n";
+    let done = server.metcd_with(&["shell"], script.as_bytes());
+    assert_eq!((done.code, done.stderr.as_str()), (0, ""));
+    let text = done.text();
+    assert!(text.starts_with("revision 2\nhello-world"), "{text}");
+    for part in ["a\nb c\n", "voter, leader", "ENDPOINT", "a b", "Ctrl-D"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!text.contains("metcd> "), "no prompt into a pipe: {text}");
+    server.fails(3, &["get", "never"]);
+    assert_eq!(server.ok(&["get", "b c"]), "x\ny");
+}
+
+#[test]
+fn a_failed_line_does_not_stop_a_script_and_is_its_exit_code() {
+    let server = Server::start();
+    let done = server.metcd_with(&["shell"], b"get missing\nfrobnicate\nset a 'x\nset a -\nset a 1\n");
+    assert_eq!((done.code, done.stderr.lines().count()), (3, 4), "{}", done.stderr);
+    assert_eq!(server.ok(&["get", "a"]), "1");
+}
+
+/// A shell behind a pseudo-terminal.
+struct Terminal {
+    _process: Running,
+    keyboard: ChildStdin,
+    screen: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Terminal {
+    fn open(server: &Server, state: &std::path::Path) -> Option<Terminal> {
+        // util-linux's `script` gives a command a terminal.
+        let mut command = Command::new("script");
+        command.args(["-qfec", concat!(env!("CARGO_BIN_EXE_metcd"), " shell"), "/dev/null"]);
+        command
+            .env("METCD_ENDPOINTS", &server.url)
+            .env("XDG_STATE_HOME", state)
+            .env("TERM", "xterm");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let keyboard = child.stdin.take()?;
+        let mut output = child.stdout.take()?;
+        let screen = Arc::new(Mutex::new(Vec::new()));
+        let shown = screen.clone();
+        std::thread::spawn(move || {
+            let mut piece = [0; 1024];
+            while let Ok(read @ 1..) = output.read(&mut piece) {
+                shown.lock().unwrap().extend_from_slice(&piece[..read]);
+            }
+        });
+        Some(Terminal {
+            _process: Running(child),
+            keyboard,
+            screen,
+        })
+    }
+
+    fn types(&mut self, text: &str) {
+        self.screen.lock().unwrap().clear();
+        self.keyboard.write_all(text.as_bytes()).unwrap();
+        self.keyboard.flush().unwrap();
+    }
+
+    fn shows(&self, text: &str) {
+        until(text, || String::from_utf8_lossy(&self.screen.lock().unwrap()).contains(text));
+    }
+}
+
+#[test]
+fn at_a_terminal_there_is_a_prompt_completion_and_history() {
+    let server = Server::start();
+    server.ok(&["put", "some/long-key", "the-value"]);
+    let state = tempfile::tempdir().unwrap();
+    let Some(mut terminal) = Terminal::open(&server, state.path()) else {
+        eprintln!("skipped: there is no `script` here");
+        return;
+    };
+    terminal.shows("metcd> ");
+    terminal.types("get some/l\t");
+    terminal.shows("some/long-key");
+    terminal.types("\r");
+    terminal.shows("the-value");
+    terminal.shows("metcd> ");
+    terminal.types("sta\t");
+    terminal.shows("status");
+    // Ctrl-C drops the line.
+    terminal.types("\x03");
+    terminal.shows("metcd> ");
+    terminal.types("get nothing\r");
+    terminal.shows("there is no such key");
+    terminal.shows("metcd> ");
+    // The line before the last.
+    terminal.types("\x1b[A\x1b[A\r");
+    terminal.shows("the-value");
+    terminal.types("exit\r");
+    let history = state.path().join("metcd/history");
+    until("the history is saved", || {
+        std::fs::read_to_string(&history).is_ok_and(|text| text.contains("get some/long-key"))
+    });
+}

@@ -140,7 +140,7 @@ impl Proposals {
     }
 
     /// Proposals that still wait.
-    pub fn len(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.pending.len()
     }
 

@@ -107,7 +107,7 @@ impl Consensus {
 
     /// Proposals of this member that wait for their result.
     pub fn proposals_pending(&self) -> usize {
-        self.proposals.len()
+        self.proposals.waiting()
     }
 
     /// Bytes of the log in memory.

@@ -100,6 +100,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         incarnation: data_dir.identity().incarnation,
         boot: data_dir.boot(),
     };
+    #[expect(clippy::disallowed_methods, reason = "its senders are bounded one by one: see the driver")]
     let (events_tx, events_rx) = channel();
     let applied = found.state.applied();
     let applied_index = applied.index;

@@ -228,7 +228,12 @@ impl Storage for LogCache {
         let suits = |snapshot: &Snapshot| {
             let metadata = snapshot.get_metadata();
             let conf = metadata.get_conf_state();
-            let mut members = conf.voters.iter().chain(&conf.learners).chain(&conf.voters_outgoing).chain(&conf.learners_next);
+            let mut members = conf
+                .voters
+                .iter()
+                .chain(&conf.learners)
+                .chain(&conf.voters_outgoing)
+                .chain(&conf.learners_next);
             metadata.index >= request_index.max(self.start.index) && members.any(|&member| member == to)
         };
         match self.snapshot.borrow().as_ref() {

@@ -125,7 +125,10 @@ struct Driver {
 
 /// Starts the threads. `events` is the receiving end of what `shared` sends to.
 #[allow(clippy::too_many_arguments, reason = "the wiring of the node: each is a station of its own")]
-#[expect(clippy::disallowed_methods, reason = "these queues are bounded at their sources: see the beginning of this file")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "these queues are bounded at their sources: see the beginning of this file"
+)]
 pub fn start(
     core: Consensus,
     wal: Box<dyn Wal>,

@@ -147,3 +147,39 @@ pub fn quorum_lost_without(view: &View, peers: &[PeerProgress], id: u64) -> Opti
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::Role;
+    use crate::wal::LogStart;
+
+    #[test]
+    fn a_learner_that_holds_nothing_is_not_caught_up_with_a_short_log() {
+        let view = View {
+            role: Role::Leader,
+            term: 2,
+            leader: Some(1),
+            commit_index: 5,
+            persisted_index: 5,
+            log_start: LogStart { index: 1, term: 1 },
+            last_index: 5,
+            applied_current_term: true,
+            transferring: false,
+            joint: false,
+            conf_pending: false,
+            voters: vec![1],
+            learners: vec![2],
+        };
+        let peer = |match_index, active, snapshot| PeerProgress {
+            id: 2,
+            match_index,
+            active,
+            snapshot,
+        };
+        assert!(!is_caught_up(&view, &[peer(0, true, false)], 2));
+        assert!(!is_caught_up(&view, &[peer(5, false, false)], 2));
+        assert!(!is_caught_up(&view, &[peer(5, true, true)], 2));
+        assert!(is_caught_up(&view, &[peer(5, true, false)], 2));
+    }
+}

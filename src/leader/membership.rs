@@ -6,7 +6,7 @@ use raft::eraftpb::ConfChangeV2;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::care::{conf_change, is_caught_up, quorum_lost_without};
+use super::care::{conf_change, is_caught_up};
 use super::{LeaderError, LeaderReply, LeaderService, NewMember};
 use crate::consensus::ConfRefused;
 use crate::driver::Event;
@@ -159,7 +159,10 @@ impl LeaderService {
         let since = Instant::now();
         let needed = rest.len() / 2 + 1;
         loop {
-            let alive = rest.iter().filter(|&&voter| self.shared.heard_since(voter, since.into_std())).count();
+            let alive = rest
+                .iter()
+                .filter(|&&voter| self.shared.heard_since(voter, since.into_std()))
+                .count();
             if alive >= needed {
                 return Ok(rest);
             }
@@ -278,40 +281,4 @@ fn free_id(shared: &Shared, members: &[MemberRecord]) -> u64 {
 
 fn conflict(code: ConflictCode, detail: String) -> LeaderError {
     LeaderError::Conflict { code, detail }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::node::Role;
-    use crate::wal::LogStart;
-
-    #[test]
-    fn a_learner_that_holds_nothing_is_not_caught_up_with_a_short_log() {
-        let view = View {
-            role: Role::Leader,
-            term: 2,
-            leader: Some(1),
-            commit_index: 5,
-            persisted_index: 5,
-            log_start: LogStart { index: 1, term: 1 },
-            last_index: 5,
-            applied_current_term: true,
-            transferring: false,
-            joint: false,
-            conf_pending: false,
-            voters: vec![1],
-            learners: vec![2],
-        };
-        let peer = |match_index, active, snapshot| PeerProgress {
-            id: 2,
-            match_index,
-            active,
-            snapshot,
-        };
-        assert!(!is_caught_up(&view, &[peer(0, true, false)], 2));
-        assert!(!is_caught_up(&view, &[peer(5, false, false)], 2));
-        assert!(!is_caught_up(&view, &[peer(5, true, true)], 2));
-        assert!(is_caught_up(&view, &[peer(5, true, false)], 2));
-    }
 }

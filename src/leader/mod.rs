@@ -286,7 +286,10 @@ mod tests {
     #[test]
     fn what_an_earlier_try_did_counts_as_done_and_a_refusal_stays_one() {
         let gone = Err(LeaderError::MemberNotFound { id: 2 });
-        assert_eq!(found_done(&LeaderRequest::Remove { id: 2, force: false }, gone.clone()), Ok(LeaderReply::Done));
+        assert_eq!(
+            found_done(&LeaderRequest::Remove { id: 2, force: false }, gone.clone()),
+            Ok(LeaderReply::Done)
+        );
         assert_eq!(found_done(&LeaderRequest::Promote { id: 2 }, gone.clone()), gone);
         let unsafe_change = Err(LeaderError::Conflict {
             code: ConflictCode::UnsafeChange,

@@ -57,10 +57,7 @@ fn http_client() -> Result<reqwest::Client, ServerError> {
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never());
-    client
-        .timeout(REQUEST_TIMEOUT)
-        .build()
-        .map_err(no_client)
+    client.timeout(REQUEST_TIMEOUT).build().map_err(no_client)
 }
 
 fn no_client(error: reqwest::Error) -> ServerError {
@@ -130,7 +127,11 @@ fn check_is_new(table: &serde_json::Value, id: u64, own_incarnation: u64) -> Res
     if table.removed.contains(&id) {
         return Err(format!("knows member {id} as removed"));
     }
-    let known = table.members.iter().find(|there| there.id == id).map_or(0, |there| there.incarnation);
+    let known = table
+        .members
+        .iter()
+        .find(|there| there.id == id)
+        .map_or(0, |there| there.incarnation);
     if known != 0 && known != own_incarnation {
         return Err(format!("knows member {id} with another data directory"));
     }

@@ -87,7 +87,9 @@ fn open_state(store: &Arc<dyn KvStore>, snapshot_dir: &Path) -> Result<State, Se
     match opened {
         Ok(state) if !is_older(&state) => return Ok(state),
         Ok(_) => tracing::info!(index, "loading a snapshot"),
-        Err(error) if store.is_persistent() => tracing::warn!(index, %error, "the store was left in the middle of a snapshot; loading it again"),
+        Err(error) if store.is_persistent() => {
+            tracing::warn!(index, %error, "the store was left in the middle of a snapshot; loading it again")
+        }
         Err(error) => return Err(error.into()),
     }
     snapshot::install(&file, store.as_ref())?;

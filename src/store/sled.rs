@@ -232,7 +232,10 @@ impl Engine {
 }
 
 /// Opens the database. sled's threads give the lock of a closed one back only after a while.
-#[expect(clippy::disallowed_methods, reason = "only while a member starts, with an end, on a thread that does nothing else")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "only while a member starts, with an end, on a thread that does nothing else"
+)]
 fn open_when_unlocked(config: &sled::Config) -> Result<sled::Db, StoreError> {
     const ATTEMPTS: u32 = 50;
     let mut attempt = 0;

@@ -662,7 +662,10 @@ impl Table {
 }
 
 /// Opens sled. Its threads may hold the lock of a log that was closed in this process for a moment longer.
-#[expect(clippy::disallowed_methods, reason = "only while a member starts, with an end, on a thread that does nothing else")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "only while a member starts, with an end, on a thread that does nothing else"
+)]
 fn open_patiently(dir: &Path) -> Result<Db, WalError> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {

@@ -17,7 +17,11 @@ pub enum Request {
     /// A command, and how long the client waits for it.
     Write(Command, Micros),
     /// A list: linearizable behind the barrier, serializable without.
-    Read { span: KeySpan, barrier: bool, min_revision: u64 },
+    Read {
+        span: KeySpan,
+        barrier: bool,
+        min_revision: u64,
+    },
     KeepAlive(u64),
 }
 
@@ -25,9 +29,14 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub enum Answer {
     Outcome(Outcome),
-    Page { revision: u64, kvs: Vec<KeyValue> },
+    Page {
+        revision: u64,
+        kvs: Vec<KeyValue>,
+    },
     /// A lease was renewed.
-    Renewed { ttl_ms: u64 },
+    Renewed {
+        ttl_ms: u64,
+    },
     /// There is no such lease.
     Gone,
     /// Nothing happened, and nothing will.

@@ -44,18 +44,42 @@ struct Pending {
 /// What a client wants to find out or change.
 #[derive(Debug, Clone)]
 enum Intent {
-    Read { key: String },
-    Put { key: String, value: u64, expect: Expect },
-    Delete { key: String, expect: Expect },
+    Read {
+        key: String,
+    },
+    Put {
+        key: String,
+        value: u64,
+        expect: Expect,
+    },
+    Delete {
+        key: String,
+        expect: Expect,
+    },
     DeleteAll,
     /// If `key` holds `seen`: both keys are written.
-    Swap { key: String, seen: u64, value: u64, other: String, other_value: u64 },
+    Swap {
+        key: String,
+        seen: u64,
+        value: u64,
+        other: String,
+        other_value: u64,
+    },
     ReadBank,
-    FoundBank { text: String },
-    Transfer { texts: [(String, String); 2] },
+    FoundBank {
+        text: String,
+    },
+    Transfer {
+        texts: [(String, String); 2],
+    },
     Grant,
-    PutLeased { key: String, text: String },
-    KeepAlive { lease: u64 },
+    PutLeased {
+        key: String,
+        text: String,
+    },
+    KeepAlive {
+        lease: u64,
+    },
     Revoke,
     Other,
 }
@@ -75,7 +99,9 @@ impl World {
     }
 
     pub fn pick_live(&mut self) -> Option<usize> {
-        let live: Vec<usize> = (0..self.machines.len()).filter(|&slot| self.machines[slot].process.is_some()).collect();
+        let live: Vec<usize> = (0..self.machines.len())
+            .filter(|&slot| self.machines[slot].process.is_some())
+            .collect();
         self.rng.pick(&live).copied()
     }
 
@@ -122,10 +148,7 @@ impl World {
                 let (intent, span) = if n == self.plan.keys {
                     (Intent::ReadBank, KeySpan::prefix(b"b"))
                 } else {
-                    (
-                        Intent::Read { key: key.clone() },
-                        KeySpan::single(key.as_bytes()),
-                    )
+                    (Intent::Read { key: key.clone() }, KeySpan::single(key.as_bytes()))
                 };
                 let request = read(span, true, 0);
                 let floor = self.oracle.floor();
@@ -305,7 +328,9 @@ impl World {
         if !is_awaited {
             return;
         }
-        let Some(mut pending) = self.clients[client].pending.take() else { return };
+        let Some(mut pending) = self.clients[client].pending.take() else {
+            return;
+        };
         self.trace(|| format!("c{client} hears {answer:?} to {:?}", pending.intent));
         let has_key = matches!(&pending.request, Request::Write(command, _) if command.idempotency.is_some());
         let failed = matches!(answer, Answer::Unknown | Answer::NotApplied);
@@ -319,7 +344,11 @@ impl World {
             return;
         }
         // What an earlier try may have done is not undone by a later refusal.
-        let answer = if pending.is_retried && matches!(answer, Answer::NotApplied) { Answer::Unknown } else { answer };
+        let answer = if pending.is_retried && matches!(answer, Answer::NotApplied) {
+            Answer::Unknown
+        } else {
+            answer
+        };
         if let Err(fault) = self.judge(client, &pending, answer) {
             self.violation(fault);
         }
@@ -338,7 +367,11 @@ impl World {
             }
             Answer::NotApplied => {
                 self.stats.not_applied += 1;
-                pending.intent.texts().iter().try_for_each(|text| self.oracle.history.note_refused(text))
+                pending
+                    .intent
+                    .texts()
+                    .iter()
+                    .try_for_each(|text| self.oracle.history.note_refused(text))
             }
             Answer::Page { revision, kvs } => self.judge_page(client, pending, revision, &kvs),
             Answer::Renewed { ttl_ms } => {
@@ -544,7 +577,10 @@ fn value_of(text: &str) -> Value {
 
 fn amount_of(value: &[u8]) -> i64 {
     let text = String::from_utf8_lossy(value);
-    text.split(':').next().and_then(|amount| amount.parse().ok()).unwrap_or(i64::MIN / 1000)
+    text.split(':')
+        .next()
+        .and_then(|amount| amount.parse().ok())
+        .unwrap_or(i64::MIN / 1000)
 }
 
 fn write(body: Body) -> Request {

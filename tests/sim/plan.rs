@@ -137,8 +137,16 @@ impl Plan {
         }
         let has = |kind| faults.contains(&kind);
         let base = [200, MS, 10 * MS][rng.range(0, 3) as usize];
-        let loss = if has(FaultKind::Loss) { [5, 30, 100][rng.range(0, 3) as usize] } else { 0 };
-        let duplicate = if has(FaultKind::Duplication) { [10, 100][rng.range(0, 2) as usize] } else { 0 };
+        let loss = if has(FaultKind::Loss) {
+            [5, 30, 100][rng.range(0, 3) as usize]
+        } else {
+            0
+        };
+        let duplicate = if has(FaultKind::Duplication) {
+            [10, 100][rng.range(0, 2) as usize]
+        } else {
+            0
+        };
         let slow = has(FaultKind::Delay);
         Plan {
             founders,

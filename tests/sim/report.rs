@@ -134,5 +134,9 @@ fn shrink(seed: u64) {
         until /= 2;
         best = smaller;
     }
-    println!("it also fails without {:?}, with faults until {} s", best.without, best.faults_until / SECOND);
+    println!(
+        "it also fails without {:?}, with faults until {} s",
+        best.without,
+        best.faults_until / SECOND
+    );
 }

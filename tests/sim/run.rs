@@ -50,7 +50,10 @@ fn play(world: &mut World) {
         open = unfinished(world);
     }
     if let Some(open) = open {
-        world.violation(format!("not live {} s after the last fault: {open}", world.plan.liveness_for / SECOND));
+        world.violation(format!(
+            "not live {} s after the last fault: {open}",
+            world.plan.liveness_for / SECOND
+        ));
     }
     if world.violation.is_some() {
         return;
@@ -105,7 +108,10 @@ fn unfinished(world: &World) -> Option<String> {
         .iter()
         .find(|member| view.learners.contains(&member.id) && member.wanted_role == 0 && !world.machines[member.id as usize - 1].is_gone);
     if let Some(member) = waiting {
-        return Some(format!("n{} is not promoted yet: {:?}, voters {:?}", member.id, process.progress, view.voters));
+        return Some(format!(
+            "n{} is not promoted yet: {:?}, voters {:?}",
+            member.id, process.progress, view.voters
+        ));
     }
     let revision = process.reader.revision();
     let is_behind = |position: Option<u64>| position.is_some_and(|position| position + 3 < revision);

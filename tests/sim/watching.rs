@@ -112,7 +112,9 @@ impl World {
         let revision = reader.revision();
         let floor = watching.floor;
         if revision < floor {
-            return self.violation(format!("a watch opens after revision {revision}, though {floor} was known before it was asked for"));
+            return self.violation(format!(
+                "a watch opens after revision {revision}, though {floor} was known before it was asked for"
+            ));
         }
         watching.position = Some(revision);
         self.resume_watch(watch, reader, revision);
@@ -142,7 +144,9 @@ impl World {
                     watching.position = Some(seen.max(position));
                     let missed = self.oracle.history.between(prefix, position, seen);
                     if !missed.is_empty() || seen < position {
-                        self.violation(format!("a watch of {prefix:?} went from {position} to {seen} and skipped {missed:?}"));
+                        self.violation(format!(
+                            "a watch of {prefix:?} went from {position} to {seen} and skipped {missed:?}"
+                        ));
                     }
                     return;
                 }

@@ -245,7 +245,9 @@ impl World {
 
     /// Hands the process in this slot out together with the world; afterwards sees whether it lives.
     pub fn with_process(&mut self, slot: usize, act: impl FnOnce(&mut Process, &mut World)) {
-        let Some(mut process) = self.machines[slot].process.take() else { return };
+        let Some(mut process) = self.machines[slot].process.take() else {
+            return;
+        };
         act(&mut process, self);
         match process.failed.take() {
             None => self.machines[slot].process = Some(process),

@@ -115,7 +115,13 @@ impl Process {
             self.core.step(Step::SnapshotOffered(None));
         }
         self.maybe_make_durable(world);
-        self.peers = self.reader.members().iter().map(|member| member.id).filter(|&id| id != self.id).collect();
+        self.peers = self
+            .reader
+            .members()
+            .iter()
+            .map(|member| member.id)
+            .filter(|&id| id != self.id)
+            .collect();
         self.view = self.core.view();
         self.progress = self.core.progress();
         self.cluster_time_ms = self.core.stamp().0;

@@ -29,19 +29,37 @@ pub use start::{founding_snapshot, peer_url};
 
 /// What reaches the driver, as `metcd::driver::Event`.
 pub enum Input {
-    Propose { proposal: Proposal, call: Option<u64> },
+    Propose {
+        proposal: Proposal,
+        call: Option<u64>,
+    },
     Message(Message),
     ReadWanted,
     Persisted(u64),
-    Applied { index: u64, cluster_time_ms: u64, settled: Vec<u64> },
+    Applied {
+        index: u64,
+        cluster_time_ms: u64,
+        settled: Vec<u64>,
+    },
     ConfChange(ConfChangeV2),
     ProposeConf(ConfChangeV2),
     Fetched(metcd::consensus::log::FetchWish, Vec<Entry>),
-    View { view: Box<SnapshotView>, for_chore: bool },
-    SnapshotReceived { message: Message, file: Arc<[u8]> },
-    SnapshotSent { to: u64, ok: bool },
+    View {
+        view: Box<SnapshotView>,
+        for_chore: bool,
+    },
+    SnapshotReceived {
+        message: Message,
+        file: Arc<[u8]>,
+    },
+    SnapshotSent {
+        to: u64,
+        ok: bool,
+    },
     Installed(LogStart),
-    Durable { index: u64 },
+    Durable {
+        index: u64,
+    },
     Unreachable(u64),
     Transfer(u64),
 }

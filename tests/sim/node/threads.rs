@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use metcd::consensus::Persist;
-use metcd::state::{ConfDecision, ProposalId, SnapshotView, StateError};
 use metcd::state::outcome::Outcome;
+use metcd::state::{ConfDecision, ProposalId, SnapshotView, StateError};
 use metcd::wal::{LogStart, Wal, WalBatch, WalError};
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType};
 
@@ -284,7 +284,9 @@ impl Process {
     /// The driver's side of it.
     pub(super) fn answer_conf(&mut self, world: &mut World, change: &ConfChangeV2) {
         let answer = self.core.apply_conf_change(change);
-        let Some(Applying::Conf(entry, _)) = self.applying.take() else { return };
+        let Some(Applying::Conf(entry, _)) = self.applying.take() else {
+            return;
+        };
         let done = match answer {
             Ok(conf_state) => self.finish_conf(world, &entry, conf_state).map_err(|error| error.to_string()),
             Err(error) => Err(format!("raft refused a committed configuration change: {error}")),

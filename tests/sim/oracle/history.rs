@@ -73,7 +73,9 @@ impl History {
                 return Err(format!("{value} was written twice: in revisions {first} and {revision}"));
             }
             if self.refused.contains(value) {
-                return Err(format!("{value} was answered with not_applied and is written in revision {revision}"));
+                return Err(format!(
+                    "{value} was answered with not_applied and is written in revision {revision}"
+                ));
             }
         }
         self.revisions.insert(revision, changes);
@@ -84,7 +86,9 @@ impl History {
     pub fn note_refused(&mut self, value: &str) -> Result<(), String> {
         self.refused.insert(value.to_owned());
         match self.values.get(value) {
-            Some(revision) => Err(format!("{value} is answered with not_applied and was written in revision {revision}")),
+            Some(revision) => Err(format!(
+                "{value} is answered with not_applied and was written in revision {revision}"
+            )),
             None => Ok(()),
         }
     }
@@ -128,7 +132,9 @@ impl History {
             let is_there = self.revisions.get(revision).is_some_and(|changes| changes.contains(change));
             if !is_there {
                 let found = self.revisions.get(revision);
-                return Err(format!("{change:?} was acknowledged at revision {revision}, where there is {found:?}"));
+                return Err(format!(
+                    "{change:?} was acknowledged at revision {revision}, where there is {found:?}"
+                ));
             }
         }
         self.check_seen()

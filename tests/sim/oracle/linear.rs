@@ -34,7 +34,12 @@ impl Expect {
 pub enum Action {
     Read(Value),
     /// `happened` is `None` if nobody knows; `existed` is what the answer said of the key before.
-    Write { expect: Expect, to: Value, happened: Option<bool>, existed: Option<bool> },
+    Write {
+        expect: Expect,
+        to: Value,
+        happened: Option<bool>,
+        existed: Option<bool>,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -199,7 +204,11 @@ mod tests {
         let both = [(0, 10, put(1)), (0, 10, put(2))];
         assert!(check(&[both[0], both[1], (11, 12, Action::Read(Some(1)))]));
         assert!(check(&[both[0], both[1], (11, 12, Action::Read(Some(2)))]));
-        let flip = [(11, 12, Action::Read(Some(1))), (13, 14, Action::Read(Some(2))), (15, 16, Action::Read(Some(1)))];
+        let flip = [
+            (11, 12, Action::Read(Some(1))),
+            (13, 14, Action::Read(Some(2))),
+            (15, 16, Action::Read(Some(1))),
+        ];
         assert!(!check(&[both[0], both[1], flip[0], flip[1], flip[2]]));
     }
 
@@ -211,9 +220,17 @@ mod tests {
             happened: None,
             existed: None,
         };
-        assert!(check(&[(0, Micros::MAX, unknown), (5, 6, Action::Read(None)), (9, 10, Action::Read(Some(7)))]));
+        assert!(check(&[
+            (0, Micros::MAX, unknown),
+            (5, 6, Action::Read(None)),
+            (9, 10, Action::Read(Some(7)))
+        ]));
         assert!(!check(&[(8, Micros::MAX, unknown), (5, 6, Action::Read(Some(7)))]));
-        assert!(!check(&[(0, Micros::MAX, unknown), (5, 6, Action::Read(Some(7))), (9, 10, Action::Read(None))]));
+        assert!(!check(&[
+            (0, Micros::MAX, unknown),
+            (5, 6, Action::Read(Some(7))),
+            (9, 10, Action::Read(None))
+        ]));
     }
 
     #[test]

@@ -31,7 +31,10 @@ impl Oracle {
     }
 
     pub fn take_fault(&mut self) -> Option<String> {
-        self.fault.take().or_else(|| self.state.take_fault()).or_else(|| self.lease.take_fault())
+        self.fault
+            .take()
+            .or_else(|| self.state.take_fault())
+            .or_else(|| self.lease.take_fault())
     }
 
     /// The highest revision that an answer has shown so far: whatever begins now comes after it.
@@ -43,7 +46,9 @@ impl Oracle {
     pub fn note_revision(&mut self, revision: u64, floor: u64, is_change: bool, what: &str) {
         let is_late = if is_change { revision <= floor } else { revision < floor };
         if is_late {
-            self.fault(format!("{what} answered with revision {revision}, though {floor} was known before it began"));
+            self.fault(format!(
+                "{what} answered with revision {revision}, though {floor} was known before it began"
+            ));
         }
         self.floor = self.floor.max(revision);
     }

@@ -77,7 +77,10 @@ impl RaftOracle {
         };
         let first = *self.votes.entry((node, message.term)).or_insert(candidate);
         if first != candidate {
-            self.fault(format!("n{node} voted twice in term {}: for n{first} and for n{candidate}", message.term));
+            self.fault(format!(
+                "n{node} voted twice in term {}: for n{first} and for n{candidate}",
+                message.term
+            ));
         }
     }
 
@@ -91,7 +94,9 @@ impl RaftOracle {
             let first = *self.entries.entry((entry.index, entry.term)).or_insert(digest);
             if first != digest {
                 let (index, term) = (entry.index, entry.term);
-                self.fault(format!("n{node} has another entry at index {index} of term {term} than somebody else"));
+                self.fault(format!(
+                    "n{node} has another entry at index {index} of term {term} than somebody else"
+                ));
             }
         }
     }

@@ -48,10 +48,22 @@ impl StateOracle {
             feature_level: reader.feature_level(),
             leases: reader.leases().iter().fold(0, |sum, lease| sum ^ (lease.id << 32 | lease.ttl_ms)),
             members: reader.members().iter().fold(reader.removed().iter().sum(), |sum, member| {
-                let parts = [member.id, member.incarnation, member.wanted_role as u64, member.replaces, u64::from(member.feature_level)];
+                let parts = [
+                    member.id,
+                    member.incarnation,
+                    member.wanted_role as u64,
+                    member.replaces,
+                    u64::from(member.feature_level),
+                ];
                 parts.iter().fold(sum, |sum: u64, part| sum.wrapping_mul(0x0100_0000_01b3) ^ part)
             }),
-            voters: conf.voters.iter().chain(&conf.voters_outgoing).chain(&conf.learners).copied().collect(),
+            voters: conf
+                .voters
+                .iter()
+                .chain(&conf.voters_outgoing)
+                .chain(&conf.learners)
+                .copied()
+                .collect(),
         };
         let (first_node, first) = self.seen.entry(applied_index).or_insert_with(|| (node, looks.clone()));
         if *first_node != node {

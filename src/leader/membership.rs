@@ -6,7 +6,7 @@ use raft::eraftpb::ConfChangeV2;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::care::{conf_change, is_caught_up, quorum_lost_without};
+use super::care::{conf_change, is_caught_up};
 use super::{LeaderError, LeaderReply, LeaderService, NewMember};
 use crate::consensus::ConfRefused;
 use crate::driver::Event;

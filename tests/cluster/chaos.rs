@@ -28,7 +28,10 @@ async fn count(urls: Vec<String>, counter: u64, stop: Arc<AtomicBool>, done: Arc
         }
         loop {
             let url = format!("{}/counter{counter}", urls[turn % urls.len()]);
-            let request = http.put(url).header("idempotency-key", format!("{counter}-{number}")).body(number.to_string());
+            let request = http
+                .put(url)
+                .header("idempotency-key", format!("{counter}-{number}"))
+                .body(number.to_string());
             match request.send().await {
                 Ok(answer) if answer.status().is_success() => break,
                 Ok(_) | Err(_) => turn += 1,
@@ -49,7 +52,12 @@ async fn follow(urls: Vec<String>, stop: Arc<AtomicBool>, seen: Arc<parking_lot:
             return;
         }
         let url = format!("{}/v1/watch?prefix=counter&from_revision={}", urls[turn % urls.len()], revision + 1);
-        let sent = http.get(url).header("accept", "application/x-ndjson").timeout(Duration::from_secs(5)).send().await;
+        let sent = http
+            .get(url)
+            .header("accept", "application/x-ndjson")
+            .timeout(Duration::from_secs(5))
+            .send()
+            .await;
         let Ok(mut answer) = sent else { continue };
         assert_ne!(answer.status().as_u16(), 410, "the history is kept for an hour");
         if !answer.status().is_success() {
@@ -96,7 +104,12 @@ struct Faults {
 impl Faults {
     async fn step(&mut self, cluster: &mut Cluster) {
         let now = Instant::now();
-        let over: Vec<u64> = self.current.iter().filter(|(_, (_, until))| *until <= now).map(|(&id, _)| id).collect();
+        let over: Vec<u64> = self
+            .current
+            .iter()
+            .filter(|(_, (_, until))| *until <= now)
+            .map(|(&id, _)| id)
+            .collect();
         for id in over {
             self.end(cluster, id);
         }
@@ -125,13 +138,19 @@ impl Faults {
                 cluster.links.cut_one_way(id, other);
                 ("one-way cut", Some(Fault::Cut))
             }
-            8 if self.current.is_empty() => {
+            8 => {
+                // A change of membership waits for a quorum: it begins when everybody is well.
+                for other in ids {
+                    self.end(cluster, other);
+                }
                 self.churn(cluster).await;
                 ("membership churn", None)
             }
             9 => {
                 // Refused without a leader, which is as good.
-                let _ = cluster.call(Method::POST, id, "/leader?timeout=2s", Some(json!({ "id": id }))).await;
+                let _ = cluster
+                    .call(Method::POST, id, "/leader?timeout=2s", Some(json!({ "id": id })))
+                    .await;
                 ("transfer", None)
             }
             _ => return,
@@ -159,7 +178,9 @@ impl Faults {
         let asked = cluster.ids()[0];
         cluster.joiner(Some(id)).start();
         cluster.ready(id).await;
-        let (status, answer) = cluster.call(Method::DELETE, asked, &format!("/members/{id}?timeout=20s"), None).await;
+        let (status, answer) = cluster
+            .call(Method::DELETE, asked, &format!("/members/{id}?timeout=20s"), None)
+            .await;
         assert_eq!(status, 200, "removal of {id}: {answer}");
         let status = cluster.node(id).ended(Duration::from_secs(30)).await;
         assert_eq!(status.code(), Some(1), "removed member {id}");
@@ -199,7 +220,10 @@ async fn chaos() {
     let number = parameter("METCD_CHAOS_SEED", 1);
     let founders = parameter("METCD_CHAOS_NODES", 3);
     println!("scripts/chaos --seconds {seconds} --seed {number} --nodes {founders}");
-    let setup = Setup::of(founders).proxied().set("raft.snapshot_entries=500").set("raft.keep_entries=100");
+    let setup = Setup::of(founders)
+        .proxied()
+        .set("raft.snapshot_entries=500")
+        .set("raft.keep_entries=100");
     let mut cluster = Cluster::start(setup).await;
     let urls = cluster.urls();
     let writers = Writers::start_slow(&urls, 8, "w", Duration::from_millis(5));
@@ -251,7 +275,11 @@ async fn chaos() {
         for (counter, done) in done.iter().enumerate() {
             let (value, version) = &found[&format!("counter{counter}")];
             let done = done.load(Ordering::Relaxed);
-            assert_eq!((value.as_str(), *version), (done.to_string().as_str(), done), "counter {counter} on member {id}");
+            assert_eq!(
+                (value.as_str(), *version),
+                (done.to_string().as_str(), done),
+                "counter {counter} on member {id}"
+            );
         }
     }
     cluster.same_content(&cluster.ids()).await;

@@ -11,7 +11,11 @@ use crate::load::{Writers, check};
 async fn roles(cluster: &Cluster, asked: u64) -> Option<Vec<(u64, String)>> {
     let table = cluster.get_json(asked, "/members").await?;
     let roles = table["members"].as_array()?.iter();
-    Some(roles.filter_map(|m| Some((m["id"].as_u64()?, m["role"].as_str()?.to_owned()))).collect())
+    Some(
+        roles
+            .filter_map(|m| Some((m["id"].as_u64()?, m["role"].as_str()?.to_owned())))
+            .collect(),
+    )
 }
 
 /// Waits until `asked` knows exactly these voters and nobody else.
@@ -27,7 +31,9 @@ async fn voters_are(cluster: &Cluster, asked: u64, voters: &[u64]) {
 
 /// `DELETE`, waiting out a change that is under way.
 async fn remove(cluster: &Cluster, asked: u64, id: u64) -> (u16, Value) {
-    cluster.call(Method::DELETE, asked, &format!("/members/{id}?timeout=20s"), None).await
+    cluster
+        .call(Method::DELETE, asked, &format!("/members/{id}?timeout=20s"), None)
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,7 +49,15 @@ async fn one_becomes_three_becomes_five_becomes_three_under_load() {
     joiner.start();
     let client_port = joiner.client_port;
     let id = eventually("the assigned id", SOON, async || {
-        let status: Value = cluster.http.get(format!("http://127.0.0.1:{client_port}/status")).send().await.ok()?.json().await.ok()?;
+        let status: Value = cluster
+            .http
+            .get(format!("http://127.0.0.1:{client_port}/status"))
+            .send()
+            .await
+            .ok()?
+            .json()
+            .await
+            .ok()?;
         status["id"].as_u64().filter(|&id| id != 0)
     })
     .await;
@@ -68,7 +82,11 @@ async fn one_becomes_three_becomes_five_becomes_three_under_load() {
     // The leader goes, and one more.
     let leader = cluster.leader().await;
     let second = if leader == 5 { 4 } else { 5 };
-    let asked = cluster.ids().into_iter().find(|&id| id != leader && id != second && id != 1).unwrap();
+    let asked = cluster
+        .ids()
+        .into_iter()
+        .find(|&id| id != leader && id != second && id != 1)
+        .unwrap();
     for gone in [leader, second] {
         if gone == 1 {
             // The writers talk to member 1: they go with it.
@@ -85,7 +103,11 @@ async fn one_becomes_three_becomes_five_becomes_three_under_load() {
     voters_are(&cluster, asked, &rest).await;
     let record = writers.stop().await;
     assert!(record.unknown.is_empty() || leader == 1, "{:?}", record.unknown.first());
-    println!("membership walk: {} writes, longest gap {:?}", record.acknowledged.len(), record.longest_gap());
+    println!(
+        "membership walk: {} writes, longest gap {:?}",
+        record.acknowledged.len(),
+        record.longest_gap()
+    );
     for id in &rest {
         check(&cluster, *id, "w", &record).await;
     }
@@ -121,7 +143,8 @@ async fn check_all_members_named(cluster: &Cluster) {
     eventually("every member's name and client URL", SOON, async || {
         let table = cluster.get_json(2, "/members").await?;
         let members = table["members"].as_array()?;
-        let named = |m: &Value| m["name"].as_str().is_some_and(|s| !s.is_empty()) && m["client_url"].as_str().is_some_and(|s| !s.is_empty());
+        let named =
+            |m: &Value| m["name"].as_str().is_some_and(|s| !s.is_empty()) && m["client_url"].as_str().is_some_and(|s| !s.is_empty());
         let healthy = |m: &Value| m["healthy"].as_bool() == Some(true);
         (members.len() == 5 && members.iter().all(|m| named(m) && healthy(m))).then_some(())
     })
@@ -152,8 +175,14 @@ async fn rule_24_the_last_voter_and_the_reachable_quorum_stay() {
     cluster.node(alive).ended(SOON).await;
     let (status, answer) = remove(&cluster, leader, leader).await;
     assert_eq!((status, answer["code"].as_str()), (409, Some("unsafe_change")));
-    let (status, answer) = cluster.call(Method::DELETE, leader, &format!("/members/{leader}?force=true"), None).await;
-    assert_eq!((status, answer["code"].as_str()), (409, Some("unsafe_change")), "not even by force: {answer}");
+    let (status, answer) = cluster
+        .call(Method::DELETE, leader, &format!("/members/{leader}?force=true"), None)
+        .await;
+    assert_eq!(
+        (status, answer["code"].as_str()),
+        (409, Some("unsafe_change")),
+        "not even by force: {answer}"
+    );
     assert!(cluster.put(leader, "k", "v").await.unwrap().is_success());
 }
 
@@ -191,7 +220,12 @@ async fn a_replacement_goes_by_one_joint_change() {
     assert_eq!(cluster.node(leader).ended(SOON).await.code(), Some(1));
     cluster.ready(7).await;
     let record = writers.stop().await;
-    assert!(record.unknown.is_empty() && record.refused.is_empty(), "{:?} {:?}", record.unknown.first(), record.refused.first());
+    assert!(
+        record.unknown.is_empty() && record.refused.is_empty(),
+        "{:?} {:?}",
+        record.unknown.first(),
+        record.refused.first()
+    );
     check(&cluster, 7, "w", &record).await;
     cluster.same_content(&wanted).await;
 }
@@ -258,7 +292,11 @@ async fn rule_9_a_founder_that_lost_its_disk_does_not_start_again() {
 async fn bound(cluster: &Cluster) {
     eventually("every member to be bound to its directory", SOON, async || {
         let table = cluster.get_json(cluster.ids()[0], "/members").await?;
-        table["members"].as_array()?.iter().all(|m| m["name"].as_str().is_some_and(|n| !n.is_empty())).then_some(())
+        table["members"]
+            .as_array()?
+            .iter()
+            .all(|m| m["name"].as_str().is_some_and(|n| !n.is_empty()))
+            .then_some(())
     })
     .await;
 }

@@ -10,12 +10,18 @@ const STORES: [&str; 3] = ["memory", "sled", "rocksdb"];
 
 /// Engines that this build has.
 fn built(engines: &'static [&'static str]) -> impl Iterator<Item = &'static str> {
-    engines.iter().copied().filter(|&engine| cfg!(feature = "rocksdb") || engine != "rocksdb")
+    engines
+        .iter()
+        .copied()
+        .filter(|&engine| cfg!(feature = "rocksdb") || engine != "rocksdb")
 }
 
 /// `METCD_TEST_ROUNDS` makes the loops longer: 2 in CI, 20 for a release.
 fn rounds() -> u64 {
-    std::env::var("METCD_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
+    std::env::var("METCD_TEST_ROUNDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(2)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -23,7 +29,10 @@ async fn rule_13_a_single_node_killed_at_random_moments_keeps_what_it_acknowledg
     let mut seed = Seed(7);
     for wal in built(&WALS) {
         for store in built(&STORES) {
-            let setup = Setup::of(1).engines(wal, store).set("raft.snapshot_entries=200").set("raft.keep_entries=50");
+            let setup = Setup::of(1)
+                .engines(wal, store)
+                .set("raft.snapshot_entries=200")
+                .set("raft.keep_entries=50");
             let mut cluster = Cluster::start(setup).await;
             let mut records = Vec::new();
             for round in 0..rounds() {
@@ -55,11 +64,22 @@ async fn rule_28_a_member_that_missed_a_compacted_log_catches_up_by_snapshot_und
         let mut cluster = Cluster::start(setup).await;
         let leader = cluster.leader().await;
         let away = leader % 3 + 1;
-        let urls: Vec<String> = cluster.ids().into_iter().filter(|&id| id != away).map(|id| cluster.url(id)).collect();
+        let urls: Vec<String> = cluster
+            .ids()
+            .into_iter()
+            .filter(|&id| id != away)
+            .map(|id| cluster.url(id))
+            .collect();
         let writers = Writers::start_slow(&urls, 16, "w", Duration::from_millis(2));
         writers.progress(100).await;
         cluster.node(away).kill();
-        compacted_beyond(&cluster, leader, cluster.status(leader).await["last_index"].as_u64().unwrap_or(0), &writers).await;
+        compacted_beyond(
+            &cluster,
+            leader,
+            cluster.status(leader).await["last_index"].as_u64().unwrap_or(0),
+            &writers,
+        )
+        .await;
         let begun = Instant::now();
         cluster.node(away).start();
         cluster.ready(away).await;
@@ -77,7 +97,11 @@ async fn rule_28_a_member_that_missed_a_compacted_log_catches_up_by_snapshot_und
         cluster.node(away).start();
         cluster.ready(away).await;
         let record = writers.stop().await;
-        assert!(record.unknown.is_empty() && record.refused.is_empty(), "{:?}", record.refused.first());
+        assert!(
+            record.unknown.is_empty() && record.refused.is_empty(),
+            "{:?}",
+            record.refused.first()
+        );
         check(&cluster, away, "w", &record).await;
         cluster.same_content(&cluster.ids()).await;
         cluster.node(away).kill();
@@ -101,7 +125,10 @@ async fn compacted_beyond(cluster: &Cluster, leader: u64, index: u64, writers: &
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes long: see its comment for the command"]
 async fn a_million_keys_reach_a_new_member() {
-    let keys: u64 = std::env::var("METCD_TEST_KEYS").ok().and_then(|text| text.parse().ok()).unwrap_or(1_000_000);
+    let keys: u64 = std::env::var("METCD_TEST_KEYS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1_000_000);
     let mut cluster = Cluster::start(Setup::of(1)).await;
     let url = cluster.url(1);
     let mut tasks = tokio::task::JoinSet::new();
@@ -130,7 +157,11 @@ async fn a_million_keys_reach_a_new_member() {
     .await;
     let took = begun.elapsed();
     let (sender, receiver) = (cluster.node(1).figures(), cluster.node(2).figures());
-    println!("FIG {keys} keys: caught up in {took:?}; sender {} MiB before, peak {} MiB; receiver peak {} MiB",
-        before.0 >> 20, sender.1 >> 20, receiver.1 >> 20);
+    println!(
+        "FIG {keys} keys: caught up in {took:?}; sender {} MiB before, peak {} MiB; receiver peak {} MiB",
+        before.0 >> 20,
+        sender.1 >> 20,
+        receiver.1 >> 20
+    );
     cluster.same_content(&[1, 2]).await;
 }

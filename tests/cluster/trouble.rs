@@ -31,13 +31,19 @@ async fn without_a_quorum_the_answers_are_true_and_recovery_is_by_itself() {
         cluster.http.put(url).body("during").send()
     };
     // The leader has not noticed yet: handed to raft, so nobody can tell.
-    assert_eq!(code_of(put("early", "800ms").await.unwrap()).await, (504, "timeout".into(), "unknown".into()));
+    assert_eq!(
+        code_of(put("early", "800ms").await.unwrap()).await,
+        (504, "timeout".into(), "unknown".into())
+    );
     eventually("the leader of a minority to step down", SOON, async || {
         cluster.status(leader).await["leader"].is_null().then_some(())
     })
     .await;
     let term = cluster.status(leader).await["term"].as_u64().unwrap();
-    assert_eq!(code_of(put("late", "500ms").await.unwrap()).await, (503, "no_leader".into(), "not_applied".into()));
+    assert_eq!(
+        code_of(put("late", "500ms").await.unwrap()).await,
+        (503, "no_leader".into(), "not_applied".into())
+    );
 
     let url = cluster.url(leader);
     let http = cluster.http.clone();
@@ -49,7 +55,11 @@ async fn without_a_quorum_the_answers_are_true_and_recovery_is_by_itself() {
     assert_eq!(get("/health?timeout=500ms").await.unwrap().status(), 503);
     assert_eq!(get("/leader?timeout=500ms").await.unwrap().status(), 503);
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(cluster.status(leader).await["term"].as_u64(), Some(term), "rule 20: failed pre-votes do not raise the term");
+    assert_eq!(
+        cluster.status(leader).await["term"].as_u64(),
+        Some(term),
+        "rule 20: failed pre-votes do not raise the term"
+    );
 
     for &id in &others {
         cluster.node(id).start();
@@ -77,7 +87,11 @@ async fn rule_20_an_isolated_member_never_raises_the_term_and_a_minority_leader_
     assert_eq!(cluster.status(follower).await["term"], term);
     cluster.links.heal();
     cluster.leader().await;
-    assert_eq!(cluster.status(leader).await["term"], term, "the return of an isolated follower disturbs nobody");
+    assert_eq!(
+        cluster.status(leader).await["term"],
+        term,
+        "the return of an isolated follower disturbs nobody"
+    );
 
     let begun = Instant::now();
     cluster.links.isolate(leader, &cluster.ids());
@@ -96,7 +110,12 @@ async fn rule_20_an_isolated_member_never_raises_the_term_and_a_minority_leader_
     cluster.leader().await;
     writers.progress(50).await;
     let record = writers.stop().await;
-    println!("FIG partitions: {} acknowledged, {} unknown, {} refused", record.acknowledged.len(), record.unknown.len(), record.refused.len());
+    println!(
+        "FIG partitions: {} acknowledged, {} unknown, {} refused",
+        record.acknowledged.len(),
+        record.unknown.len(),
+        record.refused.len()
+    );
     check(&cluster, leader, "w", &record).await;
     cluster.same_content(&cluster.ids()).await;
 }
@@ -140,25 +159,47 @@ async fn rule_27_strangers_on_either_port_change_nothing() {
             let _ = tokio::time::timeout(Duration::from_secs(2), stream.read_to_end(&mut answer)).await;
         }
     }
-    let cluster_id = cluster.get_json(1, "/members").await.unwrap()["cluster_id"].as_str().unwrap().to_owned();
+    let cluster_id = cluster.get_json(1, "/members").await.unwrap()["cluster_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let peer = format!("http://127.0.0.1:{}/raft", cluster.node(leader).peer_port);
     let other = leader % 3 + 1;
     let forged = [
-        (format!("cluster=00000000deadbeef;from={other};incarnation=0000000000000001;to={leader}"), 412),
+        (
+            format!("cluster=00000000deadbeef;from={other};incarnation=0000000000000001;to={leader}"),
+            412,
+        ),
         (format!("cluster={cluster_id};from=9;incarnation=0000000000000001;to={leader}"), 412),
-        (format!("cluster={cluster_id};from={other};incarnation=0000000000000001;to={leader}"), 412),
+        (
+            format!("cluster={cluster_id};from={other};incarnation=0000000000000001;to={leader}"),
+            412,
+        ),
         (format!("cluster={cluster_id};from={other};incarnation=0000000000000001;to=9"), 412),
         ("cluster=;;;".to_owned(), 400),
     ];
     eventually("incarnations to be known", SOON, async || {
         let table = cluster.get_json(leader, "/members").await?;
-        table["members"].as_array()?.iter().all(|m| m["name"].as_str().is_some_and(|n| !n.is_empty())).then_some(())
+        table["members"]
+            .as_array()?
+            .iter()
+            .all(|m| m["name"].as_str().is_some_and(|n| !n.is_empty()))
+            .then_some(())
     })
     .await;
     for (addressing, wanted) in forged {
         for path in ["", "/call", "/snapshot"] {
-            let request = cluster.http.request(Method::POST, format!("{peer}{path}")).header("metcd-peer", &addressing);
-            let status = request.header("metcd-deadline-ms", "500").body("{\"progress\":null}").send().await.unwrap().status();
+            let request = cluster
+                .http
+                .request(Method::POST, format!("{peer}{path}"))
+                .header("metcd-peer", &addressing);
+            let status = request
+                .header("metcd-deadline-ms", "500")
+                .body("{\"progress\":null}")
+                .send()
+                .await
+                .unwrap()
+                .status();
             assert_eq!(status, wanted, "{path} as {addressing}");
         }
     }
@@ -174,7 +215,10 @@ async fn a_full_disk_refuses_writes_and_recovers_by_itself() {
     let mut cluster = Cluster::prepare(Setup::of(1).set("limits.min_free_disk=32MiB")).await;
     let disk = cluster.node(1).data_dir.clone();
     std::fs::create_dir_all(&disk).unwrap();
-    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=96m", "tmpfs"]).arg(&disk).output();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=96m", "tmpfs"])
+        .arg(&disk)
+        .output();
     if !mounted.is_ok_and(|output| output.status.success()) {
         eprintln!("NOT TESTED: a full disk. It takes a tmpfs, so run this as root: sudo -E cargo test --test cluster a_full_disk");
         return;
@@ -186,12 +230,18 @@ async fn a_full_disk_refuses_writes_and_recovers_by_itself() {
     let filler = disk.join("filler");
     let free = 96 << 20;
     std::fs::write(&filler, vec![1; free - (62 << 20)]).unwrap();
-    eventually("writes to be refused", SOON, async || (cluster.put(1, "k2", "v").await.ok()?.as_u16() == 507).then_some(())).await;
+    eventually("writes to be refused", SOON, async || {
+        (cluster.put(1, "k2", "v").await.ok()?.as_u16() == 507).then_some(())
+    })
+    .await;
     assert_eq!(cluster.get(1, "k").await.0, 200);
     let deleted = cluster.http.delete(format!("{}/k", cluster.url(1))).send().await.unwrap();
     assert_eq!(deleted.status(), 204);
     std::fs::remove_file(&filler).unwrap();
-    eventually("writes to be taken again", SOON, async || cluster.put(1, "k3", "v").await.ok()?.is_success().then_some(())).await;
+    eventually("writes to be taken again", SOON, async || {
+        cluster.put(1, "k3", "v").await.ok()?.is_success().then_some(())
+    })
+    .await;
     cluster.node(1).kill();
     drop(unmount);
 }

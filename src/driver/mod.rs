@@ -31,7 +31,7 @@ pub use event::{Event, Fatal};
 pub use wal::WalJob;
 
 use crate::consensus::{Consensus, Effects, Input, Persist};
-use crate::node::{PeerProgress, Shared};
+use crate::node::Shared;
 use crate::snapshot::SnapshotWriter;
 use crate::state::{SnapshotView, State};
 use crate::transport::{Peer, SnapshotSource, Transport};
@@ -50,8 +50,6 @@ const OFFER_TICKS: u64 = 600;
 pub struct Options {
     /// Length of a tick.
     pub tick: Duration,
-    /// A member that was not heard of for so long counts as gone.
-    pub election_timeout: Duration,
     /// Snapshot (or store sync) after so many applied entries.
     pub snapshot_entries: u64,
     /// Entries kept in the log behind it.
@@ -330,21 +328,10 @@ impl Driver {
     fn publish(&self) {
         self.shared.publish(
             self.core.view(),
-            self.progress(),
+            self.core.progress(),
             self.core.proposals_pending(),
             self.core.stamp().0,
         );
-    }
-
-    /// The leader's view of the members. Raft forgets at every quorum check whom it heard of, and takes whom it has just added for
-    /// active: here active is who was truly heard of within the last election timeout.
-    fn progress(&self) -> Vec<PeerProgress> {
-        let since = Instant::now().checked_sub(self.options.election_timeout).unwrap_or(self.started);
-        let mut peers = self.core.progress();
-        for peer in &mut peers {
-            peer.active = self.shared.heard_since(peer.id, since);
-        }
-        peers
     }
 
     /// Performs everything that follows from the inputs so far. A read round that ends in it makes room for the next one at once: those

@@ -1,6 +1,9 @@
 //! Figures, not checks: `cargo test --release --test figures -- --ignored --nocapture --test-threads 1`.
 //! Those of the server need `wrk` in the path.
 
+#![allow(clippy::print_stdout, reason = "figures are printed")]
+#![allow(clippy::disallowed_methods, reason = "no more wait in the queue than were sent")]
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},

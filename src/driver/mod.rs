@@ -14,6 +14,7 @@
 mod apply;
 mod chores;
 mod event;
+mod log_size;
 mod wal;
 
 use std::collections::VecDeque;
@@ -24,6 +25,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType, Snapshot};
+
+use log_size::LogSize;
 
 pub use apply::ApplyJob;
 pub use chores::Chore;
@@ -43,6 +46,10 @@ const MAX_EVENTS_PER_ROUND: usize = 4096;
 const MAX_TICKS_MADE_UP: u32 = 3;
 /// Followers that do not wait for a commit hear of it with the next append, or after this time.
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(2);
+/// Bytes of the log kept behind a snapshot for slow followers, whatever `raft.keep_entries` allows.
+const MAX_KEPT_BYTES: u64 = 64 << 20;
+/// A snapshot is due after so many bytes of log, or the size of the last one if that is larger.
+const MIN_BYTES_BETWEEN_SNAPSHOTS: u64 = 128 << 20;
 /// How long an offered snapshot is kept for followers that may ask for it again.
 const OFFER_TICKS: u64 = 600;
 
@@ -112,7 +119,7 @@ struct Driver {
     installing: Option<Installing>,
     /// Last index that is durable outside the log, and bytes logged since.
     durable_index: u64,
-    bytes_since: u64,
+    log_size: LogSize,
     last_snapshot_bytes: u64,
     chore_running: bool,
     in_configuration: bool,
@@ -163,7 +170,7 @@ pub fn start(
         received: None,
         installing: None,
         durable_index,
-        bytes_since: 0,
+        log_size: LogSize::default(),
         last_snapshot_bytes: 0,
         chore_running: false,
         in_configuration,
@@ -432,7 +439,7 @@ impl Driver {
     }
 
     fn persist(&mut self, unit: Persist) {
-        self.bytes_since += unit.entries.iter().map(|entry| entry.data.len() as u64 + 32).sum::<u64>();
+        self.log_size.note(&unit.entries);
         if let Some(installing) = &mut self.installing {
             installing.deferred.push_back(unit);
             return;
@@ -458,7 +465,7 @@ impl Driver {
     fn handle_installed(&mut self, start: LogStart) {
         let Some(installing) = self.installing.take() else { return };
         self.durable_index = start.index;
-        self.bytes_since = 0;
+        self.log_size.forget(start.index);
         self.to_wal(WalJob::Persist(installing.persist));
         for unit in installing.deferred {
             self.persist(unit);
@@ -515,12 +522,12 @@ impl Driver {
 
     /// Makes the state durable outside the log when enough was logged since, so that the log can be cut.
     fn maybe_make_durable(&mut self) {
-        let due_bytes = (128 << 20).max(self.last_snapshot_bytes);
+        let due_bytes = MIN_BYTES_BETWEEN_SNAPSHOTS.max(self.last_snapshot_bytes);
         let applied = self.shared.applied_index();
-        let due = applied.saturating_sub(self.durable_index) >= self.options.snapshot_entries || self.bytes_since >= due_bytes;
+        let due = applied.saturating_sub(self.durable_index) >= self.options.snapshot_entries
+            || self.log_size.bytes_after(self.durable_index) >= due_bytes;
         if due && !self.chore_running && self.installing.is_none() && applied > self.durable_index {
             self.chore_running = true;
-            self.bytes_since = 0;
             self.to_apply(ApplyJob::View(true));
         }
     }
@@ -534,12 +541,14 @@ impl Driver {
         self.durable_index = self.durable_index.max(index);
         self.last_snapshot_bytes = bytes;
         let in_use = self.offer.as_ref().map_or(u64::MAX, |offer| offer.index);
-        let keep_from = index.saturating_sub(self.options.keep_entries).min(in_use);
+        let by_bytes = self.log_size.keep_after(index, MAX_KEPT_BYTES);
+        let keep_from = index.saturating_sub(self.options.keep_entries).max(by_bytes).min(in_use);
         let Some(term) = self.core.term_at(keep_from) else { return };
         if keep_from <= self.core.view().log_start.index {
             return;
         }
         let to = LogStart { index: keep_from, term };
+        self.log_size.forget(to.index);
         self.core.step(Input::Compacted(to));
         self.to_wal(WalJob::Compact(to));
     }

@@ -3,6 +3,9 @@
 //! `cargo bench --features rocksdb --bench store -- memory|sled|rocksdb [user keys, default 100000] [seconds to settle, default 0]`
 //! Each engine deserves a process of its own: memory once taken is seldom given back.
 
+#![allow(clippy::print_stdout, reason = "figures are printed")]
+#![allow(clippy::disallowed_methods, reason = "the engine is left alone for a while")]
+
 use std::{
     ops::{Bound, ControlFlow},
     time::{Duration, Instant},

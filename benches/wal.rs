@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --bench wal [-- ENGINE...] [DIR]`: the directory decides which file system is measured (default: the current one).
 
+#![allow(clippy::print_stdout, reason = "figures are printed")]
+
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},

@@ -12,6 +12,7 @@ pub mod driver;
 pub mod http;
 pub mod leader;
 pub mod node;
+pub mod recovery;
 pub mod restore;
 pub mod serve;
 pub mod server;

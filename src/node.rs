@@ -16,9 +16,9 @@ use crate::consensus::proposals::{Gate, Proposal};
 use crate::driver::{Event, Fatal};
 use crate::leader::clock::LeaseClock;
 use crate::leader::{LeaderError, LeaderReply, LeaderRequest, LeaderService};
-use crate::state::{SnapshotView, StateReader};
 use crate::state::command::{Body, Command, HashReport, Idempotency, TxnOpBody};
 use crate::state::outcome::{Outcome, Refusal};
+use crate::state::{SnapshotView, StateReader};
 use crate::store::KvStore;
 use crate::wal::WalStats;
 
@@ -205,6 +205,8 @@ pub struct Shared {
     pub wal_metrics: WalMetrics,
     pub(crate) replies: Mutex<HashMap<u64, oneshot::Sender<Outcome>>>,
     pub(crate) reads: ReadGate,
+    /// When a member was last heard of.
+    heard: Mutex<HashMap<u64, std::time::Instant>>,
     events: std::sync::mpsc::Sender<Event>,
     published: RwLock<Arc<Published>>,
     leadership: watch::Sender<(u64, u64)>,
@@ -334,6 +336,7 @@ impl Shared {
             wal_metrics: WalMetrics::default(),
             replies: Mutex::default(),
             reads: ReadGate::default(),
+            heard: Mutex::default(),
             events: parts.events,
             published: RwLock::new(Arc::new(published)),
             leadership: watch::Sender::new(leadership),
@@ -367,6 +370,8 @@ impl Shared {
             }
             first
         });
+        // Nothing is applied here any more: who waits need not wait for the deadline to hear that the outcome is unknown.
+        self.replies.lock().clear();
     }
 
     /// No new work from now on.
@@ -454,6 +459,16 @@ impl Shared {
             *now = leadership;
             changed
         })
+    }
+
+    /// A message of this member arrived now.
+    pub(crate) fn note_heard(&self, member: u64) {
+        self.heard.lock().insert(member, std::time::Instant::now());
+    }
+
+    /// Whether a message of this member arrived since then. One hears of oneself always.
+    pub(crate) fn heard_since(&self, member: u64, since: std::time::Instant) -> bool {
+        member == self.id || self.heard.lock().get(&member).is_some_and(|&at| at >= since)
     }
 
     /// The protocol as it was at the last tick.

@@ -415,7 +415,11 @@ fn open_reader(path: &Path) -> Result<SnapshotReader<BufReader<File>>, SnapshotE
 
 /// Reads a whole snapshot file and checks everything.
 pub fn verify_file(path: &Path) -> Result<SnapshotMeta, SnapshotError> {
-    let mut reader = open_reader(path)?;
+    verify(open_reader(path)?)
+}
+
+/// Reads a whole stream and checks everything.
+pub fn verify(mut reader: SnapshotReader<impl Read>) -> Result<SnapshotMeta, SnapshotError> {
     while reader.next_records()?.is_some() {}
     Ok(reader.meta)
 }
@@ -427,7 +431,11 @@ pub fn verify_file(path: &Path) -> Result<SnapshotMeta, SnapshotError> {
 /// before (by the file's name) and installs again when it finds the mark.
 pub fn install(path: &Path, store: &dyn KvStore) -> Result<SnapshotMeta, SnapshotError> {
     verify_file(path)?;
-    let mut reader = open_reader(path)?;
+    load(open_reader(path)?, store)
+}
+
+/// The second half of [`install`]: what is read must have been verified before.
+pub fn load(mut reader: SnapshotReader<impl Read>, store: &dyn KvStore) -> Result<SnapshotMeta, SnapshotError> {
     store.clear()?;
     while let Some(records) = reader.next_records()? {
         let mut batch = WriteBatch::default();

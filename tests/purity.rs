@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories under `src/` that are pure.
-const PURE: &[&str] = &["consensus", "state", "store/memory.rs", "store/memory"];
+const PURE: &[&str] = &["consensus", "state", "store/memory", "leader/clock.rs", "recovery.rs"];
 
 /// What must not appear there, and why.
 const FORBIDDEN: &[(&str, &str)] = &[
@@ -67,7 +67,12 @@ fn pure_modules_see_no_clock_disk_socket_thread_randomness_or_unordered_map() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     PURE.iter().for_each(|pure| rust_files(&source.join(pure), &mut files));
-    assert!(!files.is_empty(), "nothing was checked");
+    for pure in PURE {
+        assert!(
+            files.iter().any(|file| file.starts_with(source.join(pure))),
+            "src/{pure} is not there"
+        );
+    }
     let found: Vec<String> = files
         .iter()
         .flat_map(|file| violations(file, &fs::read_to_string(file).expect("read")))

@@ -9,6 +9,16 @@
 //!
 //! `scripts/power-cut --engine sled --cuts 500` runs it for long.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "processes of this test report to each other so, and the figures are printed"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "random moments are waited for; children end with a code that says what they found"
+)]
+
 use std::{
     env,
     io::{self, BufRead, BufReader, Write},
@@ -43,6 +53,7 @@ static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
 pub struct Random(pub u64);
 
 impl Random {
+    /// The next number.
     pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -51,6 +62,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
+    /// A number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.draw() % bound
     }

@@ -222,9 +222,22 @@ impl Storage for LogCache {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
+        // Raft on the other side throws a snapshot away whose configuration does not have it, without a word: one that was made
+        // before the receiver was added is of no use to it.
+        let suits = |snapshot: &Snapshot| {
+            let metadata = snapshot.get_metadata();
+            let conf = metadata.get_conf_state();
+            let mut members = conf
+                .voters
+                .iter()
+                .chain(&conf.learners)
+                .chain(&conf.voters_outgoing)
+                .chain(&conf.learners_next);
+            metadata.index >= request_index.max(self.start.index) && members.any(|&member| member == to)
+        };
         match self.snapshot.borrow().as_ref() {
-            Some(snapshot) if snapshot.get_metadata().index >= request_index.max(self.start.index) => Ok(snapshot.clone()),
+            Some(snapshot) if suits(snapshot) => Ok(snapshot.clone()),
             _ => {
                 self.snapshot_wanted.set(true);
                 Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
@@ -310,6 +323,20 @@ mod tests {
             log.entries(8, 9, None, GetEntriesContext::empty(true)),
             Err(Error::Store(StorageError::Compacted))
         );
+    }
+
+    #[test]
+    fn a_snapshot_from_before_a_member_was_added_is_not_for_it() {
+        let mut log = log();
+        let mut snapshot = Snapshot::default();
+        snapshot.mut_metadata().index = 9;
+        snapshot.mut_metadata().mut_conf_state().set_voters(vec![1, 2]);
+        log.offer_snapshot(Some(snapshot));
+        assert!(log.snapshot(0, 2).is_ok());
+        assert!(!log.take_snapshot_wish());
+        assert_eq!(log.snapshot(0, 3), Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable)));
+        assert!(log.take_snapshot_wish());
+        assert_eq!(log.snapshot(10, 2), Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable)));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! - One ReadIndex round is in flight at a time, each under a context that was never used before (rule 17): raft-rs 0.7 answers a
 //!   context that is sent twice with a stale index.
 
+mod announce;
 pub mod log;
 pub mod proposals;
 mod reads;
@@ -18,7 +19,7 @@ pub mod validate;
 
 pub use status::View;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::{ConfChangeV2, ConfState, Entry, HardState, Message, MessageType, Snapshot};
 use raft::{Error, RawNode, SnapshotStatus, StateRole, Storage};
@@ -29,15 +30,19 @@ use crate::wal::{LogStart, Recovered};
 use log::{FetchWish, LogCache};
 use proposals::{Proposal, Proposals};
 use reads::Reads;
+use validate::Implausible;
 
 /// Bytes of commands that are packed into one raft entry.
 const MAX_ENTRY_BYTES: usize = 1 << 20;
 /// Bytes of the log kept in memory. Larger lags are read back from the WAL.
-const MAX_CACHED_BYTES: usize = 64 << 20;
+const MAX_CACHED_BYTES: usize = 16 << 20;
 /// Raft refuses proposals while so many bytes are uncommitted.
 const MAX_UNCOMMITTED_BYTES: u64 = 128 << 20;
 /// Bytes of committed entries given to apply at once.
 const MAX_COMMITTED_BYTES: u64 = 8 << 20;
+
+/// Refusals logged in a process's life; further ones only at level debug.
+const MAX_REFUSALS_NOTED: usize = 100;
 
 /// What the protocol needs to know; all of it constant.
 #[derive(Debug, Clone)]
@@ -121,6 +126,8 @@ pub enum Input {
     Compacted(LogStart),
     /// Hand leadership to this member.
     TransferLeader(u64),
+    /// Tell those who have not heard of the commit index; the driver's answer to [`Effects::commit_unannounced`].
+    Announce,
     /// Start an election now (a sole voter does at start).
     Campaign,
 }
@@ -160,6 +167,8 @@ pub struct Effects {
     pub reads: Vec<(u64, u64)>,
     /// Entries to fetch from the WAL.
     pub fetch: Vec<FetchWish>,
+    /// Some followers have not heard of the commit index: unless an append goes out soon, step [`Input::Announce`].
+    pub commit_unannounced: bool,
     /// A follower needs a snapshot: offer one.
     pub snapshot_wanted: bool,
     /// Own proposals whose deadline passed: nobody waits for them any more.
@@ -174,6 +183,8 @@ pub struct Consensus {
     reads: Reads,
     tick: u64,
     now_ms: u64,
+    /// Tick at which each peer was last heard of. Raft's own note of it is wiped once per election timeout, so it says "never" for a moment.
+    heard: BTreeMap<u64, u64>,
     /// Counts campaigns: a failed pre-vote does not move the term, and two nodes must not draw equal timeouts for ever.
     attempt: u64,
     /// Messages that wait for a batch to be durable, by its number.
@@ -189,6 +200,9 @@ pub struct Consensus {
     /// Cluster time as the state knows it, and the base of this leader's clock: (state's time, own time) at its first applied entry of the term.
     cluster_time_ms: u64,
     leader_clock: Option<(u64, u64, u64)>,
+    announcements: announce::Announcements,
+    /// Refusals that were logged.
+    refused: BTreeSet<(u64, Implausible)>,
     effects: Effects,
 }
 
@@ -235,6 +249,7 @@ impl Consensus {
             node,
             tick: 0,
             now_ms: 0,
+            heard: BTreeMap::new(),
             attempt: 0,
             held: VecDeque::new(),
             unpersisted: VecDeque::new(),
@@ -243,6 +258,8 @@ impl Consensus {
             applied_index: applied.index,
             cluster_time_ms,
             leader_clock: None,
+            announcements: announce::Announcements::default(),
+            refused: BTreeSet::new(),
             effects: Effects::default(),
         };
         consensus.draw_election_timeout();
@@ -272,6 +289,7 @@ impl Consensus {
             }
             Input::Unreachable(peer) => self.node.report_unreachable(peer),
             Input::Compacted(to) => self.node.mut_store().compact(to),
+            Input::Announce => self.announce_to_all(),
             Input::TransferLeader(to) => self.node.transfer_leader(to),
             Input::Campaign => {
                 if let Err(error) = self.node.campaign() {
@@ -317,6 +335,13 @@ impl Consensus {
     /// To be called exactly when the state machine applies the entry (rule 22).
     pub fn apply_conf_change(&mut self, change: &ConfChangeV2) -> Result<ConfState, Error> {
         let conf_state = self.node.apply_conf_change(change)?;
+        // A snapshot from before the change does not name a member that it added, and raft refuses a snapshot that does not name the receiver.
+        self.node.mut_store().offer_snapshot(None);
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && !raft.promotable() {
+            // raft-rs lets a leader that was removed go on, and panics at the next acknowledgement.
+            raft.become_follower(raft.term, raft::INVALID_ID);
+        }
         self.draw_election_timeout();
         Ok(conf_state)
     }
@@ -326,14 +351,20 @@ impl Consensus {
         self.run_leader_clock();
         self.hand_over_proposals();
         self.begin_read_round();
-        while self.node.has_ready() {
-            self.handle_ready();
-        }
+        self.handle_readies();
+        self.announce_to_waiting();
+        self.handle_readies();
         self.draw_election_timeout();
         let store = self.node.mut_store();
         self.effects.fetch = store.take_fetch_wishes();
         self.effects.snapshot_wanted |= store.take_snapshot_wish();
         std::mem::take(&mut self.effects)
+    }
+
+    fn handle_readies(&mut self) {
+        while self.node.has_ready() {
+            self.handle_ready();
+        }
     }
 
     fn handle_tick(&mut self) {
@@ -355,6 +386,7 @@ impl Consensus {
         if self.node.tick() && campaigning(&self.node.raft) {
             self.attempt += 1;
         }
+        self.announce_to_all();
         let settled = self.applied_index.min(self.node.raft.raft_log.persisted);
         self.node.mut_store().trim(settled, MAX_CACHED_BYTES);
     }
@@ -367,15 +399,24 @@ impl Consensus {
 
     fn handle_message(&mut self, mut message: Message) {
         if let Err(reason) = validate::check(&self.node, &message) {
-            tracing::warn!(from = message.from, kind = ?message.get_msg_type(), %reason, "refused a raft message");
+            let kind = message.get_msg_type();
+            // Once per sender and reason: some come with every heartbeat.
+            if self.refused.len() < MAX_REFUSALS_NOTED && self.refused.insert((message.from, reason)) {
+                tracing::warn!(from = message.from, ?kind, %reason, "refused a raft message");
+            } else {
+                tracing::debug!(from = message.from, ?kind, %reason, "refused a raft message");
+            }
             return;
         }
+        self.heard.insert(message.from, self.tick);
         if message.get_msg_type() == MessageType::MsgPropose {
             self.stamp_entries(&mut message);
         }
-        let kind = message.get_msg_type();
-        if let Err(error) = self.node.step(message) {
-            tracing::debug!(%error, ?kind, "raft did not step a message");
+        let (kind, from) = (message.get_msg_type(), message.from);
+        match self.node.step(message) {
+            Ok(()) if kind == MessageType::MsgPropose => self.announcements.forwarded(from, self.node.raft.raft_log.last_index()),
+            Ok(()) => {}
+            Err(error) => tracing::debug!(%error, ?kind, "raft did not step a message"),
         }
     }
 
@@ -447,6 +488,10 @@ impl Consensus {
             return;
         }
         let term = self.node.raft.term;
+        // A follower's entries are a message of their own each and have a longer way: they do not wait for each other.
+        if self.is_leader() && self.proposals.is_gathering(self.tick) {
+            return;
+        }
         while let Some((data, seqs)) = self.proposals.pack(MAX_ENTRY_BYTES, term, self.tick) {
             let context = self.stamp().encode().to_vec();
             if self.node.propose(context, data).is_err() {
@@ -508,7 +553,7 @@ fn raft_config(options: &Options, applied_index: u64) -> raft::Config {
         check_quorum: true,
         pre_vote: true,
         read_only_option: raft::ReadOnlyOption::Safe,
-        skip_bcast_commit: false,
+        skip_bcast_commit: true,
         batch_append: true,
         priority: 0,
         max_uncommitted_size: MAX_UNCOMMITTED_BYTES,

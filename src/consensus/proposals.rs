@@ -5,13 +5,18 @@
 //! - A command handed to raft once keeps its identity for ever (rule 15); state applies it once (rule 14).
 //! - A command whose gate was cancelled before it was handed over is never handed over: that is what makes `not_applied` true.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
 
 use crate::state::command::FEATURE_LEVEL;
+
+/// Ticks after which an entry under way no longer makes others wait.
+const MAX_GATHERING_TICKS: u64 = 3;
+/// Commands of so many bytes make an entry that is worth its costs, whatever is under way.
+const MIN_GATHERED_BYTES: usize = 256 << 10;
 
 const QUEUED: u8 = 0;
 const HANDED: u8 = 1;
@@ -67,7 +72,11 @@ pub struct Proposals {
     next_seq: u64,
     pending: BTreeMap<u64, Pending>,
     /// Sequences to hand to raft at the next opportunity, in order.
-    queue: BTreeMap<u64, ()>,
+    queue: BTreeSet<u64>,
+    /// Bytes of what is in the queue.
+    queued_bytes: usize,
+    /// (last sequence, tick) of each entry that is under way, oldest first.
+    entries: VecDeque<(u64, u64)>,
 }
 
 impl Proposals {
@@ -78,7 +87,9 @@ impl Proposals {
             boot,
             next_seq: 1,
             pending: BTreeMap::new(),
-            queue: BTreeMap::new(),
+            queue: BTreeSet::new(),
+            queued_bytes: 0,
+            entries: VecDeque::new(),
         }
     }
 
@@ -96,18 +107,40 @@ impl Proposals {
                 handed: None,
             },
         );
-        self.queue.insert(seq, ());
+        self.enqueue(seq);
         seq
     }
 
     /// It was applied: nobody needs to propose it any more.
     pub fn settle(&mut self, seq: u64) {
+        self.dequeue(seq);
         self.pending.remove(&seq);
-        self.queue.remove(&seq);
+        while self.entries.front().is_some_and(|(last, _)| !self.pending.contains_key(last)) {
+            self.entries.pop_front();
+        }
+    }
+
+    fn enqueue(&mut self, seq: u64) {
+        if self.queue.insert(seq) {
+            self.queued_bytes += self.pending.get(&seq).map_or(0, |pending| pending.body.len());
+        }
+    }
+
+    fn dequeue(&mut self, seq: u64) {
+        if self.queue.remove(&seq) {
+            self.queued_bytes -= self.pending.get(&seq).map_or(0, |pending| pending.body.len());
+        }
+    }
+
+    /// Whether what is queued had better wait for more: an entry is under way, and one more of this size would only cost every member
+    /// an append, a sync and an answer more. An entry that is under way for long may be lost and makes nobody wait.
+    pub fn is_gathering(&self, tick: u64) -> bool {
+        let is_fresh = |(_, since): &(u64, u64)| tick.saturating_sub(*since) < MAX_GATHERING_TICKS;
+        self.queued_bytes < MIN_GATHERED_BYTES && self.entries.iter().any(is_fresh)
     }
 
     /// Proposals that still wait.
-    pub fn len(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.pending.len()
     }
 
@@ -137,13 +170,21 @@ impl Proposals {
 
     /// Queues again what was handed over in another term, or longer than `patience` ticks ago (rule 18).
     pub fn requeue(&mut self, term: u64, tick: u64, patience: u64) {
-        for (&seq, pending) in &self.pending {
-            if pending
-                .handed
-                .is_some_and(|(at, handed_term)| handed_term != term || tick.saturating_sub(at) >= patience)
-            {
-                self.queue.insert(seq, ());
-            }
+        let is_stale = |pending: &Pending| {
+            let (at, handed_term) = pending.handed?;
+            (handed_term != term || tick.saturating_sub(at) >= patience).then_some(())
+        };
+        let stale: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| is_stale(pending).is_some())
+            .map(|(&seq, _)| seq)
+            .collect();
+        if !stale.is_empty() {
+            self.entries.clear();
+        }
+        for seq in stale {
+            self.enqueue(seq);
         }
     }
 
@@ -157,15 +198,13 @@ impl Proposals {
         put_field(&mut data, 3, self.boot);
         put_field(&mut data, 4, low_water);
         let mut packed = Vec::new();
-        while let Some((&seq, ())) = self.queue.first_key_value() {
-            let Some(pending) = self.pending.get_mut(&seq) else {
-                self.queue.remove(&seq);
-                continue;
-            };
-            if !packed.is_empty() && data.len() + pending.body.len() > max_bytes {
+        while let Some(&seq) = self.queue.first() {
+            let size = self.pending.get(&seq).map_or(0, |pending| pending.body.len());
+            if !packed.is_empty() && data.len() + size > max_bytes {
                 break;
             }
-            self.queue.remove(&seq);
+            self.dequeue(seq);
+            let Some(pending) = self.pending.get_mut(&seq) else { continue };
             if !pending.gate.hand_over() {
                 self.pending.remove(&seq);
                 continue;
@@ -174,7 +213,8 @@ impl Proposals {
             put_command(&mut data, seq, &pending.body);
             packed.push(seq);
         }
-        if packed.is_empty() { None } else { Some((data, packed)) }
+        self.entries.push_back((*packed.last()?, tick));
+        Some((data, packed))
     }
 
     /// Raft dropped an entry that was packed: its commands wait for the next opportunity.
@@ -182,9 +222,10 @@ impl Proposals {
         for &seq in seqs {
             if let Some(pending) = self.pending.get_mut(&seq) {
                 pending.handed = None;
-                self.queue.insert(seq, ());
+                self.enqueue(seq);
             }
         }
+        self.entries.pop_back();
     }
 }
 
@@ -300,6 +341,30 @@ mod tests {
         assert_eq!(proposals.expire(10), [1]);
         proposals.requeue(2, 30, 20);
         assert!(!proposals.has_queued());
+    }
+
+    #[test]
+    fn small_commands_gather_while_an_entry_is_under_way_but_not_for_long() {
+        let mut proposals = Proposals::new(7, 3);
+        proposals.add(proposal("a", 100).0, 0);
+        assert!(!proposals.is_gathering(0));
+        proposals.pack(1 << 20, 1, 0);
+        proposals.add(proposal("b", 100).0, 0);
+        assert!(proposals.is_gathering(0));
+        assert!(!proposals.is_gathering(MAX_GATHERING_TICKS));
+        proposals.settle(1);
+        assert!(!proposals.is_gathering(0));
+    }
+
+    #[test]
+    fn large_commands_do_not_wait_for_each_other() {
+        let mut proposals = Proposals::new(7, 3);
+        proposals.add(proposal("a", 100).0, 0);
+        proposals.pack(1 << 20, 1, 0);
+        let mut large = proposal("b", 100).0;
+        large.body = vec![0; MIN_GATHERED_BYTES].into();
+        proposals.add(large, 0);
+        assert!(!proposals.is_gathering(0));
     }
 
     #[test]

@@ -32,6 +32,7 @@ impl Consensus {
             // Rule 3: a Ready that moves term or vote sends nothing before the sync, not even a leader's messages.
             held.extend(messages);
         } else {
+            self.announcements.note(&messages);
             self.effects.messages.extend(messages);
         }
 

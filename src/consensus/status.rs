@@ -92,7 +92,7 @@ impl Consensus {
             .map(|(&id, progress)| PeerProgress {
                 id,
                 match_index: progress.matched,
-                active: progress.recent_active || id == raft.id,
+                active: id == raft.id || self.is_heard(id),
                 snapshot: progress.state == ProgressState::Snapshot,
             })
             .collect();
@@ -100,9 +100,14 @@ impl Consensus {
         peers
     }
 
+    fn is_heard(&self, peer: u64) -> bool {
+        let heard = self.heard.get(&peer);
+        heard.is_some_and(|heard| self.tick - heard <= self.options.election_ticks as u64)
+    }
+
     /// Proposals of this member that wait for their result.
     pub fn proposals_pending(&self) -> usize {
-        self.proposals.len()
+        self.proposals.waiting()
     }
 
     /// Bytes of the log in memory.

@@ -6,7 +6,7 @@ use raft::{RawNode, Storage, StorageError};
 use super::log::LogCache;
 
 /// Why a message was not stepped. A sentence for the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[error("{0}")]
 pub struct Implausible(&'static str);
 

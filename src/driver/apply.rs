@@ -91,11 +91,8 @@ impl ApplyThread {
             let mut entries = Vec::new();
             while let Some(job) = queue.pop_front() {
                 match job {
-                    ApplyJob::Entries(more) => {
-                        entries.extend(more);
-                        continue;
-                    }
-                    other => {
+                    ApplyJob::Entries(more) => entries.extend(more),
+                    other @ (ApplyJob::View(_) | ApplyJob::Backup(_) | ApplyJob::Install { .. } | ApplyJob::Close) => {
                         self.apply(std::mem::take(&mut entries))?;
                         if self.special(other)? {
                             return Ok(());

@@ -44,9 +44,8 @@ fn make_durable(view: SnapshotView, shared: &Shared, dir: &Path) {
     };
     match result {
         Ok(bytes) => {
-            if bytes > 0 {
-                log_failure(dir, snapshot_files::remove_older(dir, index));
-            }
+            // Also beside a store on disk: what was received and installed is durable in it now, and the log goes on after it.
+            log_failure(dir, snapshot_files::remove_older(dir, index));
             shared.send(Event::Durable { index, bytes });
         }
         // A store that cannot be synced is as lost as a log that cannot (rule 5); a snapshot file is tried again, the log keeps everything.

@@ -12,6 +12,7 @@ use crate::consensus::proposals::Proposal;
 use crate::server::Queued;
 use crate::state::SnapshotView;
 use crate::state::outcome::Outcome;
+use crate::transport::Peer;
 use crate::wal::LogStart;
 
 /// Everything the driver reacts to besides the passing of time.
@@ -32,6 +33,8 @@ pub enum Event {
         /// Counts them as queued until it is dropped.
         queued: Queued,
     },
+    /// Where the members are, as the cluster tells a joiner that has no state of its own yet.
+    PeersFound(Vec<Peer>),
     /// The WAL holds everything up to this batch.
     Persisted(u64),
     /// The state machine stands here.

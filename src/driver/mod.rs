@@ -14,9 +14,10 @@
 mod apply;
 mod chores;
 mod event;
+mod log_size;
 mod wal;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -25,13 +26,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType, Snapshot};
 
+use log_size::LogSize;
+
 pub use apply::ApplyJob;
 pub use chores::Chore;
 pub use event::{Event, Fatal};
 pub use wal::WalJob;
 
 use crate::consensus::{Consensus, Effects, Input, Persist};
-use crate::node::{PeerProgress, Shared};
+use crate::node::Shared;
 use crate::snapshot::SnapshotWriter;
 use crate::state::{SnapshotView, State};
 use crate::transport::{Peer, SnapshotSource, Transport};
@@ -41,6 +44,12 @@ use crate::wal::{LogStart, Wal};
 const MAX_EVENTS_PER_ROUND: usize = 4096;
 /// Ticks made up for after a pause (a stopped process, a suspended machine): more would only start needless elections.
 const MAX_TICKS_MADE_UP: u32 = 3;
+/// Followers that do not wait for a commit hear of it with the next append, or after this time.
+const ANNOUNCE_AFTER: Duration = Duration::from_millis(2);
+/// Bytes of the log kept behind a snapshot for slow followers, whatever `raft.keep_entries` allows.
+const MAX_KEPT_BYTES: u64 = 64 << 20;
+/// A snapshot is due after so many bytes of log, or the size of the last one if that is larger.
+const MIN_BYTES_BETWEEN_SNAPSHOTS: u64 = 128 << 20;
 /// How long an offered snapshot is kept for followers that may ask for it again.
 const OFFER_TICKS: u64 = 600;
 
@@ -48,8 +57,6 @@ const OFFER_TICKS: u64 = 600;
 pub struct Options {
     /// Length of a tick.
     pub tick: Duration,
-    /// Ticks of an election timeout.
-    pub election_ticks: u64,
     /// Snapshot (or store sync) after so many applied entries.
     pub snapshot_entries: u64,
     /// Entries kept in the log behind it.
@@ -104,25 +111,29 @@ struct Driver {
     started: Instant,
     ticks: u64,
     next_tick: Instant,
+    /// When those who have not heard of the commit index are told.
+    announce_at: Option<Instant>,
     offer: Option<Offer>,
     view_requested: bool,
     received: Option<(LogStart, PathBuf)>,
     installing: Option<Installing>,
     /// Last index that is durable outside the log, and bytes logged since.
     durable_index: u64,
-    bytes_since: u64,
+    log_size: LogSize,
     last_snapshot_bytes: u64,
     chore_running: bool,
     in_configuration: bool,
     peers: Vec<Peer>,
     /// The leader that was last published, for the log.
     led_by: u64,
-    /// Tick at which a member was last active in raft's eyes.
-    heard: HashMap<u64, u64>,
 }
 
 /// Starts the threads. `events` is the receiving end of what `shared` sends to.
 #[allow(clippy::too_many_arguments, reason = "the wiring of the node: each is a station of its own")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "these queues are bounded at their sources: see the beginning of this file"
+)]
 pub fn start(
     core: Consensus,
     wal: Box<dyn Wal>,
@@ -153,18 +164,18 @@ pub fn start(
         chore_tx,
         started: now,
         ticks: 0,
+        announce_at: None,
         offer: None,
         view_requested: false,
         received: None,
         installing: None,
         durable_index,
-        bytes_since: 0,
+        log_size: LogSize::default(),
         last_snapshot_bytes: 0,
         chore_running: false,
         in_configuration,
         peers: Vec::new(),
         led_by: raft::INVALID_ID,
-        heard: HashMap::new(),
     };
     let driver = std::thread::Builder::new().name("driver".into()).spawn(move || {
         driver.run();
@@ -190,7 +201,8 @@ impl Driver {
         self.update_peers();
         loop {
             self.perform();
-            let timeout = self.next_tick.saturating_duration_since(Instant::now());
+            let wake_at = self.announce_at.map_or(self.next_tick, |at| at.min(self.next_tick));
+            let timeout = wake_at.saturating_duration_since(Instant::now());
             match self.events.recv_timeout(timeout) {
                 Ok(event) => {
                     if self.take_events(event) {
@@ -232,8 +244,17 @@ impl Driver {
             Event::ReadWanted => {}
             Event::Messages { messages, queued } => {
                 drop(queued);
+                if let Some(message) = messages.first() {
+                    self.shared.note_heard(message.from);
+                }
                 for message in messages {
                     self.core.step(Input::Message(message));
+                }
+            }
+            Event::PeersFound(peers) => {
+                // Until its first snapshot a joiner does not know where to answer. Afterwards it knows better.
+                if self.peers.is_empty() {
+                    self.transport.set_peers(peers);
                 }
             }
             Event::Persisted(number) => self.handle_persisted(number),
@@ -248,6 +269,8 @@ impl Driver {
             }),
             Event::ConfChange { change, reply } => {
                 let result = self.core.apply_conf_change(&change);
+                // Before anybody is told that it is done: the next request judges by it.
+                self.publish();
                 // The apply thread waits for it; if it is gone, the process is ending.
                 let _ = reply.send(result);
             }
@@ -276,6 +299,9 @@ impl Driver {
     }
 
     fn make_ticks(&mut self) {
+        if self.announce_at.take_if(|at| *at <= Instant::now()).is_some() {
+            self.core.step(Input::Announce);
+        }
         let mut made = 0;
         while Instant::now() >= self.next_tick {
             self.next_tick += self.options.tick;
@@ -303,30 +329,16 @@ impl Driver {
         self.maybe_make_durable();
         self.update_peers();
         self.check_membership();
-        let progress = self.progress();
+        self.publish();
+    }
+
+    fn publish(&self) {
         self.shared.publish(
             self.core.view(),
-            progress,
+            self.core.progress(),
             self.core.proposals_pending(),
             self.core.stamp().0,
         );
-    }
-
-    /// The leader's view of the members. Raft forgets at every quorum check, once per election timeout, whom it heard of: a member is
-    /// active if raft knew it to be at any tick of the last election timeout.
-    fn progress(&mut self) -> Vec<PeerProgress> {
-        let mut peers = self.core.progress();
-        self.heard.retain(|id, _| peers.iter().any(|peer| peer.id == *id));
-        for peer in &mut peers {
-            if peer.active {
-                self.heard.insert(peer.id, self.ticks);
-            }
-            peer.active = self
-                .heard
-                .get(&peer.id)
-                .is_some_and(|&at| self.ticks - at <= self.options.election_ticks);
-        }
-        peers
     }
 
     /// Performs everything that follows from the inputs so far. A read round that ends in it makes room for the next one at once: those
@@ -353,7 +365,9 @@ impl Driver {
             fetch,
             snapshot_wanted,
             expired,
+            commit_unannounced,
         } = effects;
+        self.announce_at = commit_unannounced.then(|| self.announce_at.unwrap_or_else(|| Instant::now() + ANNOUNCE_AFTER));
         self.send(messages);
         for unit in persist {
             self.persist(unit);
@@ -387,6 +401,7 @@ impl Driver {
         if !self.shared.publish_leadership((term, leader)) {
             return;
         }
+        self.publish();
         if leader == self.shared.id {
             tracing::info!(term, "became leader");
         } else if leader != raft::INVALID_ID {
@@ -424,7 +439,7 @@ impl Driver {
     }
 
     fn persist(&mut self, unit: Persist) {
-        self.bytes_since += unit.entries.iter().map(|entry| entry.data.len() as u64 + 32).sum::<u64>();
+        self.log_size.note(&unit.entries);
         if let Some(installing) = &mut self.installing {
             installing.deferred.push_back(unit);
             return;
@@ -450,7 +465,7 @@ impl Driver {
     fn handle_installed(&mut self, start: LogStart) {
         let Some(installing) = self.installing.take() else { return };
         self.durable_index = start.index;
-        self.bytes_since = 0;
+        self.log_size.forget(start.index);
         self.to_wal(WalJob::Persist(installing.persist));
         for unit in installing.deferred {
             self.persist(unit);
@@ -507,12 +522,12 @@ impl Driver {
 
     /// Makes the state durable outside the log when enough was logged since, so that the log can be cut.
     fn maybe_make_durable(&mut self) {
-        let due_bytes = (128 << 20).max(self.last_snapshot_bytes);
+        let due_bytes = MIN_BYTES_BETWEEN_SNAPSHOTS.max(self.last_snapshot_bytes);
         let applied = self.shared.applied_index();
-        let due = applied.saturating_sub(self.durable_index) >= self.options.snapshot_entries || self.bytes_since >= due_bytes;
+        let due = applied.saturating_sub(self.durable_index) >= self.options.snapshot_entries
+            || self.log_size.bytes_after(self.durable_index) >= due_bytes;
         if due && !self.chore_running && self.installing.is_none() && applied > self.durable_index {
             self.chore_running = true;
-            self.bytes_since = 0;
             self.to_apply(ApplyJob::View(true));
         }
     }
@@ -526,12 +541,14 @@ impl Driver {
         self.durable_index = self.durable_index.max(index);
         self.last_snapshot_bytes = bytes;
         let in_use = self.offer.as_ref().map_or(u64::MAX, |offer| offer.index);
-        let keep_from = index.saturating_sub(self.options.keep_entries).min(in_use);
+        let by_bytes = self.log_size.keep_after(index, MAX_KEPT_BYTES);
+        let keep_from = index.saturating_sub(self.options.keep_entries).max(by_bytes).min(in_use);
         let Some(term) = self.core.term_at(keep_from) else { return };
         if keep_from <= self.core.view().log_start.index {
             return;
         }
         let to = LogStart { index: keep_from, term };
+        self.log_size.forget(to.index);
         self.core.step(Input::Compacted(to));
         self.to_wal(WalJob::Compact(to));
     }

@@ -1,7 +1,7 @@
 //! The WAL thread: whatever is queued goes into one sync (group commit).
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -78,10 +78,7 @@ impl WalThread {
                     WalJob::Close => return self.flush(),
                 }
                 if self.bytes < MAX_BATCH_BYTES {
-                    next = match jobs.try_recv() {
-                        Ok(job) => Some(job),
-                        Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-                    };
+                    next = jobs.try_recv().ok();
                 }
             }
             self.flush()?;

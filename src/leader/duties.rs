@@ -1,27 +1,22 @@
 //! What a leader does without being asked: ends leases, promotes learners that caught up, completes replacements and joint
 //! configurations, forgets history. And what every member does: publishes its name and address, reports its state hash.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
 use tokio::time::Instant;
 
-use super::membership::is_caught_up;
+use super::care::{Care, Caretaker};
 use crate::config::{HistoryConfig, IdempotencyConfig};
 use crate::consensus::View;
 use crate::consensus::proposals::{Gate, Proposal};
 use crate::driver::Event;
 use crate::node::{Phase, Role, Shared};
-use crate::state::command::{
-    Body, Command, Compact, Evict, FEATURE_LEVEL, LeaseExpire, MemberRecord, MemberRole, MemberUpdate, MembershipChange,
-};
+use crate::state::command::{Body, Command, Compact, Evict, FEATURE_LEVEL, LeaseExpire, MemberUpdate, MembershipChange};
 
 /// Leases ended at one tick at most: a million leases that end together do not fill the queue at once.
 const MAX_ENDS_PER_TICK: usize = 1_000;
-/// A learner is promoted after being caught up for so many looks in a row.
-const LOOKS_BEFORE_PROMOTION: u32 = 5;
 /// Between two looks at history, idempotency records, hashes and the own member record.
 const SLOW_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a membership change of the leader's own may take before it is tried again.
@@ -57,7 +52,7 @@ pub async fn run(shared: Arc<Shared>, duties: Duties) {
     let mut round = Round {
         shared,
         duties,
-        caught_up: HashMap::new(),
+        caretaker: Caretaker::default(),
         looked: Instant::now(),
         changing: None,
         heartbeat: 0,
@@ -73,8 +68,7 @@ pub async fn run(shared: Arc<Shared>, duties: Duties) {
 struct Round {
     shared: Arc<Shared>,
     duties: Duties,
-    /// Looks in a row at which a learner was caught up.
-    caught_up: HashMap<u64, u32>,
+    caretaker: Caretaker,
     looked: Instant,
     changing: Option<tokio::task::JoinHandle<()>>,
     heartbeat: usize,
@@ -92,7 +86,7 @@ impl Round {
             self.report_hash();
         }
         if !leads {
-            self.caught_up.clear();
+            self.caretaker.forget();
             return;
         }
         self.heartbeat += 1;
@@ -122,55 +116,23 @@ impl Round {
         }
     }
 
-    /// One change at a time: leave a joint configuration, complete a replacement, promote.
     fn look_after_members(&mut self, view: &View) {
-        if self.changing.as_ref().is_some_and(|task| !task.is_finished()) || view.conf_pending || view.transferring {
+        if self.changing.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
-        if view.joint {
-            self.shared.leave_joint();
-            return;
-        }
-        let peers = self.shared.peers();
-        let learners: Vec<MemberRecord> = self
-            .shared
-            .reader
-            .members()
-            .into_iter()
-            .filter(|member| view.learners.contains(&member.id) && wants_vote(member))
-            .collect();
-        self.caught_up.retain(|id, _| learners.iter().any(|learner| learner.id == *id));
-        for learner in learners {
-            let looks = self.caught_up.entry(learner.id).or_insert(0);
-            *looks = if is_caught_up(view, &peers, learner.id) { *looks + 1 } else { 0 };
-            if *looks >= LOOKS_BEFORE_PROMOTION {
-                self.caught_up.remove(&learner.id);
-                self.advance(&learner, view);
-                return;
-            }
+        let care = self
+            .caretaker
+            .look(self.shared.id, view, &self.shared.peers(), &self.shared.reader.members());
+        match care {
+            None => {}
+            Some(Care::LeaveJoint) => self.shared.leave_joint(),
+            Some(Care::HandOver(to)) => self.shared.send(Event::Transfer(to)),
+            Some(Care::Change(change)) => self.change(change),
         }
     }
 
-    fn advance(&mut self, learner: &MemberRecord, view: &View) {
-        let replaced = Some(learner.replaces).filter(|id| view.voters.contains(id));
-        if replaced == Some(self.shared.id) {
-            // The leader hands over before it goes; its successor looks after the replacement.
-            let best = self
-                .shared
-                .peers()
-                .into_iter()
-                .filter(|peer| peer.active && view.voters.contains(&peer.id) && peer.id != self.shared.id);
-            if let Some(best) = best.max_by_key(|peer| peer.match_index) {
-                self.shared.send(Event::Transfer(best.id));
-                return;
-            }
-        }
-        let change = MembershipChange {
-            promote: vec![learner.id],
-            remove: replaced.into_iter().collect(),
-            ..Default::default()
-        };
-        tracing::info!(member = learner.id, replaces = ?replaced, "promoting a learner that is caught up");
+    fn change(&mut self, change: MembershipChange) {
+        tracing::info!(promote = ?change.promote, remove = ?change.remove, "promoting a learner that is caught up");
         let shared = self.shared.clone();
         self.changing = Some(tokio::spawn(async move {
             if let Err(error) = shared.change(change, Instant::now() + CHANGE_PATIENCE).await {
@@ -252,8 +214,4 @@ impl Round {
         };
         self.shared.send(Event::Propose { proposal, reply: None });
     }
-}
-
-fn wants_vote(member: &MemberRecord) -> bool {
-    member.wanted_role == MemberRole::Voter as i32
 }

@@ -2,20 +2,22 @@
 
 use std::time::Duration;
 
-use prost::Message as _;
-use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
+use raft::eraftpb::ConfChangeV2;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::care::{conf_change, is_caught_up};
 use super::{LeaderError, LeaderReply, LeaderService, NewMember};
-use crate::consensus::{ConfRefused, View};
+use crate::consensus::ConfRefused;
 use crate::driver::Event;
-use crate::node::{CAUGHT_UP_ENTRIES, PeerProgress, Shared};
+use crate::node::Shared;
 use crate::state::command::{MemberRecord, MemberRole, MembershipChange};
 use crate::state::outcome::ConflictCode;
 
 /// Between two looks at whether a change has come to its end.
 const POLL: Duration = Duration::from_millis(10);
+/// A voter that says nothing for so long is not reachable.
+const SIGN_OF_LIFE_WITHIN: Duration = Duration::from_secs(1);
 /// `replace` answers this long before its deadline if it is not done.
 const UNDERWAY_MARGIN: Duration = Duration::from_millis(200);
 
@@ -119,9 +121,7 @@ impl LeaderService {
         if !reader.members().iter().any(|member| member.id == id) {
             return Err(LeaderError::MemberNotFound { id });
         }
-        let view = self.shared.view();
-        let rest: Vec<u64> = view.voters.iter().copied().filter(|&voter| voter != id).collect();
-        check_remaining_quorum(&self.shared, &view, id, &rest, force)?;
+        let rest = self.check_remaining_quorum(id, force, deadline).await?;
         if id == self.shared.id {
             // The leader hands over before it goes; its successor carries the request out.
             self.hand_over(&rest, deadline).await?;
@@ -143,6 +143,38 @@ impl LeaderService {
             ConflictCode::ChangeInProgress,
             format!("another change came first; member {id} was not removed"),
         ))
+    }
+
+    /// Rule 24: what remains must have a majority that is reachable now. A member that died just now still counts as active, so this
+    /// waits for a sign of life from after the request (heartbeats are answered within one interval). Gives the voters that remain.
+    async fn check_remaining_quorum(&self, id: u64, force: bool, deadline: Instant) -> Result<Vec<u64>, LeaderError> {
+        let view = self.shared.view();
+        let rest: Vec<u64> = view.voters.iter().copied().filter(|&voter| voter != id).collect();
+        if rest.is_empty() {
+            return Err(conflict(ConflictCode::UnsafeChange, format!("member {id} is the last voter")));
+        }
+        if force || !view.voters.contains(&id) {
+            return Ok(rest);
+        }
+        let since = Instant::now();
+        let needed = rest.len() / 2 + 1;
+        loop {
+            let alive = rest
+                .iter()
+                .filter(|&&voter| self.shared.heard_since(voter, since.into_std()))
+                .count();
+            if alive >= needed {
+                return Ok(rest);
+            }
+            if since.elapsed() >= SIGN_OF_LIFE_WITHIN || Instant::now() + POLL >= deadline {
+                let detail = format!(
+                    "only {alive} of the {} remaining voters are reachable and {needed} are needed for a quorum; ?force=true overrides",
+                    rest.len()
+                );
+                return Err(conflict(ConflictCode::UnsafeChange, detail));
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// Hands leadership to the candidate that is furthest along.
@@ -191,6 +223,10 @@ impl LeaderService {
             if Instant::now() + UNDERWAY_MARGIN >= deadline {
                 return Ok(LeaderReply::Underway { id });
             }
+            if self.shared.leader() != Some(self.shared.id) {
+                // It is remembered with the new member: whoever leads now goes on, and answers whoever asks again.
+                return Err(LeaderError::Timeout);
+            }
             tokio::time::sleep(POLL).await;
         }
     }
@@ -233,56 +269,6 @@ impl Shared {
             reply,
         });
     }
-}
-
-/// Raft's side of a membership change: a single step where that is enough, a joint configuration otherwise.
-fn conf_change(change: &MembershipChange) -> ConfChangeV2 {
-    let single = |kind: ConfChangeType, node_id: u64| ConfChangeSingle {
-        change_type: kind,
-        node_id,
-        ..Default::default()
-    };
-    let mut changes = Vec::new();
-    changes.extend(change.add.iter().map(|member| single(ConfChangeType::AddLearnerNode, member.id)));
-    changes.extend(change.promote.iter().map(|&id| single(ConfChangeType::AddNode, id)));
-    changes.extend(change.remove.iter().map(|&id| single(ConfChangeType::RemoveNode, id)));
-    let mut conf_change = ConfChangeV2::default();
-    conf_change.set_transition(ConfChangeTransition::Auto);
-    conf_change.set_changes(changes.into());
-    conf_change.context = change.encode_to_vec().into();
-    conf_change
-}
-
-/// Active, close to the end of the log, no snapshot under way.
-pub(super) fn is_caught_up(view: &View, peers: &[PeerProgress], id: u64) -> bool {
-    let near = |peer: &PeerProgress| peer.match_index + CAUGHT_UP_ENTRIES >= view.last_index;
-    peers
-        .iter()
-        .any(|peer| peer.id == id && peer.active && !peer.snapshot && near(peer))
-}
-
-/// Rule 24: what remains must have a majority that is reachable now.
-fn check_remaining_quorum(shared: &Shared, view: &View, id: u64, rest: &[u64], force: bool) -> Result<(), LeaderError> {
-    if rest.is_empty() {
-        return Err(conflict(ConflictCode::UnsafeChange, format!("member {id} is the last voter")));
-    }
-    if force || !view.voters.contains(&id) {
-        return Ok(());
-    }
-    let peers = shared.peers();
-    let healthy = rest
-        .iter()
-        .filter(|&&voter| peers.iter().any(|peer| peer.id == voter && peer.active))
-        .count();
-    let needed = rest.len() / 2 + 1;
-    if healthy < needed {
-        let detail = format!(
-            "only {healthy} of the {} remaining voters are reachable and {needed} are needed for a quorum; ?force=true overrides",
-            rest.len()
-        );
-        return Err(conflict(ConflictCode::UnsafeChange, detail));
-    }
-    Ok(())
 }
 
 fn free_id(shared: &Shared, members: &[MemberRecord]) -> u64 {

@@ -1,6 +1,7 @@
 //! What only the leader does: membership changes, transfers, lease clocks; and its standing duties. Requests reach it from any
 //! member through [`crate::node::Node::call_leader`], relayed over the peer listener as JSON.
 
+pub mod care;
 pub mod clock;
 mod duties;
 mod membership;
@@ -106,6 +107,21 @@ pub enum LeaderError {
     ShuttingDown,
 }
 
+/// The answer to a request that was asked again because an earlier try may have carried it out.
+fn found_done(request: &LeaderRequest, result: Result<LeaderReply, LeaderError>) -> Result<LeaderReply, LeaderError> {
+    match (request, result) {
+        (LeaderRequest::Remove { .. }, Err(LeaderError::MemberNotFound { .. })) => Ok(LeaderReply::Done),
+        (
+            LeaderRequest::Promote { .. },
+            Err(LeaderError::Conflict {
+                code: ConflictCode::NotALearner,
+                ..
+            }),
+        ) => Ok(LeaderReply::Done),
+        (_, result) => result,
+    }
+}
+
 /// How long a relayed request waits before it looks for the leader again.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -121,10 +137,16 @@ impl LeaderService {
         LeaderService { shared, transport }
     }
 
-    /// Finds the leader, waiting for one, and has it carry the request out.
+    /// Finds the leader, waiting for one, and has it carry the request out. A leader that is lost on the way may have begun: the next
+    /// one is asked the same again (every request may be repeated), and what it finds done already counts as done.
     pub async fn call(&self, request: LeaderRequest, deadline: Instant) -> Result<LeaderReply, LeaderError> {
+        let mut begun = false;
         loop {
-            let leader = self.wait_for_leader(deadline).await?;
+            let leader = match self.wait_for_leader(deadline).await {
+                Ok(leader) => leader,
+                Err(_) if begun => return Err(LeaderError::Timeout),
+                Err(error) => return Err(error),
+            };
             let result = if leader == self.shared.id {
                 self.execute(request.clone(), deadline).await
             } else {
@@ -132,11 +154,14 @@ impl LeaderService {
                     .call(leader, &request, deadline.saturating_duration_since(Instant::now()))
                     .await
             };
+            let result = if begun { found_done(&request, result) } else { result };
+            begun |= result == Err(LeaderError::Timeout);
             match result {
-                // Nothing was begun there: it does not lead (any more), or cannot be reached.
-                Err(LeaderError::NoLeader | LeaderError::ShuttingDown) if Instant::now() + RETRY < deadline => {
+                // Conflicts and the like are answers, whatever was begun before.
+                Err(LeaderError::NoLeader | LeaderError::ShuttingDown | LeaderError::Timeout) if Instant::now() + RETRY < deadline => {
                     tokio::time::sleep(RETRY).await;
                 }
+                Err(LeaderError::NoLeader | LeaderError::ShuttingDown) if begun => return Err(LeaderError::Timeout),
                 other => return other,
             }
         }
@@ -251,5 +276,25 @@ impl LeaderService {
                 Ok(Ok(())) | Err(_) => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_earlier_try_did_counts_as_done_and_a_refusal_stays_one() {
+        let gone = Err(LeaderError::MemberNotFound { id: 2 });
+        assert_eq!(
+            found_done(&LeaderRequest::Remove { id: 2, force: false }, gone.clone()),
+            Ok(LeaderReply::Done)
+        );
+        assert_eq!(found_done(&LeaderRequest::Promote { id: 2 }, gone.clone()), gone);
+        let unsafe_change = Err(LeaderError::Conflict {
+            code: ConflictCode::UnsafeChange,
+            detail: String::new(),
+        });
+        assert_eq!(found_done(&LeaderRequest::Promote { id: 2 }, unsafe_change.clone()), unsafe_change);
     }
 }

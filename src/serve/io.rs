@@ -59,7 +59,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Watched<I> {
         match Pin::new(&mut self.inner).poll_write(cx, &answer) {
             // Whatever was taken of it: the connection is closed after it.
             Poll::Ready(Ok(_)) => Some(Poll::Ready(Ok(head.len()))),
-            other => Some(other),
+            Poll::Ready(Err(error)) => Some(Poll::Ready(Err(error))),
+            Poll::Pending => Some(Poll::Pending),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Who this member is: settled before anything else starts. A founder asks its peers whether they know its id from another data
 //! directory; a joiner registers with a running cluster.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -9,6 +10,9 @@ use serde_json::json;
 use super::ServerError;
 use crate::config::Config;
 use crate::datadir::{DataDir, founding_cluster_id};
+use crate::driver::Event;
+use crate::node::{Phase, Shared};
+use crate::transport::{FetchError, Identity, Peer, PeerEvents, Transport, TransportLimits};
 
 /// Between two rounds over the URLs to join.
 const RETRY: Duration = Duration::from_secs(1);
@@ -35,10 +39,10 @@ pub async fn settle(config: &Config, data_dir: &mut DataDir) -> Result<Settled, 
             founds: false,
         });
     }
-    let client = http_client()?;
     if config.cluster.join.is_empty() {
-        return found(config, data_dir, &client).await;
+        return found(config, data_dir).await;
     }
+    let client = http_client()?;
     let (id, cluster_id) = register(config, data_dir.node_id(), &client).await?;
     data_dir.set_cluster(cluster_id, id)?;
     Ok(Settled {
@@ -53,33 +57,53 @@ fn http_client() -> Result<reqwest::Client, ServerError> {
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never());
-    client
-        .timeout(REQUEST_TIMEOUT)
-        .build()
-        .map_err(|error| ServerError::Refused(format!("cannot make an HTTP client: {error}")))
+    client.timeout(REQUEST_TIMEOUT).build().map_err(no_client)
 }
 
-async fn found(config: &Config, data_dir: &DataDir, client: &reqwest::Client) -> Result<Settled, ServerError> {
+fn no_client(error: reqwest::Error) -> ServerError {
+    ServerError::Refused(format!("cannot make an HTTP client: {error}"))
+}
+
+/// Nobody is to hear anything from a member that only asks.
+struct NoEvents;
+
+impl PeerEvents for NoEvents {
+    fn unreachable(&self, _peer: u64) {}
+    fn snapshot_sent(&self, _peer: u64, _ok: bool) {}
+    fn removed(&self, _detail: String) {}
+    fn refused(&self, _peer: u64, _code: &str, _detail: String) {}
+}
+
+async fn found(config: &Config, data_dir: &DataDir) -> Result<Settled, ServerError> {
     let id = data_dir
         .node_id()
         .ok_or_else(|| ServerError::Refused("a founding member needs an id: give --id".into()))?;
     let cluster_id = founding_cluster_id(&config.cluster.name, &config.cluster.members);
-    let own = data_dir.identity().incarnation;
+    let identity = Identity {
+        cluster_id,
+        member: id,
+        incarnation: data_dir.identity().incarnation,
+        boot: data_dir.boot(),
+    };
+    let transport = Transport::start(identity, TransportLimits::default(), Arc::new(NoEvents)).map_err(no_client)?;
     for member in config.cluster.members.iter().filter(|member| member.id != id) {
-        let Ok(known) = fetch_table(client, &member.peer_url).await else {
-            continue;
-        };
-        let other = known
-            .members
-            .iter()
-            .find(|there| there.id == id && there.incarnation != 0 && there.incarnation != own);
-        if other.is_some() || known.removed.contains(&id) {
-            return Err(ServerError::Refused(format!(
-                "member {} at {} knows member {id} from another data directory (or as removed), and {} is empty: a member that lost its disk must not vote again. Remove member {id}, then start this one under a new id with --join",
-                member.id,
-                member.peer_url,
-                data_dir.path().display()
-            )));
+        match transport.fetch_members(&member.peer_url, PROBE_TIMEOUT).await {
+            Ok(table) => check_is_new(&table, id, identity.incarnation).map_err(|what| {
+                ServerError::Refused(format!(
+                    "{} is empty, and member {} at {} {what}: a member that lost its disk must not vote again. Remove member {id} from the cluster, then start this one under a new id with --join",
+                    data_dir.path().display(),
+                    member.id,
+                    member.peer_url,
+                ))
+            })?,
+            // Not started yet, like this one.
+            Err(FetchError::Unreachable(error)) => tracing::debug!(member = member.id, error, "a founding member does not answer yet"),
+            Err(error) => tracing::warn!(
+                member = member.id,
+                url = member.peer_url,
+                %error,
+                "a founding member does not know this cluster: are cluster.name and cluster.members the same on all of them?"
+            ),
         }
     }
     Ok(Settled {
@@ -97,15 +121,21 @@ struct MemberTable {
     removed: Vec<u64>,
 }
 
-async fn fetch_table(client: &reqwest::Client, peer_url: &str) -> Result<MemberTable, reqwest::Error> {
-    client
-        .get(format!("{peer_url}/raft/members"))
-        .timeout(PROBE_TIMEOUT)
-        .send()
-        .await?
-        .error_for_status()?
-        .json()
-        .await
+/// Whether `id` was never used by another data directory; otherwise the rest of a sentence about the member that knows it.
+fn check_is_new(table: &serde_json::Value, id: u64, own_incarnation: u64) -> Result<(), String> {
+    let table = MemberTable::deserialize(table).map_err(|error| format!("answers what this version does not understand ({error})"))?;
+    if table.removed.contains(&id) {
+        return Err(format!("knows member {id} as removed"));
+    }
+    let known = table
+        .members
+        .iter()
+        .find(|there| there.id == id)
+        .map_or(0, |there| there.incarnation);
+    if known != 0 && known != own_incarnation {
+        return Err(format!("knows member {id} with another data directory"));
+    }
+    Ok(())
 }
 
 /// `POST /members` and `GET /members` of the client API, as far as they matter here.
@@ -117,6 +147,13 @@ struct Registered {
 #[derive(Debug, Deserialize)]
 struct Cluster {
     cluster_id: String,
+    members: Vec<Address>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Address {
+    id: u64,
+    peer_url: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -181,6 +218,54 @@ async fn register_at(client: &reqwest::Client, url: &str, request: &serde_json::
     }
 }
 
+/// A joiner that has no state yet hears the leader and does not know where to answer: it asks the cluster for the members' addresses,
+/// again and again (they may move), until its first snapshot tells it more.
+pub async fn find_peers(config: Arc<Config>, shared: Arc<Shared>) {
+    let mut phases = shared.phases();
+    let Ok(client) = http_client() else { return };
+    if config.cluster.join.is_empty() {
+        tracing::warn!("this member has no state yet and cluster.join names nobody: give --join until it has caught up");
+    }
+    while shared.applied_index() == 0 && *phases.borrow_and_update() == Phase::Running {
+        for url in &config.cluster.join {
+            match fetch_cluster(&client, url.trim_end_matches('/')).await {
+                Ok(cluster) => {
+                    let peers = cluster.members.into_iter().map(|member| Peer {
+                        id: member.id,
+                        url: member.peer_url,
+                    });
+                    shared.send(Event::PeersFound(peers.collect()));
+                    break;
+                }
+                Err(error) => tracing::debug!(url, %error, "cannot ask for the members"),
+            }
+        }
+        // A change of phase ends the wait early; that it is gone altogether ends the loop as well.
+        let _ = tokio::time::timeout(RETRY, phases.changed()).await;
+    }
+}
+
 async fn fetch_cluster(client: &reqwest::Client, url: &str) -> Result<Cluster, reqwest::Error> {
     client.get(format!("{url}/members")).send().await?.error_for_status()?.json().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_founder_is_new_unless_its_id_was_bound_or_removed() {
+        let record = |id, incarnation| crate::state::command::MemberRecord {
+            id,
+            incarnation,
+            ..Default::default()
+        };
+        let table = json!({ "members": [record(1, 0), record(2, 77)], "removed": [3] });
+        assert_eq!(check_is_new(&table, 1, 55), Ok(()));
+        assert_eq!(check_is_new(&table, 2, 77), Ok(()));
+        assert_eq!(check_is_new(&table, 4, 55), Ok(()));
+        assert!(check_is_new(&table, 2, 55).unwrap_err().contains("another data directory"));
+        assert!(check_is_new(&table, 3, 55).unwrap_err().contains("removed"));
+        assert!(check_is_new(&json!([]), 1, 55).is_err());
+    }
 }

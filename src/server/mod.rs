@@ -100,8 +100,10 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         incarnation: data_dir.identity().incarnation,
         boot: data_dir.boot(),
     };
+    #[expect(clippy::disallowed_methods, reason = "its senders are bounded one by one: see the driver")]
     let (events_tx, events_rx) = channel();
     let applied = found.state.applied();
+    let applied_index = applied.index;
     let core = Consensus::start(
         protocol_options(&config, &identity),
         found.image,
@@ -126,7 +128,6 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         .map_err(|error| ServerError::Refused(format!("cannot make an HTTP client: {error}")))?;
     let options = driver::Options {
         tick: config.raft.tick,
-        election_ticks: config.raft.election_ticks as u64,
         snapshot_entries: config.raft.snapshot_entries,
         keep_entries: config.raft.keep_entries,
         snapshot_dir: data_dir.snapshot_dir(),
@@ -151,6 +152,10 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     let peer_server = tokio::spawn(serve::serve(peer_listener, peer_app, limits.clone(), closing(shared.clone())));
     let client_server = tokio::spawn(serve::serve(client_listener, client_app, limits, stopping(shared.clone())));
     tokio::spawn(run_duties(shared.clone(), duties(&config, &identity, name)));
+    if applied_index == 0 {
+        tokio::spawn(join::find_peers(config.clone(), shared.clone()));
+    }
+    tokio::spawn(peers::ask_whether_welcome(shared.clone(), transport));
     tokio::spawn(watch_disk(shared.clone(), data_dir.path().to_owned(), config.limits.min_free_disk));
     tracing::info!(id, client = %config.advertise.client_url, peer = %config.advertise.peer_url, "serving");
 

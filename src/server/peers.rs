@@ -15,10 +15,10 @@ use tokio::time::Instant;
 
 use crate::driver::{Event, Fatal};
 use crate::leader::{LeaderError, LeaderReply, LeaderRequest};
-use crate::node::{Node, Shared};
+use crate::node::{Node, Phase, Role, Shared};
 use crate::snapshot;
 use crate::state::reader::Admission;
-use crate::transport::{Busy, MEMBER_REMOVED, PeerEvents, PeerService, Refusal, SenderIdentity};
+use crate::transport::{Busy, MEMBER_REMOVED, PeerEvents, PeerService, Refusal, SenderIdentity, Transport};
 
 /// Messages of peers that may wait for the driver; beyond it the sender hears `429` and takes this node for unreachable.
 const MAX_QUEUED_MESSAGES: usize = 16_384;
@@ -49,6 +49,32 @@ impl PeerEvents for Events {
             self.0.fail(Fatal::new(format!(
                 "{detail}. This data directory is not the one the cluster knows under this id: remove the member, then start with an empty directory, a new id and --join"
             )));
+        }
+    }
+}
+
+/// Between two questions of a learner.
+const ASK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A voter that was removed hears of it when it campaigns. A learner never says anything by itself and would wait for ever, serving what
+/// it last heard; nor does a joiner whose directory is not the one that the cluster knows. So they ask the members they know, until one
+/// answers. Whoever knows better refuses, and that stops them.
+pub async fn ask_whether_welcome(shared: Arc<Shared>, transport: Transport) {
+    let mut phases = shared.phases();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(ASK_INTERVAL) => {}
+            _ = phases.wait_for(|phase| *phase != Phase::Running) => return,
+        }
+        if shared.view().role != Role::Learner && shared.applied_index() > 0 {
+            continue;
+        }
+        for member in transport.peers() {
+            match transport.call(member, &LeaderRequest::Progress, ASK_INTERVAL).await {
+                // Not the leader, or not there: another one may know.
+                Err(LeaderError::NoLeader | LeaderError::Timeout) => {}
+                _ => break,
+            }
         }
     }
 }

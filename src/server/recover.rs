@@ -3,9 +3,8 @@
 //! A snapshot file named by its index is the commit point of an installation: it is complete and verified before it has that name. As
 //! long as it is there and newer than the store, it is (re)installed and the log begins after it.
 
+use std::path::Path;
 use std::sync::Arc;
-
-use raft::eraftpb::{Entry, HardState};
 
 use super::ServerError;
 use super::join::Settled;
@@ -15,11 +14,11 @@ use crate::datadir::DataDir;
 use crate::state::State;
 use crate::state::command::{MemberRecord, MemberRole};
 use crate::store::{self, KvStore};
-use crate::wal::{self, LogStart, Wal};
-use crate::{snapshot, snapshot_files};
+use crate::wal::{self, Wal};
+use crate::{recovery, snapshot, snapshot_files};
 
-/// Bytes read from the log at once while it is looked through.
-const READ_BYTES: u64 = 8 << 20;
+/// Applied index of a cluster that was just founded.
+const FOUNDED_INDEX: u64 = 1;
 
 /// What was found.
 pub struct Found {
@@ -38,59 +37,32 @@ pub fn open(config: &Config, data_dir: &DataDir, settled: Settled) -> Result<Fou
     crate::datadir::disk::create_dir_durably(&snapshot_dir)?;
     let store = store::open(config.store.backend, &data_dir.store_dir())?;
     let mut wal = wal::open(config.wal.engine, &data_dir.wal_dir(), config.wal.sync)?;
-    let mut state = State::open(store.clone())?;
     let recovered = wal.recovered().clone();
 
     snapshot_files::remove_incomplete(&snapshot_dir)?;
-    let is_empty = state.applied().index == 0 && recovered.last_index == 0;
-    if settled.founds && is_empty && snapshot_files::newest(&snapshot_dir)?.is_none() {
-        found_cluster(config, data_dir, settled.cluster_id, &mut state)?;
+    let mut state = open_state(&store, &snapshot_dir)?;
+    if settled.founds && recovered.last_index == 0 && snapshot_files::newest(&snapshot_dir)?.is_none() {
+        if state.applied().index == FOUNDED_INDEX {
+            // The first start ended between the store and the snapshot: nothing has happened since.
+            store.clear()?;
+            state.reload()?;
+        }
+        if state.applied().index == 0 {
+            found_cluster(config, data_dir, settled.cluster_id, &mut state)?;
+        }
     }
     let newest = snapshot_files::newest(&snapshot_dir)?;
-    if let Some((index, file)) = &newest
-        && *index > state.applied().index
-    {
-        tracing::info!(index, "loading a snapshot");
-        snapshot::install(file, store.as_ref())?;
-        state.reload()?;
-    }
     let applied = state.applied();
-    let (mut hard_state, mut start, mut last_index) = (recovered.hard_state, recovered.start, recovered.last_index);
-    if let Some((index, _)) = &newest
-        && *index == applied.index
-        && !agrees(wal.as_ref(), start, last_index, applied.index, applied.term)?
-    {
-        // The snapshot was installed and the crash came before the log began anew.
-        start = LogStart {
-            index: applied.index,
-            term: applied.term,
-        };
-        hard_state = HardState {
-            term: hard_state.term.max(applied.term),
-            commit: applied.index,
-            ..hard_state
-        };
-        wal.reset(start, &hard_state)?;
-        last_index = start.index;
-    }
+    let image = recovery::reconcile(wal.as_mut(), &applied, newest.as_ref().map(|(index, _)| *index))?;
     if let Some((_, file)) = &newest
         && store.is_persistent()
     {
         store.sync()?;
         std::fs::remove_file(file)?;
     }
-    let (term_runs, tail) = read_log(wal.as_ref(), start, last_index, applied.index)?;
-    let committed_index = hard_state.commit.max(applied.index).min(last_index);
-    let image = LogImage {
-        recovered: wal::Recovered {
-            hard_state,
-            start,
-            last_index,
-        },
-        term_runs,
-        tail,
-    };
-    let durable_index = if store.is_persistent() { start.index } else { applied.index };
+    let log = &image.recovered;
+    let committed_index = log.hard_state.commit.max(applied.index).min(log.last_index);
+    let durable_index = if store.is_persistent() { log.start.index } else { applied.index };
     Ok(Found {
         store,
         state,
@@ -99,6 +71,29 @@ pub fn open(config: &Config, data_dir: &DataDir, settled: Settled) -> Result<Fou
         committed_index,
         durable_index,
     })
+}
+
+/// The state of the store, or of a snapshot that is newer. A store on disk keeps a snapshot file only while that is being installed: a
+/// crash in the middle leaves half of it in the store, whatever index that half names, so it is installed again from the beginning.
+fn open_state(store: &Arc<dyn KvStore>, snapshot_dir: &Path) -> Result<State, ServerError> {
+    let opened = State::open(store.clone());
+    let Some((index, file)) = snapshot_files::newest(snapshot_dir)? else {
+        return Ok(opened?);
+    };
+    let is_older = |state: &State| {
+        let applied_index = state.applied().index;
+        index > applied_index || (store.is_persistent() && index == applied_index)
+    };
+    match opened {
+        Ok(state) if !is_older(&state) => return Ok(state),
+        Ok(_) => tracing::info!(index, "loading a snapshot"),
+        Err(error) if store.is_persistent() => {
+            tracing::warn!(index, %error, "the store was left in the middle of a snapshot; loading it again")
+        }
+        Err(error) => return Err(error.into()),
+    }
+    snapshot::install(&file, store.as_ref())?;
+    Ok(State::open(store.clone())?)
 }
 
 /// Every founder makes the same first snapshot: index 1, term 1, the founding members as voters. No log begins at 1, so nobody can be
@@ -121,38 +116,4 @@ fn found_cluster(config: &Config, data_dir: &DataDir, cluster_id: u64, state: &m
     let file = snapshot_files::path_of(&data_dir.snapshot_dir(), view.applied.index);
     snapshot::write_file(view, &file)?;
     Ok(())
-}
-
-/// Whether the log knows this index under this term.
-fn agrees(wal: &dyn Wal, start: LogStart, last_index: u64, index: u64, term: u64) -> Result<bool, ServerError> {
-    if index == start.index {
-        return Ok(term == start.term);
-    }
-    if index < start.index || index > last_index {
-        return Ok(false);
-    }
-    let entries = wal.entries(index, index + 1, u64::MAX)?;
-    Ok(entries.first().is_some_and(|entry| entry.term == term))
-}
-
-/// (first index, term) of each run of equal terms, and the entries after an index.
-type LogParts = (Vec<(u64, u64)>, Vec<Entry>);
-
-/// The terms of the whole log and its entries after `applied_index`.
-fn read_log(wal: &dyn Wal, start: LogStart, last_index: u64, applied_index: u64) -> Result<LogParts, ServerError> {
-    let mut term_runs: Vec<(u64, u64)> = Vec::new();
-    let mut tail = Vec::new();
-    let mut next = start.index + 1;
-    while next <= last_index {
-        for entry in wal.entries(next, last_index + 1, READ_BYTES)? {
-            next = entry.index + 1;
-            if term_runs.last().is_none_or(|&(_, term)| term != entry.term) {
-                term_runs.push((entry.index, entry.term));
-            }
-            if entry.index > applied_index {
-                tail.push(entry);
-            }
-        }
-    }
-    Ok((term_runs, tail))
 }

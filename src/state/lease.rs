@@ -12,7 +12,6 @@ use crate::store::{KvStore, Table, WriteBatch};
 
 /// What happened to a lease: what the leader's deadlines follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum LeaseChange {
     /// A lease began, with its full time to live in milliseconds.
     Granted {

@@ -73,7 +73,6 @@ pub struct Applied {
 
 /// A local failure while applying: the node stops with it.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum StateError {
     /// The engine failed.
     #[error(transparent)]

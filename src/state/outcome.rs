@@ -15,7 +15,6 @@ pub struct Outcome {
 
 /// Results by command.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum Success {
     /// Put: `created` if the key was new; `prev` if it was asked for and existed; `lease` is the attached one (0 = none).
     Put {
@@ -66,7 +65,6 @@ pub enum Success {
 
 /// Refusals decided at apply: deterministic, not failures of the node.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum Refusal {
     /// Delete of a key that is not there (404).
     NotFound,
@@ -159,7 +157,6 @@ pub struct KeyValue {
 
 /// The response of one operation of a txn.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum TxnResponse {
     /// Of a put.
     Put {

@@ -17,7 +17,6 @@ use crate::store::StoreError;
 
 /// Why a read has no answer.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the fields say what they are")]
 pub enum ReadError {
     /// The revision is below the compacted one (410).
     #[error("history before revision {compacted_revision} is compacted")]

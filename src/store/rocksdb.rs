@@ -214,8 +214,9 @@ fn upper_bound(table: Table, high: Bound<&[u8]>) -> Vec<u8> {
 }
 
 fn failed(error: rocksdb::Error) -> StoreError {
-    match error.kind() {
-        rocksdb::ErrorKind::Corruption => StoreError::Corrupt(format!("rocksdb: {error}")),
-        _ => StoreError::Engine(format!("rocksdb: {error}")),
+    if error.kind() == rocksdb::ErrorKind::Corruption {
+        StoreError::Corrupt(format!("rocksdb: {error}"))
+    } else {
+        StoreError::Engine(format!("rocksdb: {error}"))
     }
 }

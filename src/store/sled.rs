@@ -232,6 +232,10 @@ impl Engine {
 }
 
 /// Opens the database. sled's threads give the lock of a closed one back only after a while.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "only while a member starts, with an end, on a thread that does nothing else"
+)]
 fn open_when_unlocked(config: &sled::Config) -> Result<sled::Db, StoreError> {
     const ATTEMPTS: u32 = 50;
     let mut attempt = 0;
@@ -421,7 +425,9 @@ fn failed(error: sled::Error) -> StoreError {
             what: "sled".into(),
             source,
         },
-        other => StoreError::Engine(format!("sled: {other}")),
+        other @ (sled::Error::CollectionNotFound(_) | sled::Error::Unsupported(_) | sled::Error::ReportableBug(_)) => {
+            StoreError::Engine(format!("sled: {other}"))
+        }
     }
 }
 

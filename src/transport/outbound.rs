@@ -234,7 +234,17 @@ impl Transport {
         };
         match response.status() {
             StatusCode::OK => {}
-            // Refused before it was begun.
+            StatusCode::PRECONDITION_FAILED => {
+                // Refused before it was begun.
+                let (code, detail) = read_problem(response).await;
+                self.0.refusals.note(to, &code, &detail);
+                if code == super::MEMBER_REMOVED {
+                    self.0.events.removed(detail);
+                } else {
+                    self.0.events.refused(to, &code, detail);
+                }
+                return Err(LeaderError::NoLeader);
+            }
             status if status.is_client_error() => return Err(LeaderError::NoLeader),
             _ => return Err(LeaderError::Timeout),
         }
@@ -267,6 +277,13 @@ impl Transport {
         }
         let body = read_answer(response).await.map_err(FetchError::Unreachable)?;
         serde_json::from_slice(&body).map_err(|err| FetchError::Unreachable(format!("its answer is no JSON: {err}")))
+    }
+
+    /// Whom this node sends to, ascending.
+    pub fn peers(&self) -> Vec<u64> {
+        let mut ids: Vec<u64> = self.0.peers.read().keys().copied().collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// The current figures of all lanes, by peer id.

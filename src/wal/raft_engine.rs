@@ -180,6 +180,7 @@ impl Backend for RaftEngineBackend {
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "whatever else the engine says is its own")]
 fn engine_error(error: ::raft_engine::Error) -> WalError {
     match error {
         ::raft_engine::Error::Io(source) => WalError::Io {

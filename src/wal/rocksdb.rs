@@ -141,6 +141,7 @@ impl Backend for RocksDbBackend {
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "whatever else the engine says is its own")]
 fn engine_error(error: ::rocksdb::Error) -> WalError {
     match error.kind() {
         ::rocksdb::ErrorKind::Corruption => WalError::Corrupt(error.into_string()),

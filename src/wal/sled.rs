@@ -662,6 +662,10 @@ impl Table {
 }
 
 /// Opens sled. Its threads may hold the lock of a log that was closed in this process for a moment longer.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "only while a member starts, with an end, on a thread that does nothing else"
+)]
 fn open_patiently(dir: &Path) -> Result<Db, WalError> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
@@ -688,6 +692,8 @@ fn sled_error(error: ::sled::Error) -> WalError {
             source,
         },
         ::sled::Error::Corruption { at, .. } => WalError::Corrupt(format!("sled's file fails its checksum at {at:?}")),
-        other => WalError::Engine(format!("sled: {other}")),
+        other @ (::sled::Error::CollectionNotFound(_) | ::sled::Error::Unsupported(_) | ::sled::Error::ReportableBug(_)) => {
+            WalError::Engine(format!("sled: {other}"))
+        }
     }
 }

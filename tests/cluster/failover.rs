@@ -19,7 +19,11 @@ fn assert_unharmed(record: &Record, what: &str, gap: Duration) {
     );
     assert!(record.refused.is_empty(), "{what}: refused {:?}", record.refused.first());
     assert!(record.unknown.is_empty(), "{what}: unknown {:?}", record.unknown.first());
-    assert!(record.longest_gap() < gap, "{what}: nothing was acknowledged for {:?}", record.longest_gap());
+    assert!(
+        record.longest_gap() < gap,
+        "{what}: nothing was acknowledged for {:?}",
+        record.longest_gap()
+    );
 }
 
 fn others(cluster: &Cluster, id: u64) -> (Vec<u64>, Vec<String>) {
@@ -213,7 +217,9 @@ async fn a_transfer_of_leadership_is_hardly_noticed() {
     for _ in 0..5 {
         let leader = cluster.leader().await;
         let to = leader % 3 + 1;
-        let (status, answer) = cluster.call(reqwest::Method::POST, leader, "/leader", Some(serde_json::json!({ "id": to }))).await;
+        let (status, answer) = cluster
+            .call(reqwest::Method::POST, leader, "/leader", Some(serde_json::json!({ "id": to })))
+            .await;
         assert_eq!((status, answer["id"].as_u64()), (200, Some(to)), "{answer}");
         eventually("the transfer", SOON, async || (cluster.leader().await == to).then_some(())).await;
         writers.progress(100).await;

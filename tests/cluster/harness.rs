@@ -131,7 +131,10 @@ impl Node {
     }
 
     fn signal(&self, name: &str) {
-        let done = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap();
+        let done = Command::new("kill")
+            .args([&format!("-{name}"), &self.pid().to_string()])
+            .status()
+            .unwrap();
         assert!(done.success(), "kill -{name} of member {}", self.id);
     }
 
@@ -184,7 +187,11 @@ impl Node {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
         let field = |name: &str| {
             let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-            line.split_whitespace().nth(1).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0) * 1024
+            line.split_whitespace()
+                .nth(1)
+                .and_then(|text| text.parse::<u64>().ok())
+                .unwrap_or(0)
+                * 1024
         };
         let descriptors = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count);
         (field("VmRSS:"), field("VmHWM:"), descriptors)
@@ -300,11 +307,18 @@ impl Cluster {
     }
 
     pub fn node(&mut self, id: u64) -> &mut Node {
-        self.nodes.iter_mut().find(|node| node.id == id).unwrap_or_else(|| panic!("no member {id}"))
+        self.nodes
+            .iter_mut()
+            .find(|node| node.id == id)
+            .unwrap_or_else(|| panic!("no member {id}"))
     }
 
     pub fn url(&self, id: u64) -> String {
-        self.nodes.iter().find(|node| node.id == id).unwrap_or_else(|| panic!("no member {id}")).url()
+        self.nodes
+            .iter()
+            .find(|node| node.id == id)
+            .unwrap_or_else(|| panic!("no member {id}"))
+            .url()
     }
 
     pub fn urls(&self) -> Vec<String> {
@@ -382,7 +396,12 @@ impl Cluster {
     }
 
     pub async fn put(&self, id: u64, key: &str, value: &str) -> reqwest::Result<StatusCode> {
-        let answer = self.http.put(format!("{}/{key}", self.url(id))).body(value.to_owned()).send().await?;
+        let answer = self
+            .http
+            .put(format!("{}/{key}", self.url(id)))
+            .body(value.to_owned())
+            .send()
+            .await?;
         Ok(answer.status())
     }
 

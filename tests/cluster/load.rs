@@ -20,7 +20,7 @@ pub struct Record {
     /// Must not be there.
     pub refused: Vec<(String, String)>,
     pub acknowledged_at: Vec<Instant>,
-    /// The longest request and what it was.
+    /// The longest acknowledged request.
     pub slowest: Duration,
 }
 
@@ -38,7 +38,6 @@ pub struct Writers {
     record: Arc<Mutex<Record>>,
     stop: Arc<AtomicBool>,
     tasks: JoinSet<()>,
-    prefix: String,
 }
 
 impl Writers {
@@ -67,12 +66,7 @@ impl Writers {
                 }
             });
         }
-        Writers {
-            record,
-            stop,
-            tasks,
-            prefix: prefix.to_owned(),
-        }
+        Writers { record, stop, tasks }
     }
 
     pub fn acknowledged(&self) -> usize {
@@ -95,10 +89,6 @@ impl Writers {
         }
         std::mem::take(&mut self.record.lock())
     }
-
-    pub fn prefix(&self) -> &str {
-        &self.prefix
-    }
 }
 
 async fn write_one(http: &reqwest::Client, url: &str, key: &str, record: &Mutex<Record>) {
@@ -117,9 +107,11 @@ async fn write_one(http: &reqwest::Client, url: &str, key: &str, record: &Mutex<
             let status = answer.status();
             let body = answer.text().await.unwrap_or_default();
             if body.contains("\"not_applied\"") {
-                record.lock().refused.push((key.to_owned(), format!("{status} after {took:?}: {body}")));
+                record
+                    .lock()
+                    .refused
+                    .push((key.to_owned(), format!("{status} after {took:?}: {body}")));
             } else {
-                println!("unknown: {key} {status} after {took:?} {body}");
                 record.lock().unknown.push(key.to_owned());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -139,9 +131,17 @@ async fn write_one(http: &reqwest::Client, url: &str, key: &str, record: &Mutex<
 pub async fn check(cluster: &Cluster, id: u64, prefix: &str, record: &Record) {
     let found = cluster.all(id, prefix).await;
     let lost: Vec<_> = record.acknowledged.keys().filter(|key| !found.contains_key(*key)).collect();
-    assert!(lost.is_empty(), "member {id} lost {} acknowledged writes, e.g. {:?}", lost.len(), lost.first());
+    assert!(
+        lost.is_empty(),
+        "member {id} lost {} acknowledged writes, e.g. {:?}",
+        lost.len(),
+        lost.first()
+    );
     for (key, reason) in &record.refused {
-        assert!(!found.contains_key(key), "{key} was refused as not applied ({reason}), and is there");
+        assert!(
+            !found.contains_key(key),
+            "{key} was refused as not applied ({reason}), and is there"
+        );
     }
     for (key, (value, version)) in &found {
         assert_eq!(*value, format!("value of {key}"));

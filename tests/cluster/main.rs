@@ -3,8 +3,15 @@
 //! Each test is named after the promise it holds the product to. Clusters run one after the other, so that the figures that are
 //! printed (`-- --nocapture`) are not disturbed by a neighbour.
 
+#![allow(clippy::print_stdout, reason = "figures, for whoever looks with --nocapture")]
+#![allow(clippy::disallowed_methods, reason = "processes are polled, with a deadline")]
+
 mod harness;
 mod load;
 mod proxy;
 
+mod chaos;
 mod failover;
+mod membership;
+mod recovery;
+mod trouble;

@@ -1,0 +1,8 @@
+local here = debug.getinfo(1, "S").source:match("@(.*/)")
+dofile(here .. "common.lua")
+
+function init(args) seed(args) end
+function request()
+   if math.random(10) == 1 then return wrk.format("PUT", "/" .. new_key(), nil, value) end
+   return wrk.format("GET", "/" .. new_key())
+end

@@ -1,0 +1,185 @@
+//! What the leader decides about members: PURE, so that the simulator runs the same. [`super::duties`] and [`super::membership`] carry it out.
+
+use std::collections::BTreeMap;
+
+use prost::Message as _;
+use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
+
+use crate::consensus::View;
+use crate::node::{CAUGHT_UP_ENTRIES, PeerProgress};
+use crate::state::command::{MemberRecord, MemberRole, MembershipChange};
+
+/// A learner is promoted after being caught up for so many looks in a row.
+const LOOKS_BEFORE_PROMOTION: u32 = 5;
+
+/// What is to be done for the members.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Care {
+    /// Leave a joint configuration that an earlier leader entered (rule 23).
+    LeaveJoint,
+    /// Hand leadership to this member: the leader itself is to be replaced, and its successor looks after that.
+    HandOver(u64),
+    /// Promote a learner, and remove whom it replaces.
+    Change(MembershipChange),
+}
+
+/// The leader's standing care: one change at a time.
+#[derive(Debug, Default)]
+pub struct Caretaker {
+    /// Looks in a row at which a learner was caught up.
+    caught_up: BTreeMap<u64, u32>,
+}
+
+impl Caretaker {
+    /// This member does not lead (any more).
+    pub fn forget(&mut self) {
+        self.caught_up.clear();
+    }
+
+    /// One look, by the leader and once per heartbeat: leave a joint configuration, complete a replacement, promote.
+    pub fn look(&mut self, own_id: u64, view: &View, peers: &[PeerProgress], members: &[MemberRecord]) -> Option<Care> {
+        if view.conf_pending || view.transferring {
+            return None;
+        }
+        if view.joint {
+            return Some(Care::LeaveJoint);
+        }
+        let learners: Vec<&MemberRecord> = members
+            .iter()
+            .filter(|member| view.learners.contains(&member.id) && member.wanted_role == MemberRole::Voter as i32)
+            .collect();
+        self.caught_up.retain(|id, _| learners.iter().any(|learner| learner.id == *id));
+        for learner in learners {
+            let looks = self.caught_up.entry(learner.id).or_insert(0);
+            *looks = if is_caught_up(view, peers, learner.id) { *looks + 1 } else { 0 };
+            if *looks >= LOOKS_BEFORE_PROMOTION {
+                self.caught_up.remove(&learner.id);
+                return Some(advance(own_id, view, peers, learner));
+            }
+        }
+        let replacing = members
+            .iter()
+            .find(|member| view.voters.contains(&member.id) && view.voters.contains(&member.replaces));
+        replacing.map(|member| complete(own_id, view, peers, member))
+    }
+}
+
+/// The replacement votes already; whom it replaces is to go.
+fn complete(own_id: u64, view: &View, peers: &[PeerProgress], member: &MemberRecord) -> Care {
+    if member.replaces == own_id {
+        return Care::HandOver(best_successor(own_id, view, peers).unwrap_or(member.id));
+    }
+    Care::Change(MembershipChange {
+        remove: vec![member.replaces],
+        ..Default::default()
+    })
+}
+
+fn best_successor(own_id: u64, view: &View, peers: &[PeerProgress]) -> Option<u64> {
+    let voters = peers
+        .iter()
+        .filter(|peer| peer.active && view.voters.contains(&peer.id) && peer.id != own_id);
+    voters.max_by_key(|peer| peer.match_index).map(|peer| peer.id)
+}
+
+fn advance(own_id: u64, view: &View, peers: &[PeerProgress], learner: &MemberRecord) -> Care {
+    let replaced = Some(learner.replaces).filter(|id| view.voters.contains(id));
+    if replaced == Some(own_id) {
+        // A leader never removes itself: it would stop before the others know that the change is committed, and they may need its vote.
+        return match best_successor(own_id, view, peers) {
+            Some(best) => Care::HandOver(best),
+            None => Care::Change(MembershipChange {
+                promote: vec![learner.id],
+                ..Default::default()
+            }),
+        };
+    }
+    Care::Change(MembershipChange {
+        promote: vec![learner.id],
+        remove: replaced.into_iter().collect(),
+        ..Default::default()
+    })
+}
+
+/// Raft's side of a membership change: a single step where that is enough, a joint configuration otherwise.
+pub fn conf_change(change: &MembershipChange) -> ConfChangeV2 {
+    let single = |kind: ConfChangeType, node_id: u64| ConfChangeSingle {
+        change_type: kind,
+        node_id,
+        ..Default::default()
+    };
+    let mut changes = Vec::new();
+    changes.extend(change.add.iter().map(|member| single(ConfChangeType::AddLearnerNode, member.id)));
+    changes.extend(change.promote.iter().map(|&id| single(ConfChangeType::AddNode, id)));
+    changes.extend(change.remove.iter().map(|&id| single(ConfChangeType::RemoveNode, id)));
+    let mut conf_change = ConfChangeV2::default();
+    conf_change.set_transition(ConfChangeTransition::Auto);
+    conf_change.set_changes(changes.into());
+    conf_change.context = change.encode_to_vec().into();
+    conf_change
+}
+
+/// Active, close to the end of the log, no snapshot under way.
+pub fn is_caught_up(view: &View, peers: &[PeerProgress], id: u64) -> bool {
+    // In a short log everything is close to its end: what counts is that the member holds some of it, and says so.
+    let near = |peer: &PeerProgress| peer.match_index > 0 && peer.match_index + CAUGHT_UP_ENTRIES >= view.last_index;
+    peers
+        .iter()
+        .any(|peer| peer.id == id && peer.active && !peer.snapshot && near(peer))
+}
+
+/// Rule 24: why a member must not be removed: what remains would have no majority that is reachable now.
+pub fn quorum_lost_without(view: &View, peers: &[PeerProgress], id: u64) -> Option<String> {
+    if !view.voters.contains(&id) {
+        return None;
+    }
+    let rest: Vec<u64> = view.voters.iter().copied().filter(|&voter| voter != id).collect();
+    if rest.is_empty() {
+        return Some(format!("member {id} is the last voter"));
+    }
+    let is_active = |voter: &&u64| peers.iter().any(|peer| peer.id == **voter && peer.active);
+    let healthy = rest.iter().filter(is_active).count();
+    let needed = rest.len() / 2 + 1;
+    (healthy < needed).then(|| {
+        format!(
+            "only {healthy} of the {} remaining voters are reachable and {needed} are needed for a quorum; ?force=true overrides",
+            rest.len()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::Role;
+    use crate::wal::LogStart;
+
+    #[test]
+    fn a_learner_that_holds_nothing_is_not_caught_up_with_a_short_log() {
+        let view = View {
+            role: Role::Leader,
+            term: 2,
+            leader: Some(1),
+            commit_index: 5,
+            persisted_index: 5,
+            log_start: LogStart { index: 1, term: 1 },
+            last_index: 5,
+            applied_current_term: true,
+            transferring: false,
+            joint: false,
+            conf_pending: false,
+            voters: vec![1],
+            learners: vec![2],
+        };
+        let peer = |match_index, active, snapshot| PeerProgress {
+            id: 2,
+            match_index,
+            active,
+            snapshot,
+        };
+        assert!(!is_caught_up(&view, &[peer(0, true, false)], 2));
+        assert!(!is_caught_up(&view, &[peer(5, false, false)], 2));
+        assert!(!is_caught_up(&view, &[peer(5, true, true)], 2));
+        assert!(is_caught_up(&view, &[peer(5, true, false)], 2));
+    }
+}

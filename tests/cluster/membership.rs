@@ -1,0 +1,347 @@
+//! Members that come, go and are replaced, while clients write.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{Cluster, SOON, Setup, copy_dir, eventually};
+use crate::load::{Writers, check};
+
+async fn roles(cluster: &Cluster, asked: u64) -> Option<Vec<(u64, String)>> {
+    let table = cluster.get_json(asked, "/members").await?;
+    let roles = table["members"].as_array()?.iter();
+    Some(
+        roles
+            .filter_map(|m| Some((m["id"].as_u64()?, m["role"].as_str()?.to_owned())))
+            .collect(),
+    )
+}
+
+/// Waits until `asked` knows exactly these voters and nobody else.
+async fn voters_are(cluster: &Cluster, asked: u64, voters: &[u64]) {
+    let wanted: Vec<(u64, String)> = voters.iter().map(|&id| (id, "voter".to_owned())).collect();
+    eventually(&format!("voters {voters:?}"), SOON, async || {
+        let mut found = roles(cluster, asked).await?;
+        found.sort_unstable();
+        (found == wanted).then_some(())
+    })
+    .await;
+}
+
+/// `DELETE`, waiting out a change that is under way.
+async fn remove(cluster: &Cluster, asked: u64, id: u64) -> (u16, Value) {
+    cluster
+        .call(Method::DELETE, asked, &format!("/members/{id}?timeout=20s"), None)
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_becomes_three_becomes_five_becomes_three_under_load() {
+    let mut cluster = Cluster::start(Setup::of(1)).await;
+    let writers = Writers::start_slow(&[cluster.url(1)], 16, "w", Duration::from_millis(5));
+    writers.progress(100).await;
+
+    // By --join alone, with an id and without.
+    cluster.joiner(Some(2)).start();
+    cluster.ready(2).await;
+    let joiner = cluster.joiner(None);
+    joiner.start();
+    let client_port = joiner.client_port;
+    let id = eventually("the assigned id", SOON, async || {
+        let status: Value = cluster
+            .http
+            .get(format!("http://127.0.0.1:{client_port}/status"))
+            .send()
+            .await
+            .ok()?
+            .json()
+            .await
+            .ok()?;
+        status["id"].as_u64().filter(|&id| id != 0)
+    })
+    .await;
+    assert_eq!(id, 3);
+    cluster.nodes.last_mut().unwrap().id = 3;
+    voters_are(&cluster, 1, &[1, 2, 3]).await;
+
+    // By hand first, then started with --join.
+    for id in [4, 5] {
+        let peer_url = cluster.joiner(Some(id)).peer_url.clone();
+        let body = json!({ "id": id, "peer_url": peer_url });
+        let (status, answer) = cluster.call(Method::POST, 2, "/members", Some(body.clone())).await;
+        assert_eq!((status, answer["id"].as_u64()), (201, Some(id)), "{answer}");
+        let (status, answer) = cluster.call(Method::POST, 3, "/members", Some(body)).await;
+        assert_eq!((status, answer["id"].as_u64()), (200, Some(id)), "posting the same again: {answer}");
+        cluster.node(id).start();
+        cluster.ready(id).await;
+    }
+    voters_are(&cluster, 3, &[1, 2, 3, 4, 5]).await;
+    check_all_members_named(&cluster).await;
+
+    // The leader goes, and one more.
+    let leader = cluster.leader().await;
+    let second = if leader == 5 { 4 } else { 5 };
+    let asked = cluster
+        .ids()
+        .into_iter()
+        .find(|&id| id != leader && id != second && id != 1)
+        .unwrap();
+    for gone in [leader, second] {
+        if gone == 1 {
+            // The writers talk to member 1: they go with it.
+            writers.progress(50).await;
+        }
+        let (status, answer) = remove(&cluster, asked, gone).await;
+        assert_eq!(status, 200, "{answer}");
+        let ended = cluster.node(gone).ended(SOON).await;
+        assert_eq!(ended.code(), Some(1), "a removed member ends as refused");
+        let log = cluster.node(gone).log_text();
+        assert!(log.contains(&format!("member {gone} was removed from the cluster")), "{log}");
+    }
+    let rest: Vec<u64> = cluster.ids().into_iter().filter(|&id| id != leader && id != second).collect();
+    voters_are(&cluster, asked, &rest).await;
+    let record = writers.stop().await;
+    assert!(record.unknown.is_empty() || leader == 1, "{:?}", record.unknown.first());
+    println!(
+        "membership walk: {} writes, longest gap {:?}",
+        record.acknowledged.len(),
+        record.longest_gap()
+    );
+    for id in &rest {
+        check(&cluster, *id, "w", &record).await;
+    }
+
+    // An id is never used again; an address that is taken is not given away.
+    let body = json!({ "id": leader, "peer_url": "http://127.0.0.1:9" });
+    let (status, answer) = cluster.call(Method::POST, asked, "/members", Some(body)).await;
+    assert_eq!((status, answer["code"].as_str()), (409, Some("member_id_used")));
+    let body = json!({ "id": asked, "peer_url": "http://127.0.0.1:9" });
+    let (status, answer) = cluster.call(Method::POST, asked, "/members", Some(body)).await;
+    assert_eq!((status, answer["code"].as_str()), (409, Some("member_exists")));
+    assert_eq!(remove(&cluster, asked, leader).await.0, 404);
+
+    // A removed member that is started again is told so.
+    cluster.node(second).start();
+    assert_eq!(cluster.node(second).ended(SOON).await.code(), Some(1));
+
+    // A restart takes the membership from the data, not from the founding list.
+    for &id in &rest {
+        cluster.node(id).kill();
+    }
+    for &id in &rest {
+        cluster.node(id).start();
+    }
+    for &id in &rest {
+        cluster.ready(id).await;
+    }
+    voters_are(&cluster, asked, &rest).await;
+    cluster.same_content(&rest).await;
+}
+
+async fn check_all_members_named(cluster: &Cluster) {
+    eventually("every member's name and client URL", SOON, async || {
+        let table = cluster.get_json(2, "/members").await?;
+        let members = table["members"].as_array()?;
+        let named =
+            |m: &Value| m["name"].as_str().is_some_and(|s| !s.is_empty()) && m["client_url"].as_str().is_some_and(|s| !s.is_empty());
+        let healthy = |m: &Value| m["healthy"].as_bool() == Some(true);
+        (members.len() == 5 && members.iter().all(|m| named(m) && healthy(m))).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_24_the_last_voter_and_the_reachable_quorum_stay() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let dead = leader % 3 + 1;
+    let alive = dead % 3 + 1;
+    cluster.node(dead).kill();
+    // At once: the leader may not take it for alive any more.
+    let (status, answer) = cluster.call(Method::DELETE, leader, &format!("/members/{alive}"), None).await;
+    assert_eq!((status, answer["code"].as_str()), (409, Some("unsafe_change")), "{answer}");
+    // The dead one may go; then there are two, and one of them may go as well, but not the last.
+    let (status, answer) = remove(&cluster, leader, dead).await;
+    assert_eq!(status, 200, "{answer}");
+    voters_are(&cluster, leader, &{
+        let mut rest = [leader, alive];
+        rest.sort_unstable();
+        rest
+    })
+    .await;
+    let (status, answer) = remove(&cluster, leader, alive).await;
+    assert_eq!(status, 200, "{answer}");
+    cluster.node(alive).ended(SOON).await;
+    let (status, answer) = remove(&cluster, leader, leader).await;
+    assert_eq!((status, answer["code"].as_str()), (409, Some("unsafe_change")));
+    let (status, answer) = cluster
+        .call(Method::DELETE, leader, &format!("/members/{leader}?force=true"), None)
+        .await;
+    assert_eq!(
+        (status, answer["code"].as_str()),
+        (409, Some("unsafe_change")),
+        "not even by force: {answer}"
+    );
+    assert!(cluster.put(leader, "k", "v").await.unwrap().is_success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn healthy_members_are_healthy_at_every_look_and_any_of_them_may_go() {
+    let cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Raft forgets whom it heard of once per election timeout: looks over three of them.
+    for _ in 0..150 {
+        let table = cluster.get_json(leader, "/members").await.unwrap();
+        for member in table["members"].as_array().unwrap() {
+            assert_eq!(member["healthy"], true, "{table}");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replacement_goes_by_one_joint_change() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let writers = Writers::start_slow(&[cluster.url(leader % 3 + 1)], 8, "w", Duration::from_millis(5));
+    writers.progress(50).await;
+    // The leader itself is replaced, asked for on another member.
+    let asked = leader % 3 + 1;
+    let peer_url = cluster.joiner(Some(7)).peer_url.clone();
+    cluster.node(7).start();
+    let body = json!({ "remove": leader, "add": { "id": 7, "peer_url": peer_url } });
+    let (status, answer) = cluster.call(Method::POST, asked, "/members/replace?timeout=20s", Some(body)).await;
+    assert!(status == 200 || status == 202, "{status} {answer}");
+    let mut wanted: Vec<u64> = (1..=3).filter(|&id| id != leader).collect();
+    wanted.push(7);
+    voters_are(&cluster, asked, &wanted).await;
+    assert_eq!(cluster.node(leader).ended(SOON).await.code(), Some(1));
+    cluster.ready(7).await;
+    let record = writers.stop().await;
+    assert!(
+        record.unknown.is_empty() && record.refused.is_empty(),
+        "{:?} {:?}",
+        record.unknown.first(),
+        record.refused.first()
+    );
+    check(&cluster, 7, "w", &record).await;
+    cluster.same_content(&wanted).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_stays_one_until_it_is_promoted_and_a_removed_learner_stops() {
+    let mut cluster = Cluster::start(Setup::of(1)).await;
+    for id in [2, 3] {
+        let peer_url = cluster.joiner(Some(id)).peer_url.clone();
+        let body = json!({ "id": id, "peer_url": peer_url, "role": "learner" });
+        assert_eq!(cluster.call(Method::POST, 1, "/members", Some(body)).await.0, 201);
+        cluster.node(id).start();
+        cluster.ready(id).await;
+    }
+    assert!(cluster.put(2, "k", "through a learner").await.unwrap().is_success());
+    assert_eq!(cluster.get(3, "k").await, (200, "through a learner".to_owned()));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let roles = roles(&cluster, 1).await.unwrap();
+    assert_eq!(roles.iter().filter(|(_, role)| role == "learner").count(), 2, "{roles:?}");
+
+    let (status, answer) = cluster.call(Method::POST, 3, "/members/2/promote", None).await;
+    assert_eq!(status, 200, "{answer}");
+    let (status, answer) = cluster.call(Method::POST, 3, "/members/2/promote", None).await;
+    assert_eq!((status, answer["code"].as_str()), (409, Some("not_a_learner")));
+    assert_eq!(cluster.call(Method::POST, 3, "/members/9/promote", None).await.0, 404);
+
+    let (status, answer) = cluster.call(Method::PATCH, 2, "/members/3", Some(json!({ "name": "third" }))).await;
+    assert_eq!(status, 200, "{answer}");
+    let table = cluster.get_json(1, "/members").await.unwrap();
+    assert!(table["members"].as_array().unwrap().iter().any(|m| m["name"] == "third"), "{table}");
+
+    assert_eq!(remove(&cluster, 1, 3).await.0, 200);
+    assert_eq!(cluster.node(3).ended(SOON).await.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_9_a_founder_that_lost_its_disk_does_not_start_again() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    for id in 1..=3 {
+        assert!(cluster.put(id, "k", "v").await.unwrap().is_success());
+    }
+    let wiped = cluster.leader().await;
+    bound(&cluster).await;
+    cluster.node(wiped).kill();
+    std::fs::remove_dir_all(&cluster.node(wiped).data_dir).unwrap();
+    cluster.node(wiped).start();
+    assert_eq!(cluster.node(wiped).ended(SOON).await.code(), Some(1));
+    let log = cluster.node(wiped).log_text();
+    assert!(log.contains("another data directory") && log.contains("--join"), "{log}");
+    // Nothing was founded: it is refused again.
+    cluster.node(wiped).start();
+    assert_eq!(cluster.node(wiped).ended(SOON).await.code(), Some(1));
+
+    // The way out that the message names.
+    let asked = wiped % 3 + 1;
+    let (status, answer) = remove(&cluster, asked, wiped).await;
+    assert_eq!(status, 200, "{answer}");
+    cluster.joiner(Some(4)).start();
+    cluster.ready(4).await;
+    assert_eq!(cluster.get(4, "k").await, (200, "v".to_owned()));
+}
+
+/// Waits until every member's data directory is known to all.
+async fn bound(cluster: &Cluster) {
+    eventually("every member to be bound to its directory", SOON, async || {
+        let table = cluster.get_json(cluster.ids()[0], "/members").await?;
+        table["members"]
+            .as_array()?
+            .iter()
+            .all(|m| m["name"].as_str().is_some_and(|n| !n.is_empty()))
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_9_a_joiner_that_lost_its_disk_is_refused() {
+    let mut cluster = Cluster::start(Setup::of(1)).await;
+    cluster.joiner(Some(2)).start();
+    cluster.ready(2).await;
+    voters_are(&cluster, 1, &[1, 2]).await;
+    cluster.joiner(Some(3)).start();
+    cluster.ready(3).await;
+    voters_are(&cluster, 1, &[1, 2, 3]).await;
+    bound(&cluster).await;
+    cluster.node(3).kill();
+    std::fs::remove_dir_all(&cluster.node(3).data_dir).unwrap();
+    cluster.node(3).start();
+    assert_eq!(cluster.node(3).ended(SOON).await.code(), Some(1));
+    let log = cluster.node(3).log_text();
+    assert!(log.contains("data directory"), "{log}");
+    assert!(cluster.put(1, "k", "v").await.unwrap().is_success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copied_directory_is_not_a_second_member() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    bound(&cluster).await;
+    // A copy that claims another id is refused by the directory itself.
+    cluster.node(2).terminate();
+    cluster.node(2).ended(SOON).await;
+    let (from, to) = (cluster.node(2).data_dir.clone(), cluster.dir().join("copy"));
+    copy_dir(&from, &to);
+    let members: Vec<String> = cluster.nodes.iter().map(|node| format!("{}={}", node.id, node.peer_url)).collect();
+    let copy = cluster.joiner(Some(9));
+    copy.drop_args("--join");
+    copy.drop_args("--data-dir");
+    copy.add_args(&["--data-dir", &to.display().to_string()]);
+    for member in &members {
+        copy.add_args(&["--member", member]);
+    }
+    copy.start();
+    let code = copy.ended(SOON).await.code();
+    assert!(matches!(code, Some(1 | 2)), "{code:?} {}", copy.log_text());
+    let log = copy.log_text();
+    assert!(!log.contains("serving"), "{log}");
+    cluster.node(2).start();
+    cluster.ready(2).await;
+}

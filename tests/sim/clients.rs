@@ -1,0 +1,646 @@
+//! Clients: each does one thing after the other, on any member, and tells the oracles what it heard.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use metcd::state::command::{
+    Body, Command, Compact, Compare, CompareOp, CompareTarget, Conditions, Delete, DeleteRange, Idempotency, KeySpan, LeaseGrant,
+    LeaseRevoke, Put, Txn, TxnOp, TxnOpBody,
+};
+use metcd::state::outcome::{KeyValue, Outcome, Refusal, Success};
+
+use crate::calls::{Answer, Request};
+use crate::oracle::linear::{Action, Expect, Value};
+use crate::plan::{MS, Micros, SECOND};
+use crate::world::{Event, World};
+
+const ACCOUNTS: u64 = 4;
+const DEPOSIT: i64 = 100;
+
+/// What a client knows and waits for.
+#[derive(Default)]
+pub struct Client {
+    pending: Option<Pending>,
+    /// Key → revision and value as last read.
+    known: BTreeMap<String, (u64, Value)>,
+    /// The bank as last read: revision and amount of each account.
+    bank: Vec<(u64, i64)>,
+    leases: Vec<u64>,
+    last_revision: u64,
+    /// Finished operations.
+    pub done: u64,
+}
+
+struct Pending {
+    call: u64,
+    intent: Intent,
+    request: Request,
+    /// When it was first sent, and what was known then.
+    asked: Micros,
+    floor: u64,
+    is_retried: bool,
+}
+
+/// What a client wants to find out or change.
+#[derive(Debug, Clone)]
+enum Intent {
+    Read {
+        key: String,
+    },
+    Put {
+        key: String,
+        value: u64,
+        expect: Expect,
+    },
+    Delete {
+        key: String,
+        expect: Expect,
+    },
+    DeleteAll,
+    /// If `key` holds `seen`: both keys are written.
+    Swap {
+        key: String,
+        seen: u64,
+        value: u64,
+        other: String,
+        other_value: u64,
+    },
+    ReadBank,
+    FoundBank {
+        text: String,
+    },
+    Transfer {
+        texts: [(String, String); 2],
+    },
+    Grant,
+    PutLeased {
+        key: String,
+        text: String,
+    },
+    KeepAlive {
+        lease: u64,
+    },
+    Revoke,
+    Other,
+}
+
+impl World {
+    /// Whether every client has heard of everything it asked for.
+    pub fn clients_are_idle(&self) -> bool {
+        self.clients.iter().all(|client| client.pending.is_none())
+    }
+
+    /// A member that could be asked: any that runs; now and then one that does not.
+    fn pick_member(&mut self) -> usize {
+        match self.pick_live() {
+            Some(slot) if !self.rng.chance(30) => slot,
+            _ => self.rng.range(0, self.machines.len() as u64) as usize,
+        }
+    }
+
+    pub fn pick_live(&mut self) -> Option<usize> {
+        let live: Vec<usize> = (0..self.machines.len())
+            .filter(|&slot| self.machines[slot].process.is_some())
+            .collect();
+        self.rng.pick(&live).copied()
+    }
+
+    /// The client's next operation.
+    pub fn act(&mut self, client: usize) {
+        if self.is_healed || self.clients[client].pending.is_some() {
+            return;
+        }
+        let (intent, request) = self.choose(client);
+        let patience = self.rng.range(SECOND, 8 * SECOND);
+        self.ask(client, intent, request, patience);
+    }
+
+    fn ask(&mut self, client: usize, intent: Intent, request: Request, patience: Micros) {
+        let request = match request {
+            Request::Write(command, _) => Request::Write(command, patience),
+            other => other,
+        };
+        let slot = self.pick_member();
+        let floor = self.oracle.floor();
+        self.trace(|| format!("c{client} asks n{}: {intent:?}", slot + 1));
+        let call = self.call(client, slot, request.clone(), patience);
+        self.stats.operations += 1;
+        self.clients[client].pending = Some(Pending {
+            call,
+            intent,
+            request,
+            asked: self.now,
+            floor,
+            is_retried: false,
+        });
+    }
+
+    /// In the end every member is asked for every key.
+    pub fn ask_everything(&mut self) {
+        for slot in 0..self.machines.len() {
+            if self.machines[slot].process.is_none() {
+                continue;
+            }
+            for n in 0..=self.plan.keys {
+                let client = self.clients.len();
+                self.clients.push(Client::default());
+                let key = key_name(n);
+                let (intent, span) = if n == self.plan.keys {
+                    (Intent::ReadBank, KeySpan::prefix(b"b"))
+                } else {
+                    (Intent::Read { key: key.clone() }, KeySpan::single(key.as_bytes()))
+                };
+                let request = read(span, true, 0);
+                let floor = self.oracle.floor();
+                let call = self.call(client, slot, request.clone(), 20 * SECOND);
+                self.clients[client].pending = Some(Pending {
+                    call,
+                    intent,
+                    request,
+                    asked: self.now,
+                    floor,
+                    is_retried: false,
+                });
+            }
+        }
+    }
+
+    fn new_value(&mut self) -> u64 {
+        self.last_value += 1;
+        self.last_value
+    }
+
+    fn choose(&mut self, client: usize) -> (Intent, Request) {
+        let n = self.rng.range(0, self.plan.keys);
+        let key = key_name(n);
+        let known = self.clients[client].known.get(&key).copied();
+        match self.rng.range(0, 100) {
+            0..20 => self.choose_put(key, Expect::Anything, None),
+            20..24 => self.choose_put(key, Expect::Absent, None),
+            24..36 => match known {
+                Some((revision, Some(value))) => self.choose_put(key, Expect::Is(value), Some(revision)),
+                Some((_, None)) | None => self.choose_put(key, Expect::Present, None),
+            },
+            36..52 => choose_read(key, true, 0),
+            52..57 => choose_read(key, false, 0),
+            57..60 => choose_read(key, false, self.clients[client].last_revision),
+            60..65 => choose_delete(key, Expect::Present, None),
+            65..67 => match known {
+                Some((revision, Some(value))) => choose_delete(key, Expect::Is(value), Some(revision)),
+                Some((_, None)) | None => choose_read(key, true, 0),
+            },
+            67..68 => (
+                Intent::DeleteAll,
+                write(Body::DeleteRange(DeleteRange {
+                    span: KeySpan::prefix(b"k"),
+                    max_keys: 0,
+                })),
+            ),
+            68..74 => match known {
+                Some((_, Some(seen))) => self.choose_swap(key, seen),
+                Some((_, None)) | None => choose_read(key, true, 0),
+            },
+            74..80 => (Intent::ReadBank, read(KeySpan::prefix(b"b"), true, 0)),
+            80..81 => (Intent::ReadBank, read(KeySpan::prefix(b"b"), false, 0)),
+            81..90 => self.choose_transfer(client),
+            90..99 => self.choose_lease(client),
+            _ => {
+                let revision = self.clients[client].last_revision;
+                (Intent::Other, write(Body::Compact(Compact { revision })))
+            }
+        }
+    }
+
+    fn choose_put(&mut self, key: String, expect: Expect, revision: Option<u64>) -> (Intent, Request) {
+        let value = self.new_value();
+        let body = Body::Put(Put {
+            key: key.clone().into(),
+            value: text_of(value).into(),
+            conditions: conditions(expect, revision),
+            ..Put::default()
+        });
+        let mut request = write(body);
+        if let Request::Write(command, _) = &mut request
+            && self.rng.chance(400)
+        {
+            command.idempotency = Some(Idempotency {
+                key: format!("op-{value}"),
+                fingerprint: Bytes::from(text_of(value)),
+                max_entries: 100_000,
+            });
+        }
+        (Intent::Put { key, value, expect }, request)
+    }
+
+    fn choose_swap(&mut self, key: String, seen: u64) -> (Intent, Request) {
+        let n = self.rng.range(0, self.plan.keys);
+        let mut other = key_name(n);
+        if other == key {
+            other = key_name(self.plan.keys + 1);
+        }
+        let (value, other_value) = (self.new_value(), self.new_value());
+        let txn = Txn {
+            compare: vec![Compare {
+                key: key.clone().into(),
+                target: CompareTarget::Value as i32,
+                op: CompareOp::Equal as i32,
+                value: text_of(seen).into(),
+                ..Compare::default()
+            }],
+            then: vec![put_op(&key, text_of(value)), put_op(&other, text_of(other_value))],
+            or_else: Vec::new(),
+        };
+        let intent = Intent::Swap {
+            key,
+            seen,
+            value,
+            other,
+            other_value,
+        };
+        (intent, write(Body::Txn(txn)))
+    }
+
+    fn choose_transfer(&mut self, client: usize) -> (Intent, Request) {
+        let bank = &self.clients[client].bank;
+        if bank.len() < ACCOUNTS as usize {
+            let id = self.new_value();
+            let text = format!("{DEPOSIT}:{id}");
+            let compare = |n| version_is_zero(&account(n));
+            let txn = Txn {
+                compare: (0..ACCOUNTS).map(compare).collect(),
+                then: (0..ACCOUNTS).map(|n| put_op(&account(n), text.clone())).collect(),
+                or_else: Vec::new(),
+            };
+            return (Intent::FoundBank { text }, write(Body::Txn(txn)));
+        }
+        let from = self.rng.range(0, ACCOUNTS);
+        let to = (from + self.rng.range(1, ACCOUNTS)) % ACCOUNTS;
+        let amount = self.rng.range(1, 20) as i64;
+        let id = self.new_value();
+        let bank = &self.clients[client].bank;
+        let of = |n: u64, change: i64| (account(n), format!("{}:{id}", bank[n as usize].1 + change));
+        let texts = [of(from, -amount), of(to, amount)];
+        let compare = |n: u64| Compare {
+            key: account(n).into(),
+            target: CompareTarget::ModRevision as i32,
+            op: CompareOp::Equal as i32,
+            number: bank[n as usize].0,
+            ..Compare::default()
+        };
+        let txn = Txn {
+            compare: vec![compare(from), compare(to)],
+            then: texts.iter().map(|(key, text)| put_op(key, text.clone())).collect(),
+            or_else: Vec::new(),
+        };
+        (Intent::Transfer { texts }, write(Body::Txn(txn)))
+    }
+
+    fn choose_lease(&mut self, client: usize) -> (Intent, Request) {
+        let leases = self.clients[client].leases.clone();
+        let Some(&lease) = self.rng.pick(&leases) else {
+            let ttl_ms = [500, 2_000, 10_000][self.rng.range(0, 3) as usize];
+            return (Intent::Grant, write(Body::LeaseGrant(LeaseGrant { ttl_ms, id: 0 })));
+        };
+        match self.rng.range(0, 10) {
+            0..2 => {
+                let (key, id) = (format!("l{lease}"), self.new_value());
+                let text = format!("l:{id}");
+                let body = Body::Put(Put {
+                    key: key.clone().into(),
+                    value: text.clone().into(),
+                    lease,
+                    ..Put::default()
+                });
+                (Intent::PutLeased { key, text }, write(body))
+            }
+            2..9 => (Intent::KeepAlive { lease }, Request::KeepAlive(lease)),
+            _ => {
+                self.oracle.lease.note_revoked(lease);
+                self.clients[client].leases.retain(|&other| other != lease);
+                (Intent::Revoke, write(Body::LeaseRevoke(LeaseRevoke { id: lease })))
+            }
+        }
+    }
+
+    /// An answer reached the client.
+    pub fn hear(&mut self, client: usize, call: u64, answer: Answer) {
+        let is_awaited = self.clients[client].pending.as_ref().is_some_and(|pending| pending.call == call);
+        if !is_awaited {
+            return;
+        }
+        let Some(mut pending) = self.clients[client].pending.take() else {
+            return;
+        };
+        self.trace(|| format!("c{client} hears {answer:?} to {:?}", pending.intent));
+        let has_key = matches!(&pending.request, Request::Write(command, _) if command.idempotency.is_some());
+        let failed = matches!(answer, Answer::Unknown | Answer::NotApplied);
+        // With an Idempotency-Key a client may simply ask again: whatever comes, it happens once.
+        if failed && has_key && (self.is_healed || self.rng.chance(800)) {
+            let slot = self.pick_member();
+            pending.call = self.call(client, slot, pending.request.clone(), 5 * SECOND);
+            pending.is_retried |= matches!(answer, Answer::Unknown);
+            self.stats.retries += 1;
+            self.clients[client].pending = Some(pending);
+            return;
+        }
+        // What an earlier try may have done is not undone by a later refusal.
+        let answer = if pending.is_retried && matches!(answer, Answer::NotApplied) {
+            Answer::Unknown
+        } else {
+            answer
+        };
+        if let Err(fault) = self.judge(client, &pending, answer) {
+            self.violation(fault);
+        }
+        self.clients[client].done += 1;
+        let at = self.now + self.rng.skewed(MS, self.plan.think);
+        self.schedule(at, Event::Act { client });
+    }
+
+    fn judge(&mut self, client: usize, pending: &Pending, answer: Answer) -> Result<(), String> {
+        let asked = pending.asked;
+        match answer {
+            Answer::Unknown => {
+                self.stats.unknown += 1;
+                self.judge_unknown(pending);
+                Ok(())
+            }
+            Answer::NotApplied => {
+                self.stats.not_applied += 1;
+                pending
+                    .intent
+                    .texts()
+                    .iter()
+                    .try_for_each(|text| self.oracle.history.note_refused(text))
+            }
+            Answer::Page { revision, kvs } => self.judge_page(client, pending, revision, &kvs),
+            Answer::Renewed { ttl_ms } => {
+                if let Intent::KeepAlive { lease } = pending.intent {
+                    self.oracle.lease.note_alive(lease, asked, ttl_ms);
+                    self.stats.renewals += 1;
+                }
+                Ok(())
+            }
+            Answer::Gone => {
+                if let Intent::KeepAlive { lease } = pending.intent {
+                    self.clients[client].leases.retain(|&other| other != lease);
+                }
+                Ok(())
+            }
+            Answer::Outcome(outcome) => self.judge_outcome(client, pending, &outcome),
+        }
+    }
+
+    fn judge_unknown(&mut self, pending: &Pending) {
+        let mut note = |key: &str, expect, to| {
+            let action = Action::Write {
+                expect,
+                to,
+                happened: None,
+                existed: None,
+            };
+            self.oracle.linear.note(key, pending.asked, Micros::MAX, action);
+        };
+        match &pending.intent {
+            Intent::Put { key, value, expect } => note(key, *expect, Some(*value)),
+            Intent::Delete { key, expect } => note(key, *expect, None),
+            Intent::Swap {
+                key,
+                seen,
+                value,
+                other,
+                other_value,
+            } => {
+                note(key, Expect::Is(*seen), Some(*value));
+                note(other, Expect::Anything, Some(*other_value));
+            }
+            Intent::DeleteAll => (0..self.plan.keys + 2).for_each(|n| note(&key_name(n), Expect::Anything, None)),
+            _ => {}
+        }
+    }
+
+    fn judge_page(&mut self, client: usize, pending: &Pending, revision: u64, kvs: &[KeyValue]) -> Result<(), String> {
+        let Request::Read { barrier, min_revision, .. } = pending.request else {
+            return Ok(());
+        };
+        if barrier {
+            self.oracle.note_revision(revision, pending.floor, false, "a read");
+        }
+        if revision < min_revision {
+            return Err(format!("a read at {revision} or later was answered at {min_revision}"));
+        }
+        let who = format!("c{client}");
+        let known = &mut self.clients[client];
+        known.last_revision = known.last_revision.max(revision);
+        match &pending.intent {
+            Intent::Read { key } => {
+                let found = kvs.first().map(|kv| String::from_utf8_lossy(&kv.value).into_owned());
+                self.oracle.history.note_seen(revision, key, found.as_deref(), &who);
+                let value = found.as_deref().and_then(value_of);
+                let mod_revision = kvs.first().map_or(0, |kv| kv.mod_revision);
+                self.clients[client].known.insert(key.clone(), (mod_revision, value));
+                if barrier {
+                    self.oracle.linear.note(key, pending.asked, self.now, Action::Read(value));
+                }
+            }
+            Intent::ReadBank => {
+                let amounts: Vec<(u64, i64)> = kvs.iter().map(|kv| (kv.mod_revision, amount_of(&kv.value))).collect();
+                let total: i64 = amounts.iter().map(|(_, amount)| amount).sum();
+                if !amounts.is_empty() && (amounts.len() as u64 != ACCOUNTS || total != ACCOUNTS as i64 * DEPOSIT) {
+                    return Err(format!("the bank holds {amounts:?} at revision {revision}"));
+                }
+                self.clients[client].bank = amounts;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn judge_outcome(&mut self, client: usize, pending: &Pending, outcome: &Outcome) -> Result<(), String> {
+        let revision = outcome.revision;
+        let made_change = match &outcome.result {
+            Ok(Success::Put { .. } | Success::Delete { .. }) => true,
+            Ok(Success::Txn { succeeded, .. }) => *succeeded,
+            Ok(_) | Err(_) => false,
+        };
+        if !outcome.replayed || made_change {
+            self.oracle.note_revision(revision, pending.floor, made_change, "a write");
+        }
+        let known = &mut self.clients[client];
+        known.last_revision = known.last_revision.max(revision);
+        let now = self.now;
+        let mut note = |key: &str, action| self.oracle.linear.note(key, pending.asked, now, action);
+        let write = |expect, to, happened, existed| Action::Write {
+            expect,
+            to,
+            happened: Some(happened),
+            existed,
+        };
+        match (&pending.intent, &outcome.result) {
+            (Intent::Put { key, value, expect }, Ok(Success::Put { created, .. })) => {
+                note(key, write(*expect, Some(*value), true, Some(!created)));
+                self.oracle.history.note_acknowledged(key, Some(&text_of(*value)), revision);
+                self.clients[client].known.insert(key.clone(), (revision, Some(*value)));
+            }
+            (Intent::Put { key, value, expect }, Err(Refusal::PreconditionFailed { .. })) => {
+                note(key, write(*expect, Some(*value), false, None));
+                self.oracle.history.note_refused(&text_of(*value))?;
+            }
+            (Intent::Delete { key, expect }, Ok(Success::Delete { .. })) => {
+                note(key, write(*expect, None, true, Some(true)));
+                self.oracle.history.note_acknowledged(key, None, revision);
+            }
+            (Intent::Delete { key, .. }, Err(Refusal::NotFound)) => note(key, Action::Read(None)),
+            (Intent::Delete { key, expect }, Err(Refusal::PreconditionFailed { .. })) => note(key, write(*expect, None, false, None)),
+            (Intent::DeleteAll, Ok(Success::DeleteRange { .. })) => {
+                (0..self.plan.keys + 2).for_each(|n| note(&key_name(n), write(Expect::Anything, None, true, None)));
+            }
+            (
+                Intent::Swap {
+                    key,
+                    seen,
+                    value,
+                    other,
+                    other_value,
+                },
+                Ok(Success::Txn { succeeded, .. }),
+            ) => {
+                note(key, write(Expect::Is(*seen), Some(*value), *succeeded, None));
+                if *succeeded {
+                    note(other, write(Expect::Anything, Some(*other_value), true, None));
+                    self.oracle.history.note_acknowledged(key, Some(&text_of(*value)), revision);
+                    self.oracle.history.note_acknowledged(other, Some(&text_of(*other_value)), revision);
+                }
+            }
+            (Intent::Transfer { texts }, Ok(Success::Txn { succeeded, .. })) => {
+                for (key, text) in texts {
+                    match succeeded {
+                        true => self.oracle.history.note_acknowledged(key, Some(text), revision),
+                        false => self.oracle.history.note_refused(text)?,
+                    }
+                }
+                self.clients[client].bank.clear();
+            }
+            (Intent::Grant, Ok(Success::LeaseGrant { id, ttl_ms })) => {
+                self.oracle.lease.note_alive(*id, pending.asked, *ttl_ms);
+                self.clients[client].leases.push(*id);
+                self.stats.leases += 1;
+            }
+            (Intent::PutLeased { key, text }, Ok(Success::Put { .. })) => {
+                self.oracle.history.note_acknowledged(key, Some(text), revision);
+            }
+            (Intent::PutLeased { text, .. }, Err(Refusal::LeaseNotFound { .. })) => self.oracle.history.note_refused(text)?,
+            (Intent::Put { .. } | Intent::Delete { .. } | Intent::Swap { .. } | Intent::Transfer { .. }, unexpected) => {
+                return Err(format!("{:?} was answered with {unexpected:?}", pending.intent));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Intent {
+    /// The values it would write.
+    fn texts(&self) -> Vec<String> {
+        match self {
+            Intent::Put { value, .. } => vec![text_of(*value)],
+            Intent::Swap { value, other_value, .. } => vec![text_of(*value), text_of(*other_value)],
+            Intent::Transfer { texts } => texts.iter().map(|(_, text)| text.clone()).collect(),
+            Intent::FoundBank { text } | Intent::PutLeased { text, .. } => vec![text.clone()],
+            Intent::Read { .. }
+            | Intent::Delete { .. }
+            | Intent::DeleteAll
+            | Intent::ReadBank
+            | Intent::Grant
+            | Intent::KeepAlive { .. }
+            | Intent::Revoke
+            | Intent::Other => Vec::new(),
+        }
+    }
+}
+
+fn key_name(n: u64) -> String {
+    format!("k{n}")
+}
+
+fn account(n: u64) -> String {
+    format!("b{n}")
+}
+
+fn text_of(value: u64) -> String {
+    format!("v{value}")
+}
+
+fn value_of(text: &str) -> Value {
+    text.strip_prefix('v')?.parse().ok()
+}
+
+fn amount_of(value: &[u8]) -> i64 {
+    let text = String::from_utf8_lossy(value);
+    text.split(':')
+        .next()
+        .and_then(|amount| amount.parse().ok())
+        .unwrap_or(i64::MIN / 1000)
+}
+
+fn write(body: Body) -> Request {
+    let command = Command {
+        seq: 0,
+        idempotency: None,
+        body: Some(body),
+    };
+    Request::Write(command, 0)
+}
+
+fn read(span: KeySpan, barrier: bool, min_revision: u64) -> Request {
+    Request::Read {
+        span,
+        barrier,
+        min_revision,
+    }
+}
+
+fn choose_read(key: String, barrier: bool, min_revision: u64) -> (Intent, Request) {
+    let request = read(KeySpan::single(key.as_bytes()), barrier, min_revision);
+    (Intent::Read { key }, request)
+}
+
+fn choose_delete(key: String, expect: Expect, revision: Option<u64>) -> (Intent, Request) {
+    let body = Body::Delete(Delete {
+        key: key.clone().into(),
+        conditions: revision.and_then(|revision| conditions(expect, Some(revision))),
+        want_prev: false,
+    });
+    (Intent::Delete { key, expect }, write(body))
+}
+
+fn conditions(expect: Expect, revision: Option<u64>) -> Option<Conditions> {
+    let mut conditions = Conditions::default();
+    match expect {
+        Expect::Anything => return None,
+        Expect::Present => conditions.if_match_any = true,
+        Expect::Absent => conditions.if_none_match_any = true,
+        Expect::Is(_) => conditions.if_match.extend(revision),
+    }
+    Some(conditions)
+}
+
+fn put_op(key: &str, text: String) -> TxnOp {
+    let put = Put {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        value: text.into(),
+        ..Put::default()
+    };
+    TxnOp {
+        body: Some(TxnOpBody::Put(put)),
+    }
+}
+
+fn version_is_zero(key: &str) -> Compare {
+    Compare {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        target: CompareTarget::Version as i32,
+        op: CompareOp::Equal as i32,
+        ..Compare::default()
+    }
+}

@@ -1,0 +1,48 @@
+//! The seeded simulation: a whole cluster of the product's own protocol, state machine, log and lease clock in one thread, on a virtual
+//! clock, with everything that can go wrong going wrong. See `README.md` beside this file.
+
+mod admin;
+mod calls;
+mod clients;
+mod faults;
+mod machine;
+mod network;
+mod node;
+mod oracle;
+mod plan;
+mod report;
+mod rng;
+mod run;
+mod stats;
+mod trace;
+mod watching;
+mod world;
+
+use plan::Settings;
+use run::run;
+
+/// What CI runs: always the same seeds.
+const CI_SEEDS: u64 = 200;
+
+#[test]
+fn the_same_seed_has_the_same_history() {
+    for seed in [3, 17] {
+        let first = run(Settings::new(seed));
+        let second = run(Settings::new(seed));
+        assert_eq!(first.trace_hash, second.trace_hash, "seed {seed}");
+        assert_eq!(first.stats.events, second.stats.events, "seed {seed}");
+    }
+}
+
+#[test]
+fn nothing_promised_is_broken_whatever_fails() {
+    report::explore(0, CI_SEEDS, report::Asked::default());
+}
+
+/// For `scripts/simulate`.
+#[test]
+#[ignore = "run by scripts/simulate"]
+fn explore() {
+    let asked = report::Asked::from_environment();
+    report::explore(asked.from, asked.seeds, asked);
+}

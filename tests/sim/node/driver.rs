@@ -1,0 +1,384 @@
+//! The driver's loop: inputs in, effects performed in the order of their fields. The twin of `src/driver/mod.rs`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use metcd::consensus::{Effects, Input as Step, Persist};
+use metcd::snapshot::{self, SnapshotReader};
+use metcd::state::SnapshotView;
+use metcd::state::reader::Admission;
+use metcd::wal::LogStart;
+use raft::eraftpb::{Message, MessageType, Snapshot};
+
+use super::{ApplyJob, Failure, Input, Installing, Offer, Process, WalJob};
+use crate::network::{Packet, PacketBody};
+use crate::plan::MS;
+use crate::world::{Event, World};
+
+/// How long an offered snapshot is kept.
+const OFFER_TICKS: u64 = 50;
+
+impl Process {
+    /// Queues an input; the driver takes it now or a little later, together with whatever came meanwhile.
+    pub fn enqueue(&mut self, world: &mut World, input: Input) {
+        self.inbox.push_back(input);
+        if self.is_wake_due {
+            return;
+        }
+        if world.rng.chance(700) {
+            self.take_inputs(world);
+        } else {
+            self.is_wake_due = true;
+            let at = world.now + world.rng.skewed(1, 2 * MS);
+            world.schedule(
+                at,
+                Event::Wake {
+                    slot: self.slot,
+                    boot: self.boot,
+                },
+            );
+        }
+    }
+
+    /// The driver takes everything that is queued and performs what follows.
+    pub fn take_inputs(&mut self, world: &mut World) {
+        self.is_wake_due = false;
+        self.core.set_now(world.clock_ms(self.slot));
+        while let Some(input) = self.inbox.pop_front() {
+            self.handle(world, input);
+        }
+        self.perform(world);
+    }
+
+    fn handle(&mut self, world: &mut World, input: Input) {
+        match input {
+            Input::Propose { proposal, call } => {
+                let seq = self.core.propose(proposal);
+                if let Some(call) = call {
+                    self.replies.insert(seq, call);
+                }
+            }
+            Input::Message(message) => self.core.step(Step::Message(message)),
+            Input::ReadWanted => {}
+            Input::Persisted(number) => self.core.step(Step::Persisted(number)),
+            Input::Applied {
+                index,
+                cluster_time_ms,
+                settled,
+            } => self.core.step(Step::Applied {
+                index,
+                cluster_time_ms,
+                settled,
+            }),
+            Input::ConfChange(change) => self.answer_conf(world, &change),
+            Input::ProposeConf(change) => {
+                // Whether it took effect is seen in the member table, as in the product.
+                let answer = self.core.propose_conf_change(&change);
+                world.trace(|| format!("n{} proposes a configuration change: {answer:?}", self.id));
+            }
+            Input::Fetched(wish, entries) => self.core.step(Step::Fetched(wish, entries)),
+            Input::View { view, for_chore: true } => self.begin_chore(world, view),
+            Input::View { view, for_chore: false } => self.handle_view(*view),
+            Input::SnapshotReceived { message, file } => self.handle_snapshot_received(message, file),
+            Input::SnapshotSent { to, ok } => {
+                if let Some(offer) = &mut self.offer {
+                    offer.streams = offer.streams.saturating_sub(1);
+                    offer.since_tick = self.ticks;
+                }
+                self.core.step(Step::SnapshotSent { to, ok });
+            }
+            Input::Installed(start) => self.handle_installed(world, start),
+            Input::Durable { index } => self.handle_durable(world, index),
+            Input::Unreachable(peer) => self.core.step(Step::Unreachable(peer)),
+            Input::Transfer(to) => self.core.step(Step::TransferLeader(to)),
+        }
+    }
+
+    /// A tick of the driver, then what the duties do at it.
+    pub fn tick(&mut self, world: &mut World, ticks: u64) {
+        for _ in 0..ticks {
+            self.ticks += 1;
+            self.core.step(Step::Tick);
+        }
+        self.core.set_now(world.clock_ms(self.slot));
+        self.after_tick(world);
+        self.perform(world);
+        if self.failed.is_none() {
+            self.run_duties(world);
+        }
+    }
+
+    fn after_tick(&mut self, world: &mut World) {
+        let is_old = |offer: &Offer| offer.streams == 0 && self.ticks - offer.since_tick > OFFER_TICKS;
+        if self.offer.as_ref().is_some_and(is_old) {
+            self.offer = None;
+            self.core.step(Step::SnapshotOffered(None));
+        }
+        self.maybe_make_durable(world);
+        self.peers = self
+            .reader
+            .members()
+            .iter()
+            .map(|member| member.id)
+            .filter(|&id| id != self.id)
+            .collect();
+        self.view = self.core.view();
+        self.progress = self.core.progress();
+        self.cluster_time_ms = self.core.stamp().0;
+        let is_configured = self.view.voters.contains(&self.id) || self.view.learners.contains(&self.id);
+        if self.in_configuration && !is_configured {
+            self.failed = Some(Failure::Removed);
+        }
+        self.in_configuration = is_configured;
+    }
+
+    /// Performs everything that follows from the inputs so far.
+    pub fn perform(&mut self, world: &mut World) {
+        if self.failed.is_some() {
+            return;
+        }
+        if !self.gathering.is_empty() && self.core.can_begin_read() {
+            self.next_token += 1;
+            let round = std::mem::take(&mut self.gathering);
+            self.asked.insert(self.next_token, round);
+            self.core.step(Step::Read(self.next_token));
+        }
+        let Effects {
+            messages,
+            persist,
+            apply,
+            reads,
+            fetch,
+            snapshot_wanted,
+            expired,
+        } = self.core.drain();
+        self.send(world, messages);
+        for unit in persist {
+            world.oracle.raft.note_entries(self.id, &unit.entries);
+            self.persist(world, unit);
+        }
+        if !apply.is_empty() {
+            world.oracle.raft.note_committed(self.id, &apply);
+            self.to_apply(world, ApplyJob::Entries(apply));
+        }
+        for (token, index) in reads {
+            for waiter in self.asked.remove(&token).unwrap_or_default() {
+                self.waiting.push((index, waiter));
+            }
+        }
+        for wish in fetch {
+            self.to_wal(world, WalJob::Fetch(wish));
+        }
+        if snapshot_wanted && !self.is_view_requested {
+            self.is_view_requested = true;
+            self.to_apply(world, ApplyJob::View(false));
+        }
+        for seq in expired {
+            if let Some(call) = self.replies.remove(&seq) {
+                world.give_up(call);
+            }
+        }
+        // A received snapshot that raft did not want goes.
+        self.received = None;
+        self.publish_leadership(world);
+        self.serve_reads(world);
+    }
+
+    fn publish_leadership(&mut self, world: &mut World) {
+        let now = self.core.leadership();
+        if self.leadership != now {
+            self.leadership = now;
+            world.trace(|| format!("n{} term {} leader {}", self.id, now.0, now.1));
+        }
+        if self.core.is_leader() {
+            world.oracle.raft.note_leader(self.id, now.0, &self.core);
+        }
+    }
+
+    fn send(&mut self, world: &mut World, messages: Vec<Message>) {
+        for message in messages {
+            world.oracle.raft.note_sent(self.id, &message);
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                self.send_snapshot(world, message);
+            } else {
+                let to = message.to;
+                self.send_packet(world, to, PacketBody::Raft(message));
+            }
+        }
+    }
+
+    /// Hands something to the transport. It knows the members, and whoever spoke to a joiner that knows nobody yet.
+    pub fn send_packet(&self, world: &mut World, to: u64, body: PacketBody) {
+        if !self.peers.contains(&to) && !self.first_contact.contains_key(&to) {
+            return;
+        }
+        world.send(Packet {
+            from_slot: self.slot,
+            from_member: self.id,
+            from_incarnation: world.machines[self.slot].incarnation,
+            to_member: to,
+            body,
+        });
+    }
+
+    fn send_snapshot(&mut self, world: &mut World, message: Message) {
+        let index = message.get_snapshot().get_metadata().index;
+        match &mut self.offer {
+            Some(offer) if offer.index == index => {
+                offer.streams += 1;
+                let view = offer.view.fork();
+                world.begin_stream(self.slot, self.boot, message, view);
+            }
+            _ => self.inbox.push_back(Input::SnapshotSent { to: message.to, ok: false }),
+        }
+    }
+
+    /// A packet arrived: who may speak is decided as `src/server/peers.rs` does.
+    pub fn receive(&mut self, world: &mut World, packet: Packet) {
+        if packet.to_member != self.id {
+            return;
+        }
+        if packet.body_is_removal() {
+            self.failed = Some(Failure::Removed);
+            return;
+        }
+        if !self.admits(world, &packet) {
+            return;
+        }
+        match packet.body {
+            PacketBody::Raft(message) => self.enqueue(world, Input::Message(message)),
+            PacketBody::Removed => {}
+            PacketBody::ToLeader { call, lease } => self.renew_for(world, packet.from_member, call, lease),
+            PacketBody::FromLeader { call, ttl_ms, gone } => world.answer_renewal(call, ttl_ms, gone),
+        }
+    }
+
+    /// Whether the sender may speak to this member.
+    pub fn admits(&mut self, world: &mut World, packet: &Packet) -> bool {
+        let member = packet.from_member;
+        match self.reader.admission(member) {
+            Admission::Uninitialized => {
+                self.first_contact.insert(member, packet.from_incarnation);
+                true
+            }
+            Admission::Removed => {
+                world.send(Packet {
+                    from_slot: self.slot,
+                    from_member: self.id,
+                    from_incarnation: 0,
+                    to_member: member,
+                    body: PacketBody::Removed,
+                });
+                false
+            }
+            Admission::Unknown => false,
+            Admission::Member { incarnation: 0 } => {
+                *self.first_contact.entry(member).or_insert(packet.from_incarnation) == packet.from_incarnation
+            }
+            Admission::Member { incarnation } => incarnation == packet.from_incarnation,
+        }
+    }
+
+    /// A snapshot arrived completely: it is verified before anything hears of it.
+    pub fn receive_snapshot(&mut self, world: &mut World, message: Message, file: Arc<[u8]>) -> bool {
+        let announced = message.get_snapshot().get_metadata();
+        let (index, term) = (announced.index, announced.term);
+        let verified = SnapshotReader::new(&file[..]).and_then(snapshot::verify);
+        match verified {
+            Ok(meta) if (meta.applied.index, meta.applied.term) == (index, term) => {
+                self.enqueue(world, Input::SnapshotReceived { message, file });
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn persist(&mut self, world: &mut World, unit: Persist) {
+        if let Some(installing) = &mut self.installing {
+            installing.deferred.push_back(unit);
+            return;
+        }
+        let Some(start) = unit.snapshot else {
+            return self.to_wal(world, WalJob::Persist(unit));
+        };
+        match self.received.take() {
+            Some((received, file)) if received == start => {
+                self.to_apply(world, ApplyJob::Install { file, start });
+                self.installing = Some(Installing {
+                    persist: unit,
+                    deferred: VecDeque::new(),
+                });
+            }
+            other => {
+                let other = other.map(|(start, _)| start);
+                self.failed = Some(Failure::Bug(format!("raft installs snapshot {start:?}, received was {other:?}")));
+            }
+        }
+    }
+
+    fn handle_installed(&mut self, world: &mut World, start: LogStart) {
+        let Some(installing) = self.installing.take() else { return };
+        self.durable_index = start.index;
+        self.to_wal(world, WalJob::Persist(installing.persist));
+        for unit in installing.deferred {
+            self.persist(world, unit);
+        }
+        self.core.step(Step::Applied {
+            index: start.index,
+            cluster_time_ms: 0,
+            settled: Vec::new(),
+        });
+    }
+
+    fn handle_view(&mut self, view: SnapshotView) {
+        self.is_view_requested = false;
+        let mut snapshot = Snapshot::default();
+        let metadata = snapshot.mut_metadata();
+        metadata.index = view.applied.index;
+        metadata.term = view.applied.term;
+        metadata.set_conf_state(view.applied.conf_state.clone());
+        self.offer = Some(Offer {
+            index: view.applied.index,
+            view,
+            since_tick: self.ticks,
+            streams: 0,
+        });
+        self.core.step(Step::SnapshotOffered(Some(snapshot)));
+    }
+
+    fn handle_snapshot_received(&mut self, message: Message, file: Arc<[u8]>) {
+        if self.installing.is_some() || self.received.is_some() {
+            return;
+        }
+        let metadata = message.get_snapshot().get_metadata();
+        let start = LogStart {
+            index: metadata.index,
+            term: metadata.term,
+        };
+        self.received = Some((start, file));
+        self.core.step(Step::Message(message));
+    }
+
+    fn maybe_make_durable(&mut self, world: &mut World) {
+        let applied = self.reader.applied_index();
+        let is_due = applied.saturating_sub(self.durable_index) >= world.plan.snapshot_entries;
+        if is_due && !self.is_chore_running && self.installing.is_none() {
+            self.is_chore_running = true;
+            self.to_apply(world, ApplyJob::View(true));
+        }
+    }
+
+    fn handle_durable(&mut self, world: &mut World, index: u64) {
+        self.is_chore_running = false;
+        self.durable_index = self.durable_index.max(index);
+        let in_use = self.offer.as_ref().map_or(u64::MAX, |offer| offer.index);
+        let keep_from = index.saturating_sub(world.plan.keep_entries).min(in_use);
+        let Some(term) = self.core.term_at(keep_from) else { return };
+        if keep_from <= self.core.view().log_start.index {
+            return;
+        }
+        let to = LogStart { index: keep_from, term };
+        self.core.step(Step::Compacted(to));
+        self.to_wal(world, WalJob::Compact(to));
+    }
+}

@@ -1,0 +1,195 @@
+//! The history of the store as any member ever showed it: revision by revision, gap-free, each value once, equal everywhere. Answers,
+//! reads and watches are compared with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use metcd::state::StateReader;
+use metcd::state::reader::ReadError;
+use metcd::state::watch::{Change, EventKind, Watcher};
+
+use crate::watching::everything;
+
+/// A change of one key: its value, or that it went.
+pub type KeyChange = (String, Option<String>);
+
+/// A read to be compared at the end.
+struct Seen {
+    revision: u64,
+    key: String,
+    value: Option<String>,
+    who: String,
+}
+
+#[derive(Default)]
+pub struct History {
+    revisions: BTreeMap<u64, Vec<KeyChange>>,
+    values: BTreeMap<String, u64>,
+    /// Values of writes that were answered: they must be in the history, at this revision.
+    acknowledged: Vec<(KeyChange, u64)>,
+    /// Values of writes that were refused for good.
+    refused: BTreeSet<String>,
+    seen: Vec<Seen>,
+}
+
+impl History {
+    /// Takes in what a member's state has done since the last call. Opens the watch anew when the state was replaced by a snapshot.
+    pub fn follow(&mut self, auditor: &mut Option<Watcher>, reader: &StateReader) -> Result<(), String> {
+        let Some(watcher) = auditor else {
+            *auditor = reader.watch(everything(), reader.revision()).ok();
+            return Ok(());
+        };
+        loop {
+            match poll_watch(watcher) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Ok(changes)) => changes.iter().try_for_each(|change| self.take(change))?,
+                Poll::Ready(Err(ReadError::Compacted { .. })) => {
+                    *auditor = reader.watch(everything(), reader.revision()).ok();
+                    return Ok(());
+                }
+                Poll::Ready(Err(error)) => return Err(format!("the history cannot be watched: {error}")),
+            }
+        }
+    }
+
+    fn take(&mut self, change: &Change) -> Result<(), String> {
+        let revision = change.revision;
+        let changes: Vec<KeyChange> = change.events.iter().map(key_change).collect();
+        if let Some(known) = self.revisions.get(&revision) {
+            return if *known == changes {
+                Ok(())
+            } else {
+                Err(format!("revision {revision} is {changes:?} here and {known:?} elsewhere"))
+            };
+        }
+        for (_, value) in &changes {
+            let Some(value) = value else { continue };
+            if let Some(first) = self.values.insert(value.clone(), revision)
+                && first != revision
+            {
+                return Err(format!("{value} was written twice: in revisions {first} and {revision}"));
+            }
+            if self.refused.contains(value) {
+                return Err(format!(
+                    "{value} was answered with not_applied and is written in revision {revision}"
+                ));
+            }
+        }
+        self.revisions.insert(revision, changes);
+        Ok(())
+    }
+
+    /// The write of this value was answered with not_applied.
+    pub fn note_refused(&mut self, value: &str) -> Result<(), String> {
+        self.refused.insert(value.to_owned());
+        match self.values.get(value) {
+            Some(revision) => Err(format!(
+                "{value} is answered with not_applied and was written in revision {revision}"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// A change was acknowledged at this revision.
+    pub fn note_acknowledged(&mut self, key: &str, value: Option<&str>, revision: u64) {
+        self.acknowledged.push(((key.to_owned(), value.map(str::to_owned)), revision));
+    }
+
+    /// A key was read at this revision.
+    pub fn note_seen(&mut self, revision: u64, key: &str, value: Option<&str>, who: &str) {
+        self.seen.push(Seen {
+            revision,
+            key: key.to_owned(),
+            value: value.map(str::to_owned),
+            who: who.to_owned(),
+        });
+    }
+
+    /// The changes of keys with this prefix in (after, until], for a watch to be compared with.
+    pub fn between(&self, prefix: &str, after: u64, until: u64) -> Vec<(u64, Vec<KeyChange>)> {
+        let mut found = Vec::new();
+        for (&revision, changes) in self.revisions.range(after + 1..).take_while(|(revision, _)| **revision <= until) {
+            let changes: Vec<KeyChange> = changes.iter().filter(|(key, _)| key.starts_with(prefix)).cloned().collect();
+            if !changes.is_empty() {
+                found.push((revision, changes));
+            }
+        }
+        found
+    }
+
+    pub fn check_end(&mut self) -> Result<(), String> {
+        let mut expected = 2;
+        for &revision in self.revisions.keys() {
+            if revision != expected {
+                return Err(format!("the history has a gap: revision {expected} is missing"));
+            }
+            expected += 1;
+        }
+        for (change, revision) in &self.acknowledged {
+            let is_there = self.revisions.get(revision).is_some_and(|changes| changes.contains(change));
+            if !is_there {
+                let found = self.revisions.get(revision);
+                return Err(format!(
+                    "{change:?} was acknowledged at revision {revision}, where there is {found:?}"
+                ));
+            }
+        }
+        self.check_seen()
+    }
+
+    fn check_seen(&mut self) -> Result<(), String> {
+        self.seen.sort_by_key(|seen| seen.revision);
+        let mut store: BTreeMap<&str, &str> = BTreeMap::new();
+        let mut history = self.revisions.iter().peekable();
+        for seen in &self.seen {
+            while let Some((_, changes)) = history.next_if(|(revision, _)| **revision <= seen.revision) {
+                for (key, value) in changes {
+                    match value {
+                        Some(value) => store.insert(key, value),
+                        None => store.remove(key.as_str()),
+                    };
+                }
+            }
+            let value = store.get(seen.key.as_str()).copied();
+            if value != seen.value.as_deref() {
+                return Err(format!(
+                    "{} read {:?} for {} at revision {}, where it is {value:?}",
+                    seen.who, seen.value, seen.key, seen.revision
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An event of a watch as a change.
+pub fn key_change(event: &metcd::state::watch::Event) -> KeyChange {
+    let key = String::from_utf8_lossy(&event.kv.key).into_owned();
+    let value = (event.kind == EventKind::Put).then(|| String::from_utf8_lossy(&event.kv.value).into_owned());
+    (key, value)
+}
+
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Asks a watch for what it has now.
+pub fn poll_watch(watcher: &mut Watcher) -> Poll<Result<Vec<Change>, ReadError>> {
+    let flag = Arc::new(Flag(AtomicBool::new(false)));
+    let waker = Waker::from(flag.clone());
+    let mut next = pin!(watcher.next());
+    loop {
+        match next.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(found) => return Poll::Ready(found),
+            Poll::Pending if flag.0.swap(false, Ordering::Relaxed) => {}
+            Poll::Pending => return Poll::Pending,
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What must hold, whatever happens. Each oracle is small and knows nothing of how the product achieves it.
+
+pub mod history;
+pub mod lease;
+pub mod linear;
+pub mod raft;
+pub mod state;
+
+use std::collections::BTreeSet;
+
+use crate::plan::Micros;
+
+/// All oracles of a run.
+#[derive(Default)]
+pub struct Oracle {
+    pub raft: raft::RaftOracle,
+    pub state: state::StateOracle,
+    pub history: history::History,
+    pub lease: lease::LeaseOracle,
+    pub linear: linear::Linear,
+    /// Members that somebody asked to remove.
+    pub removals: BTreeSet<u64>,
+    /// (time of the answer, highest revision that any answer has shown).
+    floor: u64,
+    fault: Option<String>,
+}
+
+impl Oracle {
+    pub fn fault(&mut self, what: String) {
+        self.fault.get_or_insert(what);
+    }
+
+    pub fn take_fault(&mut self) -> Option<String> {
+        self.fault
+            .take()
+            .or_else(|| self.state.take_fault())
+            .or_else(|| self.lease.take_fault())
+    }
+
+    /// The highest revision that an answer has shown so far: whatever begins now comes after it.
+    pub fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// A linearizable answer showed this revision; the request began when `floor` was known. A change makes a revision above it.
+    pub fn note_revision(&mut self, revision: u64, floor: u64, is_change: bool, what: &str) {
+        let is_late = if is_change { revision <= floor } else { revision < floor };
+        if is_late {
+            self.fault(format!(
+                "{what} answered with revision {revision}, though {floor} was known before it began"
+            ));
+        }
+        self.floor = self.floor.max(revision);
+    }
+
+    /// Everything that can only be seen at the end.
+    pub fn check_end(&mut self) -> Result<u64, String> {
+        self.history.check_end()?;
+        self.linear.check()
+    }
+}
+
+/// Milliseconds as a text.
+pub fn at(time: Micros) -> String {
+    format!("{:.6} s", time as f64 / 1e6)
+}

@@ -26,7 +26,7 @@ impl Gate {
     pub fn cancel(&self) -> bool {
         match self.0.compare_exchange(QUEUED, CANCELLED, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => true,
-            Err(now) => now == CANCELLED,
+            Err(now) => now == CANCELLED || mutant!(CancelAfterHandOver),
         }
     }
 
@@ -137,12 +137,31 @@ impl Proposals {
 
     /// Queues again what was handed over in another term, or longer than `patience` ticks ago (rule 18).
     pub fn requeue(&mut self, term: u64, tick: u64, patience: u64) {
+        if mutant!(NewSequence) {
+            return self.requeue_as_new(term, tick, patience);
+        }
         for (&seq, pending) in &self.pending {
             if pending
                 .handed
                 .is_some_and(|(at, handed_term)| handed_term != term || tick.saturating_sub(at) >= patience)
             {
                 self.queue.insert(seq, ());
+            }
+        }
+    }
+
+    #[cfg(not(feature = "mutants"))]
+    fn requeue_as_new(&mut self, _term: u64, _tick: u64, _patience: u64) {}
+
+    #[cfg(feature = "mutants")]
+    fn requeue_as_new(&mut self, term: u64, tick: u64, patience: u64) {
+        let is_old = |p: &Pending| p.handed.is_some_and(|(at, handed)| handed != term || tick.saturating_sub(at) >= patience);
+        let old: Vec<u64> = self.pending.iter().filter(|(_, p)| is_old(p)).map(|(&seq, _)| seq).collect();
+        for seq in old {
+            if let Some(pending) = self.pending.remove(&seq) {
+                self.pending.insert(self.next_seq, pending);
+                self.queue.insert(self.next_seq, ());
+                self.next_seq += 1;
             }
         }
     }

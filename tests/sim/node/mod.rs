@@ -131,6 +131,7 @@ pub struct Process {
     durable_index: u64,
     is_chore_running: bool,
     in_configuration: bool,
+    removed_at: Option<u64>,
     /// Members it can send to.
     peers: Vec<u64>,
     /// Senders whose data directory is not in the table yet.

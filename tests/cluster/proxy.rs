@@ -55,7 +55,9 @@ impl Links {
 
     /// Cuts one direction.
     pub fn cut_one_way(&self, from: u64, to: u64) {
-        self.cut.send_modify(|cut| drop(cut.insert((from, to))));
+        self.cut.send_modify(|cut| {
+            cut.insert((from, to));
+        });
     }
 
     pub fn heal(&self) {

@@ -370,6 +370,8 @@ impl Shared {
             }
             first
         });
+        // Nothing is applied here any more: who waits need not wait for the deadline to hear that the outcome is unknown.
+        self.replies.lock().clear();
     }
 
     /// No new work from now on.

@@ -68,7 +68,10 @@ fn pure_modules_see_no_clock_disk_socket_thread_randomness_or_unordered_map() {
     let mut files = Vec::new();
     PURE.iter().for_each(|pure| rust_files(&source.join(pure), &mut files));
     for pure in PURE {
-        assert!(files.iter().any(|file| file.starts_with(source.join(pure))), "src/{pure} is not there");
+        assert!(
+            files.iter().any(|file| file.starts_with(source.join(pure))),
+            "src/{pure} is not there"
+        );
     }
     let found: Vec<String> = files
         .iter()

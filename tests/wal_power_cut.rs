@@ -9,8 +9,15 @@
 //!
 //! `scripts/power-cut --engine sled --cuts 500` runs it for long.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "processes of this test report to each other so, and the figures are printed")]
-#![allow(clippy::disallowed_methods, reason = "random moments are waited for; children end with a code that says what they found")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "processes of this test report to each other so, and the figures are printed"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "random moments are waited for; children end with a code that says what they found"
+)]
 
 use std::{
     env,

@@ -220,14 +220,13 @@ impl Client {
         found(self.answer(&call).await.and_then(|answer| answer.json()))
     }
 
-    /// Waits at most `wait` until the key is no longer at revision `seen`; without one, until its next change.
+    /// Waits at most `wait` until the key is no longer at revision `seen`; without one, until its next change (one that falls between
+    /// a broken connection and the next attempt is missed then: give `seen` to be sure).
     ///
     /// # Errors
     /// See [`ClientError`].
     pub async fn wait(&self, key: &[u8], seen: Option<u64>, wait: Duration) -> Result<Waited, ClientError> {
-        let mut target = Target::key(check(key)?);
-        target.set("wait", millis(wait));
-        let mut call = self.reading(target).accept("application/json");
+        let mut call = self.reading(Target::key(check(key)?)).accept("application/json");
         call.wait = wait;
         if let Some(seen) = seen {
             call = call.header(header::IF_NONE_MATCH, format!("\"{seen}-json\""))?;

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::connection::{Failure, Received, read_whole};
 use super::encode::Target;
 use super::error::{ClientError, Outcome, Problem};
+use super::kv::millis;
 use super::{Client, json};
 
 /// The server takes no longer timeout than this unless it is configured otherwise.
@@ -45,7 +46,7 @@ pub(super) struct Call {
     repeat: Repeat,
     /// The server takes `?timeout=` here.
     timed: bool,
-    /// What a `?wait=` adds to the deadline.
+    /// How long the server is asked to wait for something, on top of the timeout.
     pub(super) wait: Duration,
 }
 
@@ -119,11 +120,19 @@ impl Call {
         }
     }
 
-    fn url(&self, base: &str, timeout: Duration) -> String {
+    /// The URL of an attempt that has `left`; `timeout` is the client's, without a wait.
+    fn url(&self, base: &str, left: Duration, timeout: Duration) -> String {
         let mut target = self.target.clone();
+        // A second attempt waits only for what is left of the first one's time.
+        let wait = left.saturating_sub(timeout).min(self.wait);
+        if !self.wait.is_zero() {
+            target.set("wait", millis(wait));
+        }
         if self.timed {
-            let timeout = timeout.saturating_sub(self.wait).min(MAX_SERVER_TIMEOUT);
-            target.set("timeout", format!("{}ms", timeout.as_millis().max(1)));
+            // The server gives up first: its answer says more than our own impatience could.
+            let left = left - wait;
+            let server = left.saturating_sub(TRAVEL.min(left / 4));
+            target.set("timeout", millis(server.min(MAX_SERVER_TIMEOUT)));
         }
         format!("{base}{}", target.as_str())
     }
@@ -176,7 +185,7 @@ impl Client {
     /// Sends a request and reads the whole answer; everything but 2xx and 304 is an error.
     pub(super) async fn answer(&self, call: &Call) -> Result<Answer, ClientError> {
         self.repeat(call, async |client, call, endpoint, until| {
-            let received = client.attempt(call, endpoint, until, true).await?;
+            let received = client.attempt(call, endpoint, until).await?;
             let Received { status, headers, body } = received;
             let body = match timeout_at(until, read_whole(body)).await {
                 Ok(Ok(body)) => body,
@@ -191,7 +200,7 @@ impl Client {
     /// Sends a request and returns with the head of a 2xx answer, its body still to come.
     pub(super) async fn stream(&self, call: &Call) -> Result<Received<Incoming>, ClientError> {
         self.repeat(call, async |client, call, endpoint, until| {
-            let received = client.attempt(call, endpoint, until, call.timed).await?;
+            let received = client.attempt(call, endpoint, until).await?;
             if received.status.is_success() {
                 return Ok(received);
             }
@@ -270,13 +279,10 @@ impl Client {
     }
 
     /// One attempt, to the head of the answer.
-    async fn attempt(&self, call: &Call, endpoint: usize, until: Instant, bounded: bool) -> Result<Received<Incoming>, Mishap> {
+    async fn attempt(&self, call: &Call, endpoint: usize, until: Instant) -> Result<Received<Incoming>, Mishap> {
         let left = until.saturating_duration_since(Instant::now());
-        // The server gives up first: its answer says more than our own impatience could.
-        let server = left.saturating_sub(TRAVEL.min(left / 4));
-        let url = call.url(self.endpoints.url(endpoint), server);
+        let url = call.url(self.endpoints.url(endpoint), left, self.timeout);
         let opened = self.connections.open(&url, &call.method, &call.headers, call.body.clone());
-        let until = if bounded { until } else { until + TRAVEL };
         match timeout_at(until, opened).await {
             Ok(Ok(received)) => Ok(received),
             Ok(Err(failure)) => Err(self.mishap(call, endpoint, failure)),

@@ -35,7 +35,7 @@ use validate::Implausible;
 /// Bytes of commands that are packed into one raft entry.
 const MAX_ENTRY_BYTES: usize = 1 << 20;
 /// Bytes of the log kept in memory. Larger lags are read back from the WAL.
-const MAX_CACHED_BYTES: usize = 64 << 20;
+const MAX_CACHED_BYTES: usize = 16 << 20;
 /// Raft refuses proposals while so many bytes are uncommitted.
 const MAX_UNCOMMITTED_BYTES: u64 = 128 << 20;
 /// Bytes of committed entries given to apply at once.

@@ -14,6 +14,7 @@
 mod apply;
 mod chores;
 mod event;
+mod log_size;
 mod wal;
 
 use std::collections::VecDeque;
@@ -25,13 +26,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType, Snapshot};
 
+use log_size::LogSize;
+
 pub use apply::ApplyJob;
 pub use chores::Chore;
 pub use event::{Event, Fatal};
 pub use wal::WalJob;
 
 use crate::consensus::{Consensus, Effects, Input, Persist};
-use crate::node::{PeerProgress, Shared};
+use crate::node::Shared;
 use crate::snapshot::SnapshotWriter;
 use crate::state::{SnapshotView, State};
 use crate::transport::{Peer, SnapshotSource, Transport};
@@ -43,6 +46,10 @@ const MAX_EVENTS_PER_ROUND: usize = 4096;
 const MAX_TICKS_MADE_UP: u32 = 3;
 /// Followers that do not wait for a commit hear of it with the next append, or after this time.
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(2);
+/// Bytes of the log kept behind a snapshot for slow followers, whatever `raft.keep_entries` allows.
+const MAX_KEPT_BYTES: u64 = 64 << 20;
+/// A snapshot is due after so many bytes of log, or the size of the last one if that is larger.
+const MIN_BYTES_BETWEEN_SNAPSHOTS: u64 = 128 << 20;
 /// How long an offered snapshot is kept for followers that may ask for it again.
 const OFFER_TICKS: u64 = 600;
 
@@ -50,8 +57,6 @@ const OFFER_TICKS: u64 = 600;
 pub struct Options {
     /// Length of a tick.
     pub tick: Duration,
-    /// A member that was not heard of for so long counts as gone.
-    pub election_timeout: Duration,
     /// Snapshot (or store sync) after so many applied entries.
     pub snapshot_entries: u64,
     /// Entries kept in the log behind it.
@@ -114,7 +119,7 @@ struct Driver {
     installing: Option<Installing>,
     /// Last index that is durable outside the log, and bytes logged since.
     durable_index: u64,
-    bytes_since: u64,
+    log_size: LogSize,
     last_snapshot_bytes: u64,
     chore_running: bool,
     in_configuration: bool,
@@ -165,7 +170,7 @@ pub fn start(
         received: None,
         installing: None,
         durable_index,
-        bytes_since: 0,
+        log_size: LogSize::default(),
         last_snapshot_bytes: 0,
         chore_running: false,
         in_configuration,
@@ -330,21 +335,10 @@ impl Driver {
     fn publish(&self) {
         self.shared.publish(
             self.core.view(),
-            self.progress(),
+            self.core.progress(),
             self.core.proposals_pending(),
             self.core.stamp().0,
         );
-    }
-
-    /// The leader's view of the members. Raft forgets at every quorum check whom it heard of, and takes whom it has just added for
-    /// active: here active is who was truly heard of within the last election timeout.
-    fn progress(&self) -> Vec<PeerProgress> {
-        let since = Instant::now().checked_sub(self.options.election_timeout).unwrap_or(self.started);
-        let mut peers = self.core.progress();
-        for peer in &mut peers {
-            peer.active = self.shared.heard_since(peer.id, since);
-        }
-        peers
     }
 
     /// Performs everything that follows from the inputs so far. A read round that ends in it makes room for the next one at once: those
@@ -445,7 +439,7 @@ impl Driver {
     }
 
     fn persist(&mut self, unit: Persist) {
-        self.bytes_since += unit.entries.iter().map(|entry| entry.data.len() as u64 + 32).sum::<u64>();
+        self.log_size.note(&unit.entries);
         if let Some(installing) = &mut self.installing {
             installing.deferred.push_back(unit);
             return;
@@ -471,7 +465,7 @@ impl Driver {
     fn handle_installed(&mut self, start: LogStart) {
         let Some(installing) = self.installing.take() else { return };
         self.durable_index = start.index;
-        self.bytes_since = 0;
+        self.log_size.forget(start.index);
         self.to_wal(WalJob::Persist(installing.persist));
         for unit in installing.deferred {
             self.persist(unit);
@@ -528,12 +522,12 @@ impl Driver {
 
     /// Makes the state durable outside the log when enough was logged since, so that the log can be cut.
     fn maybe_make_durable(&mut self) {
-        let due_bytes = (128 << 20).max(self.last_snapshot_bytes);
+        let due_bytes = MIN_BYTES_BETWEEN_SNAPSHOTS.max(self.last_snapshot_bytes);
         let applied = self.shared.applied_index();
-        let due = applied.saturating_sub(self.durable_index) >= self.options.snapshot_entries || self.bytes_since >= due_bytes;
+        let due = applied.saturating_sub(self.durable_index) >= self.options.snapshot_entries
+            || self.log_size.bytes_after(self.durable_index) >= due_bytes;
         if due && !self.chore_running && self.installing.is_none() && applied > self.durable_index {
             self.chore_running = true;
-            self.bytes_since = 0;
             self.to_apply(ApplyJob::View(true));
         }
     }
@@ -547,12 +541,14 @@ impl Driver {
         self.durable_index = self.durable_index.max(index);
         self.last_snapshot_bytes = bytes;
         let in_use = self.offer.as_ref().map_or(u64::MAX, |offer| offer.index);
-        let keep_from = index.saturating_sub(self.options.keep_entries).min(in_use);
+        let by_bytes = self.log_size.keep_after(index, MAX_KEPT_BYTES);
+        let keep_from = index.saturating_sub(self.options.keep_entries).max(by_bytes).min(in_use);
         let Some(term) = self.core.term_at(keep_from) else { return };
         if keep_from <= self.core.view().log_start.index {
             return;
         }
         let to = LogStart { index: keep_from, term };
+        self.log_size.forget(to.index);
         self.core.step(Input::Compacted(to));
         self.to_wal(WalJob::Compact(to));
     }

@@ -128,7 +128,6 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         .map_err(|error| ServerError::Refused(format!("cannot make an HTTP client: {error}")))?;
     let options = driver::Options {
         tick: config.raft.tick,
-        election_timeout: election_timeout(&config),
         snapshot_entries: config.raft.snapshot_entries,
         keep_entries: config.raft.keep_entries,
         snapshot_dir: data_dir.snapshot_dir(),

@@ -28,6 +28,7 @@ pub fn metcd() -> Command {
 }
 
 /// Waits for a condition.
+#[expect(clippy::disallowed_methods, reason = "a poll with a deadline, in a process that does nothing else")]
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !condition() {

@@ -20,7 +20,7 @@ pub struct Record {
     /// Must not be there.
     pub refused: Vec<(String, String)>,
     pub acknowledged_at: Vec<Instant>,
-    /// The longest request and what it was.
+    /// The longest acknowledged request.
     pub slowest: Duration,
 }
 
@@ -38,7 +38,6 @@ pub struct Writers {
     record: Arc<Mutex<Record>>,
     stop: Arc<AtomicBool>,
     tasks: JoinSet<()>,
-    prefix: String,
 }
 
 impl Writers {
@@ -67,12 +66,7 @@ impl Writers {
                 }
             });
         }
-        Writers {
-            record,
-            stop,
-            tasks,
-            prefix: prefix.to_owned(),
-        }
+        Writers { record, stop, tasks }
     }
 
     pub fn acknowledged(&self) -> usize {
@@ -94,10 +88,6 @@ impl Writers {
             ended.unwrap();
         }
         std::mem::take(&mut self.record.lock())
-    }
-
-    pub fn prefix(&self) -> &str {
-        &self.prefix
     }
 }
 
@@ -122,7 +112,6 @@ async fn write_one(http: &reqwest::Client, url: &str, key: &str, record: &Mutex<
                     .refused
                     .push((key.to_owned(), format!("{status} after {took:?}: {body}")));
             } else {
-                println!("unknown: {key} {status} after {took:?} {body}");
                 record.lock().unknown.push(key.to_owned());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -10,5 +10,8 @@ mod harness;
 mod load;
 mod proxy;
 
+mod chaos;
 mod failover;
 mod membership;
+mod recovery;
+mod trouble;

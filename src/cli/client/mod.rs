@@ -93,13 +93,19 @@ struct Session {
 /// # Errors
 /// What goes wrong, with its exit code.
 pub fn run(args: &ClientArgs, command: &ClientCommand) -> Result<(), CliError> {
-    match command {
-        ClientCommand::Bench(command) => bench::run(args, command),
-        ClientCommand::Shell => shell::run(args),
-        ClientCommand::Snapshot(SnapshotCommand::Status { file }) => backup::status(file, args.format() == Format::Json),
-        ClientCommand::Snapshot(SnapshotCommand::Restore(restore)) => backup::restore(restore),
-        other => runtime()?.block_on(dispatch(&args.session()?, other)),
+    if let ClientCommand::Bench(command) = command {
+        return bench::run(args, command);
     }
+    if let ClientCommand::Snapshot(SnapshotCommand::Status { file }) = command {
+        return backup::status(file, args.format() == Format::Json);
+    }
+    if let ClientCommand::Snapshot(SnapshotCommand::Restore(restore)) = command {
+        return backup::restore(restore);
+    }
+    if let ClientCommand::Shell = command {
+        return shell::run(args);
+    }
+    runtime()?.block_on(dispatch(&args.session()?, command))
 }
 
 async fn dispatch(session: &Session, command: &ClientCommand) -> Result<(), CliError> {
@@ -137,14 +143,17 @@ fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
 
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> CliError {
-        let text = match &error {
-            ClientError::Refused(problem) if error.is_not_met() => problem.detail.clone(),
-            _ => error.to_string(),
-        };
+        if error.is_not_met() {
+            let detail = error.problem().map(|problem| problem.detail.clone());
+            return CliError::NotMet(detail.unwrap_or_default());
+        }
         match &error {
-            ClientError::Invalid(_) => CliError::Usage(text),
-            _ if error.is_not_met() => CliError::NotMet(text),
-            _ => CliError::Failed(text),
+            ClientError::Invalid(why) => CliError::Usage(why.clone()),
+            ClientError::Unreachable(_)
+            | ClientError::Lost { .. }
+            | ClientError::Deadline { .. }
+            | ClientError::Refused(_)
+            | ClientError::Protocol(_) => CliError::Failed(error.to_string()),
         }
     }
 }

@@ -84,13 +84,20 @@ async fn look_at_all(session: &Session) -> Result<Vec<Seen>, CliError> {
         .filter_map(|seen| seen.status.as_ref().ok()?.get("id")?.as_u64())
         .collect();
     let members = known.map(|known| known.members).unwrap_or_default();
-    let others = members
+    let (silent, others): (Vec<_>, Vec<_>) = members
         .into_iter()
-        .filter(|member| !answered.contains(&member.id) && !member.client_url.is_empty())
+        .filter(|member| !answered.contains(&member.id))
+        .partition(|member| member.client_url.is_empty());
+    let others = others
+        .into_iter()
         .map(|member| member.client_url)
         .filter(|url| seen.iter().all(|seen| seen.url != *url));
     let others = look_at(others.collect(), timeout).await?;
     seen.extend(others);
+    seen.extend(silent.into_iter().map(|member| Seen {
+        url: format!("member {}", member.id),
+        status: Err(ClientError::Unreachable("it has not told its client URL yet".to_owned())),
+    }));
     seen.sort_by_key(|seen| {
         seen.status
             .as_ref()

@@ -1,0 +1,167 @@
+//! Members that come back: from their own disk, from the leader's log, from a snapshot.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{Cluster, SOON, Seed, Setup, eventually};
+use crate::load::{Writers, check};
+
+const WALS: [&str; 3] = ["sled", "raft-engine", "rocksdb"];
+const STORES: [&str; 3] = ["memory", "sled", "rocksdb"];
+
+/// Engines that this build has.
+fn built(engines: &'static [&'static str]) -> impl Iterator<Item = &'static str> {
+    engines
+        .iter()
+        .copied()
+        .filter(|&engine| cfg!(feature = "rocksdb") || engine != "rocksdb")
+}
+
+/// `METCD_TEST_ROUNDS` makes the loops longer: 2 in CI, 20 for a release.
+fn rounds() -> u64 {
+    std::env::var("METCD_TEST_ROUNDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(2)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_13_a_single_node_killed_at_random_moments_keeps_what_it_acknowledged() {
+    let mut seed = Seed(7);
+    for wal in built(&WALS) {
+        for store in built(&STORES) {
+            let setup = Setup::of(1)
+                .engines(wal, store)
+                .set("raft.snapshot_entries=200")
+                .set("raft.keep_entries=50");
+            let mut cluster = Cluster::start(setup).await;
+            let mut records = Vec::new();
+            for round in 0..rounds() {
+                let prefix = format!("r{round}-");
+                let writers = Writers::start(&cluster.urls(), 8, &prefix);
+                writers.progress(20).await;
+                tokio::time::sleep(Duration::from_millis(seed.below(400))).await;
+                cluster.node(1).kill();
+                let record = writers.stop().await;
+                cluster.node(1).start();
+                cluster.ready(1).await;
+                records.push((prefix, record));
+                for (prefix, record) in &records {
+                    check(&cluster, 1, prefix, record).await;
+                }
+            }
+            println!("FIG {wal} × {store}: {} restarts", records.len());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_28_a_member_that_missed_a_compacted_log_catches_up_by_snapshot_under_load() {
+    for store in built(&STORES) {
+        let setup = Setup::of(3)
+            .engines("sled", store)
+            .set("raft.snapshot_entries=100")
+            .set("raft.keep_entries=20");
+        let mut cluster = Cluster::start(setup).await;
+        let leader = cluster.leader().await;
+        let away = leader % 3 + 1;
+        let urls: Vec<String> = cluster
+            .ids()
+            .into_iter()
+            .filter(|&id| id != away)
+            .map(|id| cluster.url(id))
+            .collect();
+        let writers = Writers::start_slow(&urls, 16, "w", Duration::from_millis(2));
+        writers.progress(100).await;
+        cluster.node(away).kill();
+        compacted_beyond(
+            &cluster,
+            leader,
+            cluster.status(leader).await["last_index"].as_u64().unwrap_or(0),
+            &writers,
+        )
+        .await;
+        let begun = Instant::now();
+        cluster.node(away).start();
+        cluster.ready(away).await;
+        println!("FIG {store}: caught up by snapshot under load after {:?}", begun.elapsed());
+
+        // Once more, killed in the middle of it.
+        cluster.node(away).kill();
+        let last = cluster.status(leader).await["wal"]["last_index"].as_u64().unwrap_or(0);
+        compacted_beyond(&cluster, leader, last, &writers).await;
+        for delay in [5, 60, 120, 250] {
+            cluster.node(away).start();
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            cluster.node(away).kill();
+        }
+        cluster.node(away).start();
+        cluster.ready(away).await;
+        let record = writers.stop().await;
+        assert!(
+            record.unknown.is_empty() && record.refused.is_empty(),
+            "{:?}",
+            record.refused.first()
+        );
+        check(&cluster, away, "w", &record).await;
+        cluster.same_content(&cluster.ids()).await;
+        cluster.node(away).kill();
+        cluster.node(away).start();
+        cluster.ready(away).await;
+        check(&cluster, away, "w", &record).await;
+    }
+}
+
+/// Writes until the leader's log begins after `index`.
+async fn compacted_beyond(cluster: &Cluster, leader: u64, index: u64, writers: &Writers) {
+    writers.progress(100).await;
+    eventually("the log to be compacted", SOON * 2, async || {
+        let first = cluster.status(leader).await["wal"]["first_index"].as_u64()?;
+        (first > index.max(100)).then_some(())
+    })
+    .await;
+}
+
+/// `METCD_TEST_KEYS=1000000 cargo test --release --features rocksdb --test cluster a_million -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "minutes long: see its comment for the command"]
+async fn a_million_keys_reach_a_new_member() {
+    let keys: u64 = std::env::var("METCD_TEST_KEYS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1_000_000);
+    let mut cluster = Cluster::start(Setup::of(1)).await;
+    let url = cluster.url(1);
+    let mut tasks = tokio::task::JoinSet::new();
+    for writer in 0..16 {
+        let (http, url) = (crate::harness::client(), url.clone());
+        tasks.spawn(async move {
+            let per_writer = keys / 16;
+            for batch in 0..per_writer.div_ceil(100) {
+                let put = |n: u64| serde_json::json!({ "put": { "key": format!("k{writer}-{batch}-{n}"), "value": "v".repeat(100) } });
+                let txn = serde_json::json!({ "compare": [], "then": (0..100).map(put).collect::<Vec<_>>(), "else": [] });
+                let answer = http.post(format!("{url}/v1/txn?timeout=30s")).json(&txn).send().await.unwrap();
+                assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    let before = cluster.node(1).figures();
+    let begun = Instant::now();
+    cluster.joiner(Some(2)).start();
+    eventually("the new member to catch up", Duration::from_secs(600), async || {
+        let answer = cluster.http.get(format!("{}/readyz", cluster.url(2))).send().await.ok()?;
+        answer.status().is_success().then_some(())
+    })
+    .await;
+    let took = begun.elapsed();
+    let (sender, receiver) = (cluster.node(1).figures(), cluster.node(2).figures());
+    println!(
+        "FIG {keys} keys: caught up in {took:?}; sender {} MiB before, peak {} MiB; receiver peak {} MiB",
+        before.0 >> 20,
+        sender.1 >> 20,
+        receiver.1 >> 20
+    );
+    cluster.same_content(&[1, 2]).await;
+}

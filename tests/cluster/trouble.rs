@@ -1,0 +1,256 @@
+//! No quorum, partitions, strangers, full disks.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::harness::{Cluster, SOON, Setup, eventually};
+use crate::load::{Writers, check};
+
+async fn code_of(answer: reqwest::Response) -> (u16, String, String) {
+    let status = answer.status().as_u16();
+    let body: Value = answer.json().await.unwrap_or(Value::Null);
+    let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+    (status, text("code"), text("outcome"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_quorum_the_answers_are_true_and_recovery_is_by_itself() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let others: Vec<u64> = cluster.ids().into_iter().filter(|&id| id != leader).collect();
+    assert!(cluster.put(leader, "k", "before").await.unwrap().is_success());
+    for &id in &others {
+        cluster.node(id).kill();
+    }
+    let put = |key: &str, timeout: &str| {
+        let url = format!("{}/{key}?timeout={timeout}", cluster.url(leader));
+        cluster.http.put(url).body("during").send()
+    };
+    // The leader has not noticed yet: handed to raft, so nobody can tell.
+    assert_eq!(
+        code_of(put("early", "800ms").await.unwrap()).await,
+        (504, "timeout".into(), "unknown".into())
+    );
+    eventually("the leader of a minority to step down", SOON, async || {
+        cluster.status(leader).await["leader"].is_null().then_some(())
+    })
+    .await;
+    let term = cluster.status(leader).await["term"].as_u64().unwrap();
+    assert_eq!(
+        code_of(put("late", "500ms").await.unwrap()).await,
+        (503, "no_leader".into(), "not_applied".into())
+    );
+
+    let url = cluster.url(leader);
+    let http = cluster.http.clone();
+    let get = |path: &str| http.get(format!("{url}{path}")).send();
+    assert_eq!(get("/k?consistency=serializable").await.unwrap().text().await.unwrap(), "before");
+    assert_eq!(code_of(get("/k?timeout=500ms").await.unwrap()).await.0, 503);
+    assert_eq!(get("/livez").await.unwrap().status(), 200);
+    assert_eq!(get("/readyz").await.unwrap().status(), 503);
+    assert_eq!(get("/health?timeout=500ms").await.unwrap().status(), 503);
+    assert_eq!(get("/leader?timeout=500ms").await.unwrap().status(), 503);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(
+        cluster.status(leader).await["term"].as_u64(),
+        Some(term),
+        "rule 20: failed pre-votes do not raise the term"
+    );
+
+    for &id in &others {
+        cluster.node(id).start();
+    }
+    cluster.all_ready().await;
+    assert_eq!(get("/health").await.unwrap().status(), 200);
+    assert_eq!(cluster.get(leader, "late").await.0, 404);
+    let early = cluster.get(leader, "early").await;
+    for &id in &others {
+        assert_eq!(cluster.get(id, "early").await, early, "there or not, but the same everywhere");
+    }
+    assert!(cluster.put(others[0], "k", "after").await.unwrap().is_success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_20_an_isolated_member_never_raises_the_term_and_a_minority_leader_steps_down() {
+    let cluster = Cluster::start(Setup::of(3).proxied()).await;
+    let writers = Writers::start(&cluster.urls(), 12, "w");
+    writers.progress(100).await;
+    let leader = cluster.leader().await;
+    let follower = leader % 3 + 1;
+    let term = cluster.status(leader).await["term"].clone();
+    cluster.links.isolate(follower, &cluster.ids());
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(cluster.status(follower).await["term"], term);
+    cluster.links.heal();
+    cluster.leader().await;
+    assert_eq!(
+        cluster.status(leader).await["term"],
+        term,
+        "the return of an isolated follower disturbs nobody"
+    );
+
+    let begun = Instant::now();
+    cluster.links.isolate(leader, &cluster.ids());
+    let rest: Vec<u64> = cluster.ids().into_iter().filter(|&id| id != leader).collect();
+    eventually("the majority to elect a leader", SOON, async || {
+        let named = cluster.status(rest[0]).await["leader"].as_u64()?;
+        rest.contains(&named).then_some(())
+    })
+    .await;
+    println!("FIG isolation of the leader: a new one after {:?}", begun.elapsed());
+    eventually("the leader of a minority to step down", SOON, async || {
+        (cluster.status(leader).await["role"] != "leader").then_some(())
+    })
+    .await;
+    cluster.links.heal();
+    cluster.leader().await;
+    writers.progress(50).await;
+    let record = writers.stop().await;
+    println!(
+        "FIG partitions: {} acknowledged, {} unknown, {} refused",
+        record.acknowledged.len(),
+        record.unknown.len(),
+        record.refused.len()
+    );
+    check(&cluster, leader, "w", &record).await;
+    cluster.same_content(&cluster.ids()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_cut_in_one_direction_does_not_stop_the_cluster_for_ever() {
+    let cluster = Cluster::start(Setup::of(3).proxied()).await;
+    let leader = cluster.leader().await;
+    let follower = leader % 3 + 1;
+    for (from, to) in [(leader, follower), (follower, leader)] {
+        cluster.links.cut_one_way(from, to);
+        let writers = Writers::start(&[cluster.url(follower % 3 + 1)], 4, &format!("w{from}-"));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        writers.progress(100).await;
+        cluster.links.heal();
+        let record = writers.stop().await;
+        println!("FIG one-way cut {from} → {to}: longest gap {:?}", record.longest_gap());
+        assert!(record.unknown.is_empty() && record.refused.is_empty());
+    }
+    cluster.same_content(&cluster.ids()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_27_strangers_on_either_port_change_nothing() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let term = cluster.status(leader).await["term"].clone();
+    let ports: Vec<u16> = cluster.nodes.iter().flat_map(|node| [node.client_port, node.peer_port]).collect();
+    let mut seed = crate::harness::Seed(3);
+    for port in ports {
+        for size in [1, 10, 1_000, 100_000] {
+            let mut garbage: Vec<u8> = (0..size).map(|_| seed.next() as u8).collect();
+            if size == 1_000 {
+                garbage.splice(0..0, *b"POST /raft HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n");
+            }
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            // Being cut off in the middle is the right answer.
+            let _ = stream.write_all(&garbage).await;
+            let _ = stream.shutdown().await;
+            let mut answer = Vec::new();
+            let _ = tokio::time::timeout(Duration::from_secs(2), stream.read_to_end(&mut answer)).await;
+        }
+    }
+    let cluster_id = cluster.get_json(1, "/members").await.unwrap()["cluster_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let peer = format!("http://127.0.0.1:{}/raft", cluster.node(leader).peer_port);
+    let other = leader % 3 + 1;
+    let forged = [
+        (
+            format!("cluster=00000000deadbeef;from={other};incarnation=0000000000000001;to={leader}"),
+            412,
+        ),
+        (format!("cluster={cluster_id};from=9;incarnation=0000000000000001;to={leader}"), 412),
+        (
+            format!("cluster={cluster_id};from={other};incarnation=0000000000000001;to={leader}"),
+            412,
+        ),
+        (format!("cluster={cluster_id};from={other};incarnation=0000000000000001;to=9"), 412),
+        ("cluster=;;;".to_owned(), 400),
+    ];
+    eventually("incarnations to be known", SOON, async || {
+        let table = cluster.get_json(leader, "/members").await?;
+        table["members"]
+            .as_array()?
+            .iter()
+            .all(|m| m["name"].as_str().is_some_and(|n| !n.is_empty()))
+            .then_some(())
+    })
+    .await;
+    for (addressing, wanted) in forged {
+        for path in ["", "/call", "/snapshot"] {
+            let request = cluster
+                .http
+                .request(Method::POST, format!("{peer}{path}"))
+                .header("metcd-peer", &addressing);
+            let status = request
+                .header("metcd-deadline-ms", "500")
+                .body("{\"progress\":null}")
+                .send()
+                .await
+                .unwrap()
+                .status();
+            assert_eq!(status, wanted, "{path} as {addressing}");
+        }
+    }
+    for node in &mut cluster.nodes {
+        assert!(node.is_running());
+    }
+    assert_eq!(cluster.status(leader).await["term"], term);
+    assert!(cluster.put(other, "k", "v").await.unwrap().is_success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_writes_and_recovers_by_itself() {
+    let mut cluster = Cluster::prepare(Setup::of(1).set("limits.min_free_disk=32MiB")).await;
+    let disk = cluster.node(1).data_dir.clone();
+    std::fs::create_dir_all(&disk).unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=96m", "tmpfs"])
+        .arg(&disk)
+        .output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        eprintln!("NOT TESTED: a full disk. It takes a tmpfs, so run this as root: sudo -E cargo test --test cluster a_full_disk");
+        return;
+    }
+    let unmount = Unmount(disk.clone());
+    cluster.node(1).start();
+    cluster.ready(1).await;
+    assert!(cluster.put(1, "k", "v").await.unwrap().is_success());
+    let filler = disk.join("filler");
+    let free = 96 << 20;
+    std::fs::write(&filler, vec![1; free - (62 << 20)]).unwrap();
+    eventually("writes to be refused", SOON, async || {
+        (cluster.put(1, "k2", "v").await.ok()?.as_u16() == 507).then_some(())
+    })
+    .await;
+    assert_eq!(cluster.get(1, "k").await.0, 200);
+    let deleted = cluster.http.delete(format!("{}/k", cluster.url(1))).send().await.unwrap();
+    assert_eq!(deleted.status(), 204);
+    std::fs::remove_file(&filler).unwrap();
+    eventually("writes to be taken again", SOON, async || {
+        cluster.put(1, "k3", "v").await.ok()?.is_success().then_some(())
+    })
+    .await;
+    cluster.node(1).kill();
+    drop(unmount);
+}
+
+struct Unmount(std::path::PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        // Lazily: on a panic the member still runs.
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}

@@ -1,6 +1,7 @@
 //! Counting, and showing what was counted.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -85,10 +86,10 @@ impl Tally {
     }
 
     fn latencies_of(&mut self, kind: Kind) -> Option<&mut Latencies> {
-        if !self.latencies.contains_key(&kind) {
-            self.latencies.insert(kind, Latencies::new()?);
+        match self.latencies.entry(kind) {
+            Entry::Occupied(known) => Some(known.into_mut()),
+            Entry::Vacant(new) => Some(new.insert(Latencies::new()?)),
         }
-        self.latencies.get_mut(&kind)
     }
 
     pub(super) fn add(&mut self, other: &Tally) {

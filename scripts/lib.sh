@@ -4,7 +4,7 @@ root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 
 # Runs of CI keep one target directory between them (RocksDB's C++ takes minutes to compile); elsewhere it is cargo's own choice.
 if [ -z "${CARGO_TARGET_DIR:-}" ] && [ -n "${CI:-}${CI_CACHE:-}" ]; then
-    export CARGO_TARGET_DIR="${CI_CACHE:-$HOME/.cache}/metcd-target"
+    export CARGO_TARGET_DIR="${CI_CACHE:-${HOME:-/var/tmp}/.cache}/metcd-target"
 fi
 target_dir=${CARGO_TARGET_DIR:-$root/target}
 

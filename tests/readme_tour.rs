@@ -122,7 +122,6 @@ fn run(script: &str, directory: &Path, ports: &[u16]) -> String {
 }
 
 #[test]
-#[ignore = "`/readyz` and `/members` are not served yet"]
 fn the_tour_in_the_readme_does_what_it_shows() {
     let directory = tempfile::tempdir().expect("tempdir");
     let ports: Vec<u16> = PORTS.iter().map(|_| free_pair()).collect();

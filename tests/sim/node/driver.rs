@@ -96,6 +96,9 @@ impl Process {
 
     /// A tick of the driver, then what the duties do at it.
     pub fn tick(&mut self, world: &mut World, ticks: u64) {
+        if std::mem::take(&mut self.is_commit_unannounced) {
+            self.core.step(Step::Announce);
+        }
         for _ in 0..ticks {
             self.ticks += 1;
             self.core.step(Step::Tick);
@@ -151,7 +154,9 @@ impl Process {
             fetch,
             snapshot_wanted,
             expired,
+            commit_unannounced,
         } = self.core.drain();
+        self.is_commit_unannounced = commit_unannounced;
         self.send(world, messages);
         for unit in persist {
             world.oracle.raft.note_entries(self.id, &unit.entries);

@@ -17,8 +17,6 @@ use crate::world::{Event, World};
 
 /// How long an offered snapshot is kept.
 const OFFER_TICKS: u64 = 50;
-/// A removed member goes on so long.
-const LINGER_TICKS: u64 = 100;
 
 impl Process {
     /// Queues an input; the driver takes it now or a little later, together with whatever came meanwhile.
@@ -98,6 +96,9 @@ impl Process {
 
     /// A tick of the driver, then what the duties do at it.
     pub fn tick(&mut self, world: &mut World, ticks: u64) {
+        if std::mem::take(&mut self.is_commit_unannounced) {
+            self.core.step(Step::Announce);
+        }
         for _ in 0..ticks {
             self.ticks += 1;
             self.core.step(Step::Tick);
@@ -129,9 +130,6 @@ impl Process {
         self.cluster_time_ms = self.core.stamp().0;
         let is_configured = self.view.voters.contains(&self.id) || self.view.learners.contains(&self.id);
         if self.in_configuration && !is_configured {
-            self.removed_at = Some(self.ticks);
-        }
-        if self.removed_at.is_some_and(|at| self.ticks - at >= LINGER_TICKS) {
             self.failed = Some(Failure::Removed);
         }
         self.in_configuration = is_configured;
@@ -156,9 +154,9 @@ impl Process {
             fetch,
             snapshot_wanted,
             expired,
-            // Whoever does not wait hears of the commit index at the next tick: the latest moment the real driver leaves it to.
-            commit_unannounced: _,
+            commit_unannounced,
         } = self.core.drain();
+        self.is_commit_unannounced = commit_unannounced;
         self.send(world, messages);
         for unit in persist {
             world.oracle.raft.note_entries(self.id, &unit.entries);
@@ -278,11 +276,7 @@ impl Process {
                 });
                 false
             }
-            // The product's transport does not do this yet: see "Known gap" in the README.
-            Admission::Unknown => {
-                self.first_contact.insert(member, packet.from_incarnation);
-                true
-            }
+            Admission::Unknown => false,
             Admission::Member { incarnation: 0 } => {
                 *self.first_contact.entry(member).or_insert(packet.from_incarnation) == packet.from_incarnation
             }

@@ -131,7 +131,8 @@ pub struct Process {
     durable_index: u64,
     is_chore_running: bool,
     in_configuration: bool,
-    removed_at: Option<u64>,
+    /// Some do not know of the commit index: they are told at the next tick.
+    is_commit_unannounced: bool,
     /// Members it can send to.
     peers: Vec<u64>,
     /// Senders whose data directory is not in the table yet.

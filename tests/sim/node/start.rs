@@ -120,7 +120,7 @@ impl Process {
             durable_index: applied.index,
             is_chore_running: false,
             in_configuration,
-            removed_at: None,
+            is_commit_unannounced: false,
             peers: Vec::new(),
             first_contact: BTreeMap::new(),
             view,

@@ -66,7 +66,11 @@ impl World {
                 }
             }
             FaultKind::Crash => return self.crash(slot),
-            FaultKind::Blackout => (0..self.machines.len()).for_each(|slot| drop(self.crash(slot))),
+            FaultKind::Blackout => {
+                for slot in 0..self.machines.len() {
+                    self.crash(slot);
+                }
+            }
             FaultKind::Pause => {
                 self.machines[slot].is_paused = self.machines[slot].process.is_some();
                 self.schedule(until, Event::Cure(Cure::Resume(slot)));

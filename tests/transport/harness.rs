@@ -122,7 +122,12 @@ impl PeerService for Recorder {
                 }),
                 LeaderRequest::Promote { id } => Err(LeaderError::MemberNotFound { id }),
                 // Longer than any deadline.
-                _ => std::future::pending().await,
+                LeaderRequest::TimeToLive { .. }
+                | LeaderRequest::AddMember(_)
+                | LeaderRequest::Remove { .. }
+                | LeaderRequest::Replace { .. }
+                | LeaderRequest::Transfer { .. }
+                | LeaderRequest::Progress => std::future::pending().await,
             }
         })
     }

@@ -121,12 +121,10 @@ impl History {
     }
 
     pub fn check_end(&mut self) -> Result<(), String> {
-        let mut expected = 2;
-        for &revision in self.revisions.keys() {
+        for (expected, &revision) in (2..).zip(self.revisions.keys()) {
             if revision != expected {
                 return Err(format!("the history has a gap: revision {expected} is missing"));
             }
-            expected += 1;
         }
         for (change, revision) in &self.acknowledged {
             let is_there = self.revisions.get(revision).is_some_and(|changes| changes.contains(change));

@@ -70,7 +70,7 @@ impl Reads {
             Some(round) => {
                 let index = if mutant!(ReadBeforeApplied) { 0 } else { index };
                 round.tokens.into_iter().map(|token| (token, index)).collect()
-            },
+            }
             None => Vec::new(),
         }
     }

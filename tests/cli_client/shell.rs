@@ -87,7 +87,10 @@ fn at_a_terminal_there_is_a_prompt_completion_and_history() {
     let state = tempfile::tempdir().unwrap();
     let Some(mut terminal) = Terminal::open(&server, state.path()) else {
         // Written past the harness, which shows nothing of a test that passes.
-        let _ = writeln!(std::io::stderr(), "!!! NOT TESTED: the shell at a terminal. There is no `script` here (package bsdutils)");
+        let _ = writeln!(
+            std::io::stderr(),
+            "!!! NOT TESTED: the shell at a terminal. There is no `script` here (package bsdutils)"
+        );
         return;
     };
     terminal.shows("metcd> ");

@@ -48,8 +48,6 @@ mod switch {
         ForgetVote,
         /// A ReadIndex context is used again.
         ReuseReadContext,
-        /// A read joins a round that was sent before it came.
-        JoinOldRound,
         /// A read does not wait until its index is applied.
         ReadBeforeApplied,
         /// A read is answered without asking a quorum.

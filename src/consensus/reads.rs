@@ -32,11 +32,6 @@ impl Reads {
 
     /// A read waits for the next round: never for one that was sent before it came (rule 16).
     pub fn add(&mut self, token: u64) {
-        if mutant!(JoinOldRound)
-            && let Some(round) = &mut self.round
-        {
-            return round.tokens.push(token);
-        }
         self.waiting.push(token);
     }
 

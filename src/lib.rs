@@ -44,6 +44,9 @@
 // Here and not in Cargo.toml, because tests may: that is how they fail.
 #![cfg_attr(not(test), warn(clippy::expect_used, clippy::unwrap_used))]
 
+#[macro_use]
+pub mod mutants;
+
 pub mod cli;
 pub mod client;
 pub mod config;

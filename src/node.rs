@@ -712,7 +712,7 @@ impl Node {
             wal_bytes: stats.bytes,
             wal_syncs: stats.syncs,
             first_index: view.log_start.index + 1,
-            last_index: view.last_index,
+            last_index: view.last_index.max(applied_index),
             proposals_pending: published.proposals_pending,
             ready: not_ready_reason.is_none(),
             not_ready_reason,
@@ -733,6 +733,13 @@ impl Node {
         }
         if applied_index + CAUGHT_UP_ENTRIES < view.commit_index {
             return Some(format!("applied {applied_index} of {} committed entries", view.commit_index));
+        }
+        let members = self.shared.reader.members();
+        if members
+            .iter()
+            .any(|member| member.id == self.shared.id && member.client_url.is_empty())
+        {
+            return Some("the other members do not know this one's client URL yet".into());
         }
         None
     }

@@ -71,7 +71,7 @@ fn read_log(wal: &dyn Wal, start: LogStart, last_index: u64, applied_index: u64)
             if term_runs.last().is_none_or(|&(_, term)| term != entry.term) {
                 term_runs.push((entry.index, entry.term));
             }
-            if entry.index > applied_index || entry.index == last_index {
+            if entry.index > applied_index || (entry.index == last_index && !mutant!(ForgetLogEnd)) {
                 tail.push(entry);
             }
         }

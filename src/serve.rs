@@ -221,16 +221,20 @@ async fn drain(shared: &Shared) {
     shared.connections.empty().await;
 }
 
+/// The HTTP/1 read buffer in multiples of `max_header_bytes`.
+const HEAD_ROOM: usize = 4;
+
 /// hyper's settings. Its own header timer stays off: it allocates and registers a timer for every request, covers HTTP/1 only and not
 /// the sniffing of the version; the reaper covers all of it.
 fn http_builder(limits: &ServeLimits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    // The read buffer bounds the head; bodies pass through it in pieces of at most that size. hyper panics below 8 KiB.
+    // The read buffer bounds the head; bodies pass through it in pieces of at most that size. hyper panics below 8 KiB. A head over
+    // the buffer is all one to hyper (431); with room above the limit it, and the service, can tell a long target (414) from it.
     builder
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
-        .max_buf_size(limits.max_header_bytes.max(8 * 1024));
+        .max_buf_size((HEAD_ROOM * limits.max_header_bytes).max(8 * 1024));
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -195,6 +195,8 @@ pub struct Consensus {
     promised: (u64, u64),
     /// A hard state that only moved its commit index: goes with the next batch, no sync of its own.
     lazy_hard_state: Option<HardState>,
+    /// Number of the last unit given to the WAL.
+    last_persist: u64,
     /// The state machine stands here; raft is told as soon as its log is durable that far.
     applied_index: u64,
     /// Cluster time as the state knows it, and the base of this leader's clock: (state's time, own time) at its first applied entry of the term.
@@ -231,6 +233,9 @@ impl Consensus {
         }
         let mut hard_state = image.recovered.hard_state;
         hard_state.commit = hard_state.commit.max(applied.index).min(last);
+        if mutant!(ForgetVote) {
+            hard_state.vote = 0;
+        }
         let promised = (hard_state.term, hard_state.vote);
         let cache = LogCache::new(hard_state, applied.conf_state.clone(), start, image.term_runs, image.tail);
         let log_term = cache.term(applied.index)?;
@@ -255,6 +260,7 @@ impl Consensus {
             unpersisted: VecDeque::new(),
             promised,
             lazy_hard_state: None,
+            last_persist: 0,
             applied_index: applied.index,
             cluster_time_ms,
             leader_clock: None,
@@ -327,7 +333,13 @@ impl Consensus {
         let term = raft.term;
         let context = self.stamp().encode().to_vec();
         match self.node.propose_conf_change(context, change.clone()) {
-            Ok(()) => Ok((self.node.raft.raft_log.last_index(), term)),
+            Ok(()) => {
+                if mutant!(ConfAtAppend) {
+                    // Raft's answer does not matter to a bug.
+                    let _ = self.node.apply_conf_change(change);
+                }
+                Ok((self.node.raft.raft_log.last_index(), term))
+            }
             Err(_) => Err(ConfRefused::Busy),
         }
     }
@@ -336,9 +348,17 @@ impl Consensus {
     pub fn apply_conf_change(&mut self, change: &ConfChangeV2) -> Result<ConfState, Error> {
         let conf_state = self.node.apply_conf_change(change)?;
         // A snapshot from before the change does not name a member that it added, and raft refuses a snapshot that does not name the receiver.
-        self.node.mut_store().offer_snapshot(None);
+        if !mutant!(OldOffer) {
+            self.node.mut_store().offer_snapshot(None);
+        }
+        // Commit is usually learned again; not so once those are gone whom the old configuration needs. So it becomes durable now.
+        self.effects.persist.push(Persist {
+            number: self.last_persist,
+            hard_state: Some(self.node.raft.hard_state()),
+            ..Persist::default()
+        });
         let raft = &mut self.node.raft;
-        if raft.state == StateRole::Leader && !raft.promotable() {
+        if raft.state == StateRole::Leader && !raft.promotable() && !mutant!(RemovedLeader) {
             // raft-rs lets a leader that was removed go on, and panics at the next acknowledgement.
             raft.become_follower(raft.term, raft::INVALID_ID);
         }
@@ -513,6 +533,11 @@ impl Consensus {
         let settled = raft.leader_id != raft::INVALID_ID && raft.commit_to_current_term();
         self.reads.watch_leader(raft.term, raft.leader_id);
         if settled && let Some(context) = self.reads.begin_round(self.tick) {
+            if mutant!(ReadWithoutQuorum) {
+                let index = self.applied_index;
+                self.effects.reads.extend(self.reads.finish_round(&context, index));
+                return;
+            }
             self.node.read_index(context);
         }
     }

@@ -31,7 +31,7 @@ impl Gate {
     pub fn cancel(&self) -> bool {
         match self.0.compare_exchange(QUEUED, CANCELLED, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => true,
-            Err(now) => now == CANCELLED,
+            Err(now) => now == CANCELLED || mutant!(CancelAfterHandOver),
         }
     }
 
@@ -170,21 +170,42 @@ impl Proposals {
 
     /// Queues again what was handed over in another term, or longer than `patience` ticks ago (rule 18).
     pub fn requeue(&mut self, term: u64, tick: u64, patience: u64) {
-        let is_stale = |pending: &Pending| {
-            let (at, handed_term) = pending.handed?;
-            (handed_term != term || tick.saturating_sub(at) >= patience).then_some(())
-        };
-        let stale: Vec<u64> = self
-            .pending
-            .iter()
-            .filter(|(_, pending)| is_stale(pending).is_some())
-            .map(|(&seq, _)| seq)
-            .collect();
+        if mutant!(NewSequence) {
+            return self.requeue_as_new(term, tick, patience);
+        }
+        let stale = self.stale(term, tick, patience);
         if !stale.is_empty() {
             self.entries.clear();
         }
         for seq in stale {
             self.enqueue(seq);
+        }
+    }
+
+    fn stale(&self, term: u64, tick: u64, patience: u64) -> Vec<u64> {
+        let is_stale = |pending: &Pending| {
+            pending
+                .handed
+                .is_some_and(|(at, handed_term)| handed_term != term || tick.saturating_sub(at) >= patience)
+        };
+        self.pending
+            .iter()
+            .filter(|(_, pending)| is_stale(pending))
+            .map(|(&seq, _)| seq)
+            .collect()
+    }
+
+    #[cfg(not(feature = "mutants"))]
+    fn requeue_as_new(&mut self, _term: u64, _tick: u64, _patience: u64) {}
+
+    #[cfg(feature = "mutants")]
+    fn requeue_as_new(&mut self, term: u64, tick: u64, patience: u64) {
+        for seq in self.stale(term, tick, patience) {
+            if let Some(pending) = self.pending.remove(&seq) {
+                self.pending.insert(self.next_seq, pending);
+                self.enqueue(self.next_seq);
+                self.next_seq += 1;
+            }
         }
     }
 

@@ -32,6 +32,11 @@ impl Reads {
 
     /// A read waits for the next round: never for one that was sent before it came (rule 16).
     pub fn add(&mut self, token: u64) {
+        if mutant!(JoinOldRound)
+            && let Some(round) = &mut self.round
+        {
+            return round.tokens.push(token);
+        }
         self.waiting.push(token);
     }
 
@@ -44,7 +49,9 @@ impl Reads {
         if self.round.is_some() || self.waiting.is_empty() {
             return None;
         }
-        self.counter += 1;
+        if !mutant!(ReuseReadContext) {
+            self.counter += 1;
+        }
         let context = [self.member, self.boot, self.counter]
             .iter()
             .flat_map(|part| part.to_be_bytes())
@@ -60,7 +67,10 @@ impl Reads {
     /// A confirmed context: its readers may read at `index`. Contexts of rounds that were given up match nothing.
     pub fn finish_round(&mut self, context: &[u8], index: u64) -> Vec<(u64, u64)> {
         match self.round.take_if(|round| round.context == context) {
-            Some(round) => round.tokens.into_iter().map(|token| (token, index)).collect(),
+            Some(round) => {
+                let index = if mutant!(ReadBeforeApplied) { 0 } else { index };
+                round.tokens.into_iter().map(|token| (token, index)).collect()
+            }
             None => Vec::new(),
         }
     }

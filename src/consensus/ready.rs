@@ -36,6 +36,10 @@ impl Consensus {
             self.effects.messages.extend(messages);
         }
 
+        if mutant!(SendBeforeSync) {
+            self.effects.messages.append(&mut held);
+        }
+
         let mut persist = Persist {
             number,
             ..Persist::default()
@@ -52,6 +56,11 @@ impl Consensus {
         persist.entries = ready.take_entries();
         self.node.mut_store().append(&persist.entries);
 
+        if mutant!(ApplyAtAppend) {
+            let normal = |entry: &&raft::eraftpb::Entry| entry.get_entry_type() == raft::eraftpb::EntryType::EntryNormal;
+            self.effects.apply.extend(persist.entries.iter().take_while(normal).cloned());
+        }
+
         self.node.advance_append_async(ready);
 
         if must_sync {
@@ -60,7 +69,14 @@ impl Consensus {
                 // The log begins anew: its term and vote must come along.
                 persist.hard_state = Some(self.node.raft.hard_state());
             }
+            if mutant!(DropHardState) && persist.snapshot.is_none() {
+                persist.hard_state = None;
+            }
+            self.last_persist = number;
             self.effects.persist.push(persist);
+            if mutant!(CountBeforeSync) {
+                self.node.on_persist_ready(number);
+            }
             self.unpersisted.push_back((number, true));
             self.held.push_back((number, held));
         } else if self.unpersisted.is_empty() {

@@ -92,7 +92,12 @@ impl Consensus {
             .map(|(&id, progress)| PeerProgress {
                 id,
                 match_index: progress.matched,
-                active: id == raft.id || self.is_heard(id),
+                active: id == raft.id
+                    || if mutant!(ForgetHeard) {
+                        progress.recent_active
+                    } else {
+                        self.is_heard(id)
+                    },
                 snapshot: progress.state == ProgressState::Snapshot,
             })
             .collect();

@@ -52,6 +52,9 @@ const MAX_KEPT_BYTES: u64 = 64 << 20;
 const MIN_BYTES_BETWEEN_SNAPSHOTS: u64 = 128 << 20;
 /// How long an offered snapshot is kept for followers that may ask for it again.
 const OFFER_TICKS: u64 = 600;
+/// A removed member goes on so long, as a voter of the old configuration: whoever does not know yet that its removal is committed may need
+/// its vote. It ends at once when a peer tells it.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// What the driver needs besides the protocol.
 pub struct Options {
@@ -123,6 +126,8 @@ struct Driver {
     last_snapshot_bytes: u64,
     chore_running: bool,
     in_configuration: bool,
+    /// Tick at which it was removed from the configuration.
+    removed_at: Option<u64>,
     peers: Vec<Peer>,
     /// The leader that was last published, for the log.
     led_by: u64,
@@ -174,6 +179,7 @@ pub fn start(
         last_snapshot_bytes: 0,
         chore_running: false,
         in_configuration,
+        removed_at: None,
         peers: Vec::new(),
         led_by: raft::INVALID_ID,
     };
@@ -572,6 +578,10 @@ impl Driver {
     fn check_membership(&mut self) {
         let configured = is_configured(&self.core, self.shared.id);
         if self.in_configuration && !configured {
+            self.removed_at = Some(self.ticks);
+        }
+        let linger_ticks = (LINGER.as_millis() / self.options.tick.as_millis().max(1)) as u64;
+        if self.removed_at.is_some_and(|at| self.ticks - at >= linger_ticks) {
             self.shared.fail(Fatal::removed(self.shared.id));
         }
         self.in_configuration = configured;

@@ -46,6 +46,10 @@ pub(super) enum Problem {
     ReservedKey { allow: &'static str, detail: String },
     /// 408: the body did not come in time.
     RequestTimeout,
+    /// 414: longer than any target that has a meaning.
+    UriTooLong { bytes: usize, max: usize },
+    /// 431: header fields over the bound.
+    HeadersTooLarge { max: usize },
     /// 409: membership.
     Conflict { code: ConflictCode, detail: String },
     /// 410.
@@ -96,6 +100,8 @@ impl Problem {
             Problem::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Problem::ReservedKey { .. } => (StatusCode::METHOD_NOT_ALLOWED, "reserved_key"),
             Problem::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout"),
+            Problem::UriTooLong { .. } => (StatusCode::URI_TOO_LONG, "uri_too_long"),
+            Problem::HeadersTooLarge { .. } => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large"),
             Problem::Conflict { code, .. } => (StatusCode::CONFLICT, conflict_code(*code)),
             Problem::Compacted { .. } => (StatusCode::GONE, "compacted"),
             Problem::PreconditionFailed { .. } => (StatusCode::PRECONDITION_FAILED, "precondition_failed"),
@@ -143,6 +149,8 @@ impl Problem {
             Problem::LeaseNotFound { id } => format!("there is no lease {id}"),
             Problem::MemberNotFound { id } => format!("there is no member {id}"),
             Problem::UnknownRoute => "there is nothing here; the API is described at `/openapi.json`".to_owned(),
+            Problem::UriTooLong { bytes, max } => format!("the request target has {bytes} bytes, at most {max} are allowed"),
+            Problem::HeadersTooLarge { max } => format!("the header fields have more than {max} bytes"),
             Problem::RequestTimeout => "the request's body did not arrive in time".to_owned(),
             Problem::Compacted { compacted_revision } => format!("history before revision {compacted_revision} is compacted"),
             Problem::PreconditionFailed { current: Some(current) } => {

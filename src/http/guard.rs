@@ -12,6 +12,27 @@ use crate::config::Config;
 
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
+/// Longest request target in bytes. The longest that has a meaning is a list from one key to another, both of 4 KiB and every byte
+/// escaped, with the token of such a key.
+const MAX_TARGET_BYTES: usize = 32 << 10;
+/// Most bytes of all header names and values together.
+const MAX_HEADER_BYTES: usize = 64 << 10;
+
+/// Refuses heads that are larger than any honest one: [`crate::serve`] bounds what is buffered of them, with room to say which part it
+/// was.
+pub(super) fn check_size(parts: &Parts) -> Result<(), ApiError> {
+    let bytes = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if bytes > MAX_TARGET_BYTES {
+        let max = MAX_TARGET_BYTES;
+        return Err(Problem::UriTooLong { bytes, max }.into());
+    }
+    let headers: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if headers > MAX_HEADER_BYTES {
+        return Err(Problem::HeadersTooLarge { max: MAX_HEADER_BYTES }.into());
+    }
+    Ok(())
+}
+
 /// The checks, prepared from the configuration.
 #[derive(Debug)]
 pub(super) struct Guard {

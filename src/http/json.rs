@@ -61,6 +61,10 @@ pub(super) fn write_number(out: &mut Vec<u8>, before: &str, number: u64) {
 
 /// Parses a body. Unknown and repeated fields, trailing garbage and wrong types are refused, with the path of the field.
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // serde takes an array for a struct, field by field; nobody means that.
+    if body.trim_ascii_start().starts_with(b"[") {
+        return Err(invalid("the JSON body: an array where an object is expected".to_owned()));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -152,6 +156,14 @@ mod tests {
     struct Inner {
         #[expect(dead_code, reason = "only parsed")]
         ttl: u64,
+    }
+
+    #[test]
+    fn an_array_is_not_taken_for_an_object() {
+        for body in ["[]", "[[]]", " \n[[[3]]]"] {
+            let detail = parse::<Outer>(body.as_bytes()).unwrap_err().problem.detail();
+            assert!(detail.contains("array"), "{body}: {detail}");
+        }
     }
 
     #[test]

@@ -68,7 +68,8 @@ pub(super) async fn list(call: &mut Call<'_>) -> Reply {
     call.settle(consistency, deadline).await?;
     let node = &call.app.node;
     // Without a quorum there is nobody to ask how the others are.
-    let peers = if consistency.serializable {
+    let asked = !consistency.serializable;
+    let peers = if !asked {
         node.status().peers
     } else {
         let reply = node.call_leader(LeaderRequest::Progress, deadline).await?;
@@ -84,9 +85,9 @@ pub(super) async fn list(call: &mut Call<'_>) -> Reply {
         .members()
         .iter()
         .map(|member| {
-            let mut described = describe(member, &applied);
+            let mut described = describe(call, member, &applied);
             let progress = peers.iter().find(|peer| peer.id == member.id);
-            described["healthy"] = is_healthy(member.id, leader, node.id(), progress);
+            described["healthy"] = is_healthy(member.id, leader, node.id(), progress, asked);
             if let Some(progress) = progress {
                 described["match_index"] = progress.match_index.into();
             }
@@ -97,12 +98,14 @@ pub(super) async fn list(call: &mut Call<'_>) -> Reply {
     Ok(respond::json(StatusCode::OK, &body))
 }
 
-/// The leader hears of itself; of the others it says when it last did. `null`: this member was not told.
-fn is_healthy(id: u64, leader: Option<u64>, own: u64, progress: Option<&PeerProgress>) -> Value {
+/// The leader hears of itself; of the others it says when it last did. Whom it does not know yet, it has not heard. `null`: the leader
+/// was not asked.
+fn is_healthy(id: u64, leader: Option<u64>, own: u64, progress: Option<&PeerProgress>, asked: bool) -> Value {
     match progress {
         _ if Some(id) == leader => true.into(),
         Some(progress) => progress.active.into(),
         None if id == own => true.into(),
+        None if asked => false.into(),
         None => Value::Null,
     }
 }
@@ -112,14 +115,14 @@ pub(super) fn cluster_id(id: u64) -> String {
     format!("{id:016x}")
 }
 
-fn describe(member: &MemberRecord, applied: &Applied) -> Value {
+fn describe(call: &Call<'_>, member: &MemberRecord, applied: &Applied) -> Value {
     let conf = &applied.conf_state;
     let votes = conf.voters.contains(&member.id) || conf.voters_outgoing.contains(&member.id);
     let mut described = json!({
         "id": member.id,
         "name": member.name,
         "peer_url": member.peer_url,
-        "client_url": member.client_url,
+        "client_url": client_url(call, member),
         "role": if votes { "voter" } else { "learner" },
     });
     if !votes && member.wanted_role == MemberRole::Voter as i32 {
@@ -129,6 +132,15 @@ fn describe(member: &MemberRecord, applied: &Applied) -> Value {
         described["replaces"] = member.replaces.into();
     }
     described
+}
+
+/// Where clients reach a member. Each publishes it through the log soon after it starts; of itself it knows it before.
+fn client_url<'a>(call: &'a Call<'_>, member: &'a MemberRecord) -> &'a str {
+    if member.client_url.is_empty() && member.id == call.app.node.id() {
+        &call.app.config.advertise.client_url
+    } else {
+        &member.client_url
+    }
 }
 
 /// `POST /members`
@@ -251,10 +263,7 @@ pub(super) async fn transfer(call: &mut Call<'_>) -> Reply {
 
 fn describe_leader(call: &Call<'_>, id: u64, term: u64) -> Value {
     let members = call.app.node.reader().members();
-    let client_url = members
-        .iter()
-        .find(|member| member.id == id)
-        .map(|member| member.client_url.as_str());
+    let client_url = members.iter().find(|member| member.id == id).map(|member| client_url(call, member));
     json!({"id": id, "term": term, "client_url": client_url})
 }
 
@@ -271,7 +280,7 @@ async fn applied_here(call: &Call<'_>, deadline: Instant) -> Result<(), ApiError
 fn described(call: &Call<'_>, id: u64) -> Value {
     let reader = call.app.node.reader();
     match reader.members().iter().find(|member| member.id == id) {
-        Some(member) => describe(member, &reader.applied()),
+        Some(member) => describe(call, member, &reader.applied()),
         None => json!({"id": id}),
     }
 }
@@ -382,8 +391,9 @@ mod tests {
             active: false,
             snapshot: false,
         };
-        assert_eq!(is_healthy(1, Some(1), 3, None), true);
-        assert_eq!(is_healthy(2, Some(1), 3, Some(&progress)), false);
-        assert_eq!(is_healthy(2, None, 3, None), Value::Null);
+        assert_eq!(is_healthy(1, Some(1), 3, None, true), true);
+        assert_eq!(is_healthy(2, Some(1), 3, Some(&progress), true), false);
+        assert_eq!(is_healthy(2, Some(1), 3, None, true), false, "added just now: not heard of yet");
+        assert_eq!(is_healthy(2, None, 3, None, false), Value::Null);
     }
 }

@@ -17,7 +17,7 @@ use prometheus_client::registry::Registry;
 
 use super::App;
 use super::route::Route;
-use crate::node::Role;
+use crate::node::{Role, WAL_BUCKETS_US, WalMetrics};
 
 const ROUTES: usize = Route::ALL.len();
 /// The statuses this server gives; any other is counted as the last, 0.
@@ -64,13 +64,30 @@ impl Metrics {
     }
 }
 
-/// The text of a scrape.
+/// The text of a scrape, in the OpenMetrics format.
 pub(super) fn scrape(app: &Arc<App>) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("metcd");
     registry.register_collector(Box::new(Scrape(app.clone())));
     let mut page = String::with_capacity(16 << 10);
     text::encode(&mut page, &registry)?;
     Ok(page)
+}
+
+/// The same page in Prometheus' older text format, in which a counter's `# HELP` and `# TYPE` carry the `_total` of its samples, and
+/// the end has no mark.
+pub(super) fn plain(page: &str) -> String {
+    let is_counter = |name: &str| page.contains(&format!("# TYPE {name} counter\n"));
+    let mut text = String::with_capacity(page.len() + 256);
+    for line in page.lines().filter(|line| *line != "# EOF") {
+        let described = line.strip_prefix("# HELP ").or_else(|| line.strip_prefix("# TYPE "));
+        let name = described.and_then(|rest| rest.split(' ').next());
+        match name.filter(|name| is_counter(name)) {
+            Some(name) => text.push_str(&line.replacen(name, &format!("{name}_total"), 1)),
+            None => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
 }
 
 struct Scrape(Arc<App>);
@@ -85,6 +102,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         encode_requests(&self.0.metrics, &mut encoder)?;
         encode_durations(&self.0.metrics, &mut encoder)?;
+        encode_appends(&self.0.node.shared().wal_metrics, &mut encoder)?;
         for (name, help, value) in gauges(&self.0) {
             ConstGauge::new(signed(value)).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
         }
@@ -144,6 +162,20 @@ fn encode_durations(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> R
     Ok(())
 }
 
+fn encode_appends(wal: &WalMetrics, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let bounds = WAL_BUCKETS_US.iter().map(|&micros| micros as f64 / 1e6).chain([f64::INFINITY]);
+    let buckets: Vec<(f64, u64)> = bounds
+        .zip(&wal.append_buckets)
+        .map(|(bound, count)| (bound, count.load(Ordering::Relaxed)))
+        .collect();
+    let count = buckets.iter().map(|(_, count)| count).sum();
+    let sum = wal.append_us.load(Ordering::Relaxed) as f64 / 1e6;
+    let help = "Time of a durable append to the write-ahead log";
+    encoder
+        .encode_descriptor("wal_append_duration_seconds", help, None, MetricType::Histogram)?
+        .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+}
+
 type Row = (&'static str, &'static str, u64);
 
 fn gauges(app: &App) -> Vec<Row> {
@@ -175,22 +207,58 @@ fn gauges(app: &App) -> Vec<Row> {
             "Revision below which history is gone",
             reader.compacted_revision(),
         ),
+        ("connections", "Open connections of clients", app.connections.view().open as u64),
         ("watchers", "Open watches and waits", app.watchers.load(Ordering::Relaxed) as u64),
         ("uptime_seconds", "Seconds since the start", app.started.elapsed().as_secs()),
     ]
 }
 
 fn counters(app: &App) -> Vec<Row> {
-    vec![(
-        "wal_syncs",
-        "Syncs of the write-ahead log since the start",
-        app.node.status().wal_syncs,
-    )]
+    let connections = app.connections.view();
+    let wal = &app.node.shared().wal_metrics;
+    vec![
+        ("wal_syncs", "Syncs of the write-ahead log since the start", wal.stats().syncs),
+        (
+            "wal_entries",
+            "Entries appended to the write-ahead log since the start",
+            wal.entries.load(Ordering::Relaxed),
+        ),
+        ("connections_accepted", "Connections of clients served", connections.accepted),
+        (
+            "connections_turned_away",
+            "Connections answered 503 because there were too many",
+            connections.turned_away,
+        ),
+        (
+            "connections_accept_errors",
+            "Failures of accept that made the listener pause",
+            connections.accept_errors,
+        ),
+        (
+            "connections_head_timeouts",
+            "Connections ended because a request head did not arrive in time",
+            connections.head_timeouts,
+        ),
+        (
+            "connections_write_timeouts",
+            "Connections ended because their client did not take its answer",
+            connections.write_timeouts,
+        ),
+    ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_older_text_format_types_a_counter_by_the_name_of_its_samples() {
+        let page = "# HELP a_b Bees.\n# TYPE a_b counter\na_b_total{x=\"1\"} 3\n# HELP a A.\n# TYPE a gauge\na 1\n# EOF\n";
+        assert_eq!(
+            plain(page),
+            "# HELP a_b_total Bees.\n# TYPE a_b_total counter\na_b_total{x=\"1\"} 3\n# HELP a A.\n# TYPE a gauge\na 1\n"
+        );
+    }
 
     #[test]
     fn an_answer_is_counted_once_under_its_route_status_and_time() {

@@ -59,6 +59,7 @@ use self::params::Params;
 use self::route::{Route, Target};
 use crate::config::Config;
 use crate::node::Node;
+use crate::serve::ServeStats;
 use crate::telemetry::{ACCESS_TARGET, LogHandle};
 
 impl LogControl for LogHandle {
@@ -83,6 +84,7 @@ pub(in crate::http) struct App {
     member: HeaderValue,
     watchers: AtomicUsize,
     metrics: Metrics,
+    connections: Arc<ServeStats>,
     log: Option<Arc<dyn LogControl>>,
     started: Instant,
 }
@@ -96,8 +98,9 @@ pub trait LogControl: Send + Sync {
 }
 
 impl AppState {
-    /// Over a node, with a checked configuration. Without a `log`, `/debug/log` is not served.
-    pub fn new(node: Node, config: Arc<Config>, log: Option<Arc<dyn LogControl>>) -> AppState {
+    /// Over a node, with a checked configuration. `connections` is what the listener counts. Without a `log`, `/debug/log` is not
+    /// served.
+    pub fn new(node: Node, config: Arc<Config>, connections: Arc<ServeStats>, log: Option<Arc<dyn LogControl>>) -> AppState {
         let member = HeaderValue::from(node.id());
         let guard = Guard::new(&config);
         AppState(Arc::new(App {
@@ -107,6 +110,7 @@ impl AppState {
             member,
             watchers: AtomicUsize::new(0),
             metrics: Metrics::default(),
+            connections,
             log,
             started: Instant::now(),
         }))
@@ -171,8 +175,8 @@ async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
     let arrived = Instant::now();
     let (parts, body) = request.into_parts();
     let mut body = RequestBody::new(body, parts.headers.contains_key(header::EXPECT));
-    let target = route::resolve(parts.uri.path());
-    // A path that cannot be decoded is a key that cannot be read.
+    let target = guard::check_size(&parts).and_then(|()| route::resolve(parts.uri.path()));
+    // A path that is too long or cannot be decoded is a key that cannot be read.
     let route = target.as_ref().map_or(Route::ShortKey, |target| target.route);
     let (cors, reply) = match (app.guard.check(&parts), target) {
         (Err(refused), _) => (None, Err(refused)),

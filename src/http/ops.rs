@@ -158,7 +158,8 @@ pub(super) fn version(call: &mut Call<'_>) -> Reply {
 pub(super) fn metrics(call: &mut Call<'_>) -> Reply {
     call.params.finish()?;
     match scrape_metrics::scrape(call.app) {
-        Ok(page) => Ok(respond::with_body(StatusCode::OK, metrics_type(call), page)),
+        Ok(page) if wants_openmetrics(call) => Ok(respond::with_body(StatusCode::OK, OPENMETRICS, page)),
+        Ok(page) => Ok(respond::with_body(StatusCode::OK, PROMETHEUS, scrape_metrics::plain(&page))),
         Err(cause) => {
             tracing::error!(%cause, "the metrics could not be written");
             Err(Problem::Internal.into())
@@ -166,18 +167,10 @@ pub(super) fn metrics(call: &mut Call<'_>) -> Reply {
     }
 }
 
-/// The same page is valid in both; scrapers that know OpenMetrics say so.
-fn metrics_type(call: &Call<'_>) -> HeaderValue {
-    let accepted = call
-        .headers()
-        .get(http::header::ACCEPT)
-        .and_then(|accept| accept.to_str().ok())
-        .unwrap_or_default();
-    if accepted.contains("application/openmetrics-text") {
-        OPENMETRICS
-    } else {
-        PROMETHEUS
-    }
+/// Scrapers that know OpenMetrics say so.
+fn wants_openmetrics(call: &Call<'_>) -> bool {
+    let accepted = call.headers().get(http::header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    accepted.is_some_and(|accepted| accepted.contains("application/openmetrics-text"))
 }
 
 /// `GET /openapi.json`

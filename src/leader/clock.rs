@@ -51,7 +51,8 @@ impl LeaseClock {
         self.follow();
         self.term = Some(term);
         for lease in leases {
-            self.start(lease.id, lease.ttl_ms, now_ms);
+            let ttl_ms = if mutant!(ShortLeases) { lease.ttl_ms / 2 } else { lease.ttl_ms };
+            self.start(lease.id, ttl_ms, now_ms);
         }
     }
 
@@ -100,7 +101,8 @@ impl LeaseClock {
         }
         match self.leases.get(&id).copied() {
             None => Renewal::Gone,
-            Some(lease) if lease.expiring => Renewal::Expiring,
+            Some(lease) if mutant!(RenewNothing) => Renewal::Renewed { ttl_ms: lease.ttl_ms },
+            Some(lease) if lease.expiring && !mutant!(RenewExpiring) => Renewal::Expiring,
             Some(lease) => {
                 self.start(id, lease.ttl_ms, now_ms);
                 Renewal::Renewed { ttl_ms: lease.ttl_ms }

@@ -56,6 +56,7 @@ pub async fn run(shared: Arc<Shared>, duties: Duties) {
         looked: Instant::now(),
         changing: None,
         heartbeat: 0,
+        published_self: None,
     };
     loop {
         tokio::select! {
@@ -72,6 +73,8 @@ struct Round {
     looked: Instant,
     changing: Option<tokio::task::JoinHandle<()>>,
     heartbeat: usize,
+    /// When the own record was last looked at: at once when a leader is known, then at intervals.
+    published_self: Option<Instant>,
 }
 
 impl Round {
@@ -82,9 +85,9 @@ impl Round {
         let slow = self.looked.elapsed() >= SLOW_INTERVAL;
         if slow {
             self.looked = Instant::now();
-            self.publish_self(&view);
             self.report_hash();
         }
+        self.publish_self(&view);
         if !leads {
             self.caretaker.forget();
             return;
@@ -172,10 +175,12 @@ impl Round {
     }
 
     /// A member's record follows what the member says of itself.
-    fn publish_self(&self, view: &View) {
-        if view.leader.is_none() {
+    fn publish_self(&mut self, view: &View) {
+        let waiting = self.published_self.is_some_and(|at| at.elapsed() < SLOW_INTERVAL);
+        if view.leader.is_none() || waiting {
             return;
         }
+        self.published_self = Some(Instant::now());
         let members = self.shared.reader.members();
         let Some(record) = members.iter().find(|member| member.id == self.shared.id) else {
             return;

@@ -24,7 +24,7 @@ use crate::driver::{self, Event};
 use crate::http::{self, AppState};
 use crate::leader::{Duties, LeaderService, run_duties};
 use crate::node::{Node, Phase, Role, Shared, SharedParts};
-use crate::serve::{self, ServeLimits};
+use crate::serve::{self, Plain, ServeLimits, ServeStats};
 use crate::telemetry::LogHandle;
 use crate::transport::{Identity, PeerServer, Transport, TransportLimits};
 
@@ -147,10 +147,23 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
 
     let peer_service = Arc::new(peers::Service::new(node.clone(), data_dir.snapshot_dir()));
     let peer_app = PeerServer::new(peer_service, identity, transport_limits(&config));
-    let client_app = http::service(AppState::new(node.clone(), config.clone(), Some(Arc::new(log))));
+    let connections = Arc::new(ServeStats::default());
+    let client_app = http::service(AppState::new(
+        node.clone(),
+        config.clone(),
+        connections.clone(),
+        Some(Arc::new(log)),
+    ));
     let limits = serve_limits(&config, id);
     let peer_server = tokio::spawn(serve::serve(peer_listener, peer_app, limits.clone(), closing(shared.clone())));
-    let client_server = tokio::spawn(serve::serve(client_listener, client_app, limits, stopping(shared.clone())));
+    let client_server = tokio::spawn(serve::serve_with(
+        client_listener,
+        Plain,
+        client_app,
+        limits,
+        connections,
+        stopping(shared.clone()),
+    ));
     tokio::spawn(run_duties(shared.clone(), duties(&config, &identity, name)));
     if applied_index == 0 {
         tokio::spawn(join::find_peers(config.clone(), shared.clone()));

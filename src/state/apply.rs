@@ -217,7 +217,7 @@ impl<'a> Batch<'a> {
             Body::Txn(txn) => self.txn(txn)?,
             Body::LeaseGrant(grant) => self.lease_grant(grant),
             Body::LeaseRevoke(revoke) => self.lease_end(revoke.id)?,
-            Body::LeaseExpire(expire) if expire.term != self.term => Err(Refusal::Void),
+            Body::LeaseExpire(expire) if expire.term != self.term && !mutant!(ExpireInAnyTerm) => Err(Refusal::Void),
             Body::LeaseExpire(expire) => self.lease_end(expire.id)?,
             Body::Compact(compact) => self.compact(compact.revision)?,
             Body::Evict(evict) if evict.term != self.term => Err(Refusal::Void),
@@ -236,6 +236,9 @@ impl<'a> Batch<'a> {
         };
         if self.position > 0 {
             self.core.meta.revision += 1;
+            if mutant!(TwoRevisions) && self.position > 1 {
+                self.core.meta.revision += 1;
+            }
         }
         Ok(Outcome {
             revision: self.core.meta.revision,
@@ -453,7 +456,10 @@ impl<'a> Batch<'a> {
                 max,
             }));
         }
-        for (key, current) in &keys {
+        for (n, (key, current)) in keys.iter().enumerate() {
+            if mutant!(DeleteLess) && n == 1 {
+                continue;
+            }
             self.delete_key(key, &current.version);
         }
         Ok(Ok(Success::DeleteRange {
@@ -676,7 +682,7 @@ fn check_conditions(conditions: &Conditions, current: Option<&Current>) -> Resul
         || (conditions.if_match_any && mod_revision.is_none())
         || (!conditions.if_match.is_empty() && !conditions.if_match_any && !is_one_of(&conditions.if_match));
     let none_match_fails = (conditions.if_none_match_any && mod_revision.is_some()) || is_one_of(&conditions.if_none_match);
-    if match_fails || none_match_fails {
+    if (match_fails || none_match_fails) && !mutant!(IgnoreConditions) {
         Err(Refusal::PreconditionFailed { current: mod_revision })
     } else {
         Ok(())

@@ -54,6 +54,9 @@ impl IdempotencyTable {
                 result: Err(refusal),
             }))
         };
+        if mutant!(ForgetIdempotency) {
+            return Ok(None);
+        }
         let Some(record) = self.by_key.get(&wanted.key) else {
             return if self.by_key.len() as u64 >= wanted.max_entries {
                 refuse(Refusal::IdempotencyTableFull)

@@ -210,6 +210,9 @@ impl Members {
             if let Some((id, member)) = self.present.range(from..).next() {
                 return Some((record_key(PRESENT, *id), member.encode_to_vec()));
             }
+            if mutant!(SnapshotWithoutRemoved) {
+                return None;
+            }
             return self.removed.get_min().map(|id| (record_key(REMOVED, *id), Vec::new()));
         }
         self.removed.range(from..).next().map(|id| (record_key(REMOVED, *id), Vec::new()))

@@ -191,6 +191,9 @@ impl Sessions {
         let Some(session) = self.by_member.get(&member) else {
             return Seen::Fresh;
         };
+        if mutant!(ApplyTwice) {
+            return Seen::Fresh;
+        }
         if seq < session.low_water {
             return Seen::Dropped;
         }

@@ -166,7 +166,10 @@ impl SnapshotView {
             Stage::Member => (Table::Member, owned(self.core.members.record_after(after))),
             Stage::Meta | Stage::Index | Stage::History | Stage::End => return false,
         };
-        let Some((key, value)) = record else {
+        let is_lost = (table == Table::Session && mutant!(SnapshotWithoutSessions))
+            || (table == Table::Idempotency && mutant!(SnapshotWithoutIdempotency))
+            || (table == Table::Lease && mutant!(SnapshotWithoutLeases));
+        let Some((key, value)) = record.filter(|_| !is_lost) else {
             return false;
         };
         self.after = Some(key.clone());

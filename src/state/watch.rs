@@ -288,7 +288,8 @@ impl Watcher {
         if self.position < state.base {
             return Plan::History { until: state.base };
         }
-        let from = state.revisions.partition_point(|revision| *revision <= self.position);
+        let again = u64::from(mutant!(WatchTwice) && self.position.is_multiple_of(16));
+        let from = state.revisions.partition_point(|revision| *revision + again <= self.position);
         let mut until = hub.head().max(self.position);
         let mut bytes = 0;
         let mut revisions = Vec::new();
@@ -308,6 +309,9 @@ impl Watcher {
         let is_idle = revisions.is_empty();
         let mut changes = Vec::with_capacity(revisions.len());
         for (revision, recent) in revisions {
+            if mutant!(WatchSkips) && revision.is_multiple_of(16) {
+                continue;
+            }
             let change = match recent {
                 Some(change) => change,
                 None => match self.read_revision(revision) {

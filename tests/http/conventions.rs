@@ -150,4 +150,41 @@ fn json_is_json_whatever_the_content_type_says() {
     server
         .send("POST", "/v1/leases", &[], br#"{"ttl":3} x"#)
         .refused(400, "invalid_request");
+    for (target, body) in [("/v1/txn", &b"[]"[..]), ("/v1/leases", b" [30]")] {
+        server.send("POST", target, &[], body).refused(400, "invalid_request");
+    }
+    assert_eq!(server.get("/v1/leases").json()["leases"], serde_json::json!([]));
+}
+
+#[test]
+fn json_has_its_fields_in_the_documented_order() {
+    let server = Server::start();
+    for (target, beginning) in [
+        ("/status", r#"{"id":1,"name":"#),
+        ("/leader", r#"{"id":1,"term":"#),
+        ("/members", r#"{"cluster_id":"#),
+        ("/v1/hash", r#"{"revision":1,"hash":"#),
+    ] {
+        let text = server.get(target).text();
+        assert!(text.starts_with(beginning), "{target}: {text}");
+    }
+}
+
+#[test]
+fn a_head_that_is_too_large_is_told_which_part_of_it() {
+    let server = Server::start();
+    for length in [40_000, 70_000, 150_000] {
+        server.get(&format!("/{}", "k".repeat(length))).refused(414, "uri_too_long");
+        let field = "y".repeat(length);
+        let answer = server.send("GET", "/a", &[("X-One", &field), ("X-Two", &field)], b"");
+        answer.refused(431, "headers_too_large");
+        assert_eq!(answer.header("metcd-member"), "1");
+    }
+    server.get(&format!("/{}", "k".repeat(20_000))).refused(400, "key_too_large");
+    // The longest list there is: two keys and a token, every byte escaped.
+    let bound = "%FF".repeat(4096);
+    let token = "A".repeat(5_600);
+    server
+        .get(&format!("/v1/kv?start={bound}&end={bound}&after={token}"))
+        .refused(400, "invalid_request");
 }

@@ -102,6 +102,46 @@ fn metrics_count_requests() {
 }
 
 #[test]
+fn every_sample_of_the_metrics_has_a_type_of_its_name() {
+    let server = Server::start();
+    server.put("/a", "x");
+    let text = server.get("/metrics").text();
+    let typed: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .collect();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap();
+        let histogram = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+        assert!(
+            typed.contains(&name) || histogram.is_some_and(|base| typed.contains(&base)),
+            "{line}"
+        );
+    }
+    for name in [
+        "metcd_wal_append_duration_seconds",
+        "metcd_wal_entries_total",
+        "metcd_connections_accepted_total",
+    ] {
+        assert!(typed.contains(&name), "{name} in {typed:?}");
+    }
+    let accept = [("Accept", "application/openmetrics-text; version=1.0.0")];
+    let open = server.send("GET", "/metrics", &accept, b"");
+    assert!(open.header("content-type").starts_with("application/openmetrics-text") && open.text().ends_with("# EOF\n"));
+}
+
+#[test]
+fn a_member_that_is_ready_leads_in_every_answer_and_is_known_by_its_url() {
+    let server = Server::start();
+    let status = server.get("/status").json();
+    assert_eq!((&status["role"], &status["leader"]), (&json!("leader"), &json!(1)), "{status}");
+    assert!(status["wal"]["last_index"].as_u64() >= status["applied_index"].as_u64(), "{status}");
+    let url = json!(format!("http://{}", server.address));
+    assert_eq!(server.get("/members").json()["members"][0]["client_url"], url);
+    assert_eq!(server.get("/leader").json()["client_url"], url);
+}
+
+#[test]
 fn the_hash_is_of_the_content() {
     let server = Server::start();
     let empty = server.get("/v1/hash").json();

@@ -142,6 +142,10 @@ impl World {
         if !conf.voters.iter().all(|id| self.machines[*id as usize - 1].is_gone || has_conf(id)) {
             return false;
         }
+        if !conf.voters.contains(&(slot as u64 + 1)) {
+            // About to be promoted, perhaps.
+            return false;
+        }
         let is_lost = |id: &&u64| **id == slot as u64 + 1 || self.machines[**id as usize - 1].is_gone;
         let lost = conf.voters.iter().filter(is_lost).count();
         2 * lost < conf.voters.len()

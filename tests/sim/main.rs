@@ -50,3 +50,11 @@ fn explore() {
     let asked = report::Asked::from_environment();
     report::explore(asked.from, asked.seeds, asked);
 }
+
+/// Every known bug that is put back in is found.
+#[cfg(feature = "mutants")]
+#[test]
+#[ignore = "run by scripts/simulate --mutants"]
+fn mutants_are_found() {
+    report::find_mutants(200);
+}

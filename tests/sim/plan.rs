@@ -79,6 +79,9 @@ pub struct Settings {
     pub without: Vec<FaultKind>,
     /// Print every event.
     pub trace: bool,
+    /// A known bug that is put back in.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<metcd::mutants::Mutant>,
 }
 
 impl Settings {
@@ -88,6 +91,8 @@ impl Settings {
             faults_until: Micros::MAX,
             without: Vec::new(),
             trace: false,
+            #[cfg(feature = "mutants")]
+            mutant: None,
         }
     }
 }

@@ -60,6 +60,10 @@ pub fn explore(from: u64, seeds: u64, asked: Asked) {
             }
             let mut settings = Settings::new(seed);
             settings.trace = asked.trace;
+            #[cfg(feature = "mutants")]
+            {
+                settings.mutant = mutant_of_environment();
+            }
             let Report { stats, violation, .. } = run(settings);
             let mut total = total.lock().unwrap();
             total.0.add(&stats);
@@ -86,6 +90,34 @@ pub fn explore(from: u64, seeds: u64, asked: Asked) {
         }
         panic!("seed {seed}: {what}\n\nTo see it again:\n  scripts/simulate --seeds 1 --from {seed} --trace\n");
     }
+}
+
+/// The known bug named by `SIM_MUTANT`.
+#[cfg(feature = "mutants")]
+fn mutant_of_environment() -> Option<metcd::mutants::Mutant> {
+    let name = std::env::var("SIM_MUTANT").ok().filter(|name| !name.is_empty())?;
+    let found = metcd::mutants::ALL.iter().find(|mutant| format!("{mutant:?}") == name);
+    Some(*found.unwrap_or_else(|| panic!("there is no mutant {name}")))
+}
+
+/// Puts each known bug back in and counts the seeds until it is found. Fails if one is not.
+#[cfg(feature = "mutants")]
+pub fn find_mutants(seeds: u64) {
+    let mut survivors = Vec::new();
+    for &mutant in metcd::mutants::ALL {
+        let found = (0..seeds).find_map(|seed| {
+            let settings = Settings {
+                mutant: Some(mutant),
+                ..Settings::new(seed)
+            };
+            run(settings).violation.map(|what| (seed, what))
+        });
+        match found {
+            Some((seed, what)) => println!("| {mutant:?} | {} | {} |", seed + 1, what.lines().next().unwrap_or("")),
+            None => survivors.push(mutant),
+        }
+    }
+    assert!(survivors.is_empty(), "not found within {seeds} seeds: {survivors:?}");
 }
 
 fn tell(stats: &Stats, seeds: u64, wall: f64) {

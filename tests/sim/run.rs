@@ -18,6 +18,8 @@ pub struct Report {
 
 /// Runs one seed. A panic anywhere in the product is a violation like any other.
 pub fn run(settings: Settings) -> Report {
+    #[cfg(feature = "mutants")]
+    metcd::mutants::switch(settings.mutant);
     let mut world = World::new(settings);
     let outcome = catch_unwind(AssertUnwindSafe(|| play(&mut world)));
     if let Err(panic) = outcome {

@@ -34,10 +34,12 @@ impl Process {
     }
 
     fn fail_disk(&mut self, error: WalError) {
-        self.failed = Some(match error {
+        let failure = match error {
             WalError::Io { .. } => Failure::Disk(error.to_string()),
             other => Failure::Bug(other.to_string()),
-        });
+        };
+        // After the first failure the log takes nothing more, and says so.
+        self.failed.get_or_insert(failure);
     }
 
     fn write_group(&mut self, world: &mut World) -> Result<(), WalError> {

@@ -199,16 +199,15 @@ fn draw(histogram: &Histogram<u64>) -> String {
     const WIDTH: f64 = 50.0;
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let mut buckets: Vec<(u64, u64)> = Vec::new();
-    let (mut low, mut high) = (0, 64);
-    while low <= histogram.max() {
-        let count = if low == 0 {
-            histogram.count_between(0, high)
-        } else {
-            histogram.count_between(low + 1, high)
-        };
-        buckets.push((high, count));
-        (low, high) = (high, high + high / 2);
+    let (mut high, mut count) = (64, 0);
+    for step in histogram.iter_recorded() {
+        while step.value_iterated_to() > high {
+            buckets.push((high, count));
+            (high, count) = (high + high / 2, 0);
+        }
+        count += step.count_at_value();
     }
+    buckets.push((high, count));
     let first = buckets.iter().position(|(_, count)| *count > 0).unwrap_or(0);
     let most = buckets.iter().map(|(_, count)| *count).max().unwrap_or(0).max(1);
     let mut out = String::new();

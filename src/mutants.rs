@@ -1,0 +1,118 @@
+//! Known bugs that can be put back in, one at a time, to prove that the simulation finds them. Only with the feature `mutants`, which a
+//! release build refuses; without it `mutant!` is the constant `false`.
+
+#[cfg(all(feature = "mutants", not(debug_assertions)))]
+compile_error!("the feature `mutants` puts bugs in: it is for the simulation only, never for a release build");
+
+/// Whether a bug is switched on in this thread.
+#[cfg(feature = "mutants")]
+macro_rules! mutant {
+    ($name:ident) => {
+        $crate::mutants::is_on($crate::mutants::Mutant::$name)
+    };
+}
+
+/// Whether a bug is switched on: never, in this build.
+#[cfg(not(feature = "mutants"))]
+macro_rules! mutant {
+    ($name:ident) => {
+        false
+    };
+}
+
+#[cfg(feature = "mutants")]
+pub use switch::*;
+
+#[cfg(feature = "mutants")]
+mod switch {
+    use std::cell::Cell;
+
+    macro_rules! mutants {
+        ($($(#[$doc:meta])* $name:ident,)*) => {
+            /// The bugs.
+            #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+            pub enum Mutant { $($(#[$doc])* $name,)* }
+            /// All of them.
+            pub const ALL: &[Mutant] = &[$(Mutant::$name,)*];
+        };
+    }
+
+    mutants! {
+        /// Votes and acknowledgements leave before the sync.
+        SendBeforeSync,
+        /// The own log counts as durable before the sync.
+        CountBeforeSync,
+        /// Term and vote are not written.
+        DropHardState,
+        /// A vote is forgotten at a restart.
+        ForgetVote,
+        /// A ReadIndex context is used again.
+        ReuseReadContext,
+        /// A read joins a round that was sent before it came.
+        JoinOldRound,
+        /// A read does not wait until its index is applied.
+        ReadBeforeApplied,
+        /// A read is answered without asking a quorum.
+        ReadWithoutQuorum,
+        /// What is proposed again gets a new sequence.
+        NewSequence,
+        /// A command that was handed over is reported as never applied.
+        CancelAfterHandOver,
+        /// The session does not recognise what was applied.
+        ApplyTwice,
+        /// The idempotency table does not recognise a request.
+        ForgetIdempotency,
+        /// A snapshot lacks the sessions.
+        SnapshotWithoutSessions,
+        /// A snapshot lacks the idempotency records.
+        SnapshotWithoutIdempotency,
+        /// A snapshot lacks the leases.
+        SnapshotWithoutLeases,
+        /// A snapshot lacks the removed ids.
+        SnapshotWithoutRemoved,
+        /// A transaction of several writes takes two revisions.
+        TwoRevisions,
+        /// A watch delivers a revision twice.
+        WatchTwice,
+        /// A watch leaves a revision out.
+        WatchSkips,
+        /// The end of a lease holds in any term.
+        ExpireInAnyTerm,
+        /// A new leader does not give leases their full ttl.
+        ShortLeases,
+        /// A lease whose end is proposed is renewed.
+        RenewExpiring,
+        /// A renewal is answered and does not count.
+        RenewNothing,
+        /// A configuration change takes effect when it is appended.
+        ConfAtAppend,
+        /// A failed `If-Match` writes all the same.
+        IgnoreConditions,
+        /// The second key of a range delete stays.
+        DeleteLess,
+        /// A committed entry is applied before it is committed: at append.
+        ApplyAtAppend,
+        /// Put back: a snapshot offered before a member was added.
+        OldOffer,
+        /// Put back: a removed leader goes on.
+        RemovedLeader,
+        /// Put back: the end of a wholly applied log is not known at start.
+        ForgetLogEnd,
+        /// Put back: a learner seems dead just after each check of the quorum.
+        ForgetHeard,
+    }
+
+    thread_local! {
+        static ON: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Switches one on (or all off) in this thread.
+    pub fn switch(mutant: Option<Mutant>) {
+        ON.set(mutant);
+    }
+
+    /// Whether it is on.
+    pub fn is_on(mutant: Mutant) -> bool {
+        ON.get() == Some(mutant)
+    }
+}

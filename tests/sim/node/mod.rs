@@ -17,12 +17,13 @@ use metcd::consensus::{Consensus, Persist, View};
 use metcd::leader::care::Caretaker;
 use metcd::leader::clock::LeaseClock;
 use metcd::node::PeerProgress;
-use metcd::state::watch::Watcher;
 use metcd::state::{SnapshotView, State, StateReader};
 use metcd::store::MemoryStore;
 use metcd::wal::LogStart;
 use metcd::wal::memory::MemoryWal;
 use raft::eraftpb::{ConfChangeV2, Entry, Message};
+
+use crate::oracle::history::Auditor;
 
 pub use serve::{Renewal, Waiter};
 pub use start::{founding_snapshot, peer_url};
@@ -131,6 +132,8 @@ pub struct Process {
     durable_index: u64,
     is_chore_running: bool,
     in_configuration: bool,
+    /// Tick at which it was removed from the configuration.
+    removed_at: Option<u64>,
     /// Some do not know of the commit index: they are told at the next tick.
     is_commit_unannounced: bool,
     /// Members it can send to.
@@ -155,7 +158,7 @@ pub struct Process {
     is_installing: bool,
 
     /// Sees every change of this process' state, for the oracles.
-    pub auditor: Option<Watcher>,
+    pub auditor: Option<Auditor>,
     /// Why it cannot go on.
     pub failed: Option<Failure>,
 }

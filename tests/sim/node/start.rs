@@ -15,6 +15,7 @@ use metcd::wal::memory;
 
 use super::{Failure, Process};
 use crate::machine::Machine;
+use crate::oracle::history::Auditor;
 use crate::plan::{ELECTION_TICKS, Plan};
 
 pub const CLUSTER_ID: u64 = 0xc1;
@@ -89,7 +90,6 @@ impl Process {
             core.step(Step::Campaign);
         }
         let in_configuration = view.voters.contains(&machine.member) || view.learners.contains(&machine.member);
-        let auditor = reader.watch(crate::watching::everything(), reader.revision()).ok();
         let leadership = core.leadership();
         Ok(Process {
             slot: machine.member as usize - 1,
@@ -97,7 +97,7 @@ impl Process {
             boot: machine.boot,
             core,
             state,
-            reader,
+            reader: reader.clone(),
             store,
             wal,
             lease_clock: LeaseClock::default(),
@@ -120,6 +120,7 @@ impl Process {
             durable_index: applied.index,
             is_chore_running: false,
             in_configuration,
+            removed_at: None,
             is_commit_unannounced: false,
             peers: Vec::new(),
             first_contact: BTreeMap::new(),
@@ -135,7 +136,7 @@ impl Process {
             renewals: Vec::new(),
             serve_from,
             is_installing: false,
-            auditor,
+            auditor: Auditor::open(&reader),
             failed: None,
         })
     }

@@ -24,6 +24,21 @@ struct Seen {
     who: String,
 }
 
+/// Sees every change of one process' state.
+pub struct Auditor {
+    watcher: Watcher,
+    after: u64,
+}
+
+impl Auditor {
+    /// From now on.
+    pub fn open(reader: &StateReader) -> Option<Auditor> {
+        let after = reader.revision();
+        let watcher = reader.watch(everything(), after).ok()?;
+        Some(Auditor { watcher, after })
+    }
+}
+
 #[derive(Default)]
 pub struct History {
     revisions: BTreeMap<u64, Vec<KeyChange>>,
@@ -37,17 +52,25 @@ pub struct History {
 
 impl History {
     /// Takes in what a member's state has done since the last call. Opens the watch anew when the state was replaced by a snapshot.
-    pub fn follow(&mut self, auditor: &mut Option<Watcher>, reader: &StateReader) -> Result<(), String> {
-        let Some(watcher) = auditor else {
-            *auditor = reader.watch(everything(), reader.revision()).ok();
+    pub fn follow(&mut self, auditor: &mut Option<Auditor>, reader: &StateReader) -> Result<(), String> {
+        let Some(Auditor { watcher, after }) = auditor else {
+            *auditor = Auditor::open(reader);
             return Ok(());
         };
         loop {
             match poll_watch(watcher) {
                 Poll::Pending => return Ok(()),
-                Poll::Ready(Ok(changes)) => changes.iter().try_for_each(|change| self.take(change))?,
+                Poll::Ready(Ok(changes)) => {
+                    for change in &changes {
+                        if change.revision <= *after {
+                            return Err(format!("revision {} is delivered again after {after}", change.revision));
+                        }
+                        *after = change.revision;
+                        self.take(change)?;
+                    }
+                }
                 Poll::Ready(Err(ReadError::Compacted { .. })) => {
-                    *auditor = reader.watch(everything(), reader.revision()).ok();
+                    *auditor = Auditor::open(reader);
                     return Ok(());
                 }
                 Poll::Ready(Err(error)) => return Err(format!("the history cannot be watched: {error}")),

@@ -55,7 +55,8 @@ pub struct ServeLimits {
     pub write_timeout: Duration,
     /// From the shutdown to cutting off what is still in flight.
     pub shutdown_grace: Duration,
-    /// One request head in bytes (HTTP/1: request line and fields; HTTP/2: the header list). Beyond: `431`.
+    /// One request head in bytes. HTTP/2: the header list; beyond: `431`. HTTP/1 buffers up to four times as much before `431`, so that
+    /// a service can refuse a long target (`414`) or long fields in its own words.
     pub max_header_bytes: usize,
     /// Concurrent requests of one HTTP/2 connection.
     pub max_streams: u32,

@@ -244,10 +244,12 @@ async fn an_idle_connection_is_closed_without_a_word() {
 async fn heads_that_hyper_refuses_get_a_problem_document() {
     let server = Server::start(router(), short(PATIENCE)).await;
     let long_header = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "y".repeat(300_000));
+    let long_target = format!("GET /{} HTTP/1.1\r\nhost: a\r\n\r\n", "k".repeat(70_000));
     let many_headers = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(200));
     for (sent, status, code) in [
         (long_header.as_str(), 431, "headers_too_large"),
         (many_headers.as_str(), 431, "headers_too_large"),
+        (long_target.as_str(), 414, "uri_too_long"),
         ("NONSENSE\r\n\r\n", 400, "invalid_request"),
     ] {
         let mut stream = server.connect().await;

@@ -159,6 +159,9 @@ impl SnapshotView {
         let after = self.after.as_deref();
         let owned = |record: Option<(Vec<u8>, Vec<u8>)>| record.map(|(key, value)| (key, value.into()));
         let (table, record) = match self.stage {
+            Stage::Session if mutant!(SnapshotWithoutSessions) => return false,
+            Stage::Lease if mutant!(SnapshotWithoutLeases) => return false,
+            Stage::Idempotency if mutant!(SnapshotWithoutIdempotency) => return false,
             Stage::Session => (Table::Session, owned(self.core.sessions.record_after(after))),
             Stage::Lease => (Table::Lease, owned(self.core.leases.record_after(after))),
             Stage::LeaseKey => (Table::LeaseKey, owned(self.core.leases.key_record_after(after))),
@@ -166,12 +169,7 @@ impl SnapshotView {
             Stage::Member => (Table::Member, owned(self.core.members.record_after(after))),
             Stage::Meta | Stage::Index | Stage::History | Stage::End => return false,
         };
-        let is_lost = (table == Table::Session && mutant!(SnapshotWithoutSessions))
-            || (table == Table::Idempotency && mutant!(SnapshotWithoutIdempotency))
-            || (table == Table::Lease && mutant!(SnapshotWithoutLeases));
-        let Some((key, value)) = record.filter(|_| !is_lost) else {
-            return false;
-        };
+        let Some((key, value)) = record else { return false };
         self.after = Some(key.clone());
         records.push(Record { table, key, value });
         true

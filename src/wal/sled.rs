@@ -13,7 +13,7 @@
 //!    the last half to whole journal is repaired. Older losses are noticed by the scan that every engine gets, and refused.
 //!
 //! Why not sync sled itself before `append` returns, with the fence behind it? That is two fdatasyncs and sled's own path for each
-//! append (measured: 2 to 7 times slower), and it notices sled's losses without repairing any.
+//! append, and it notices sled's losses without repairing any.
 //!
 //! `flush_async` is never called (it can hang), nor `apply_batch` (it takes the keys in random order and seals sled's buffer twice; the journal
 //! already makes units atomic). Removal goes in steps of [`STEP_RECORDS`] records. Entries that the keeper has not put yet are read from memory; the journal bounds them.

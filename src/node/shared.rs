@@ -1,0 +1,348 @@
+//! What the threads of a node share.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use crate::consensus::View;
+use crate::driver::{Event, Fatal};
+use crate::leader::clock::LeaseClock;
+use crate::state::StateReader;
+use crate::state::command::HashReport;
+use crate::state::outcome::Outcome;
+use crate::store::KvStore;
+
+use super::{BarrierError, PeerProgress, ProposeError, ReadGate, WalMetrics};
+
+/// What the threads of a node share. Everything here is small, and no lock is held across work.
+pub struct Shared {
+    /// Own id.
+    pub id: u64,
+    /// Own boot id.
+    pub boot: u64,
+    /// The reading side of the state.
+    pub reader: StateReader,
+    /// The store, for syncs off the loop.
+    pub store: Arc<dyn KvStore>,
+    /// What the WAL thread did.
+    pub wal_metrics: WalMetrics,
+    pub(crate) replies: Mutex<HashMap<u64, oneshot::Sender<Outcome>>>,
+    pub(crate) reads: ReadGate,
+    /// When a member was last heard of.
+    pub(super) heard: Mutex<HashMap<u64, std::time::Instant>>,
+    pub(super) events: std::sync::mpsc::Sender<Event>,
+    pub(super) published: RwLock<Arc<Published>>,
+    pub(super) leadership: watch::Sender<(u64, u64)>,
+    pub(super) phase: watch::Sender<Phase>,
+    pub(super) waiting: AtomicUsize,
+    pub(super) max_waiting: usize,
+    pub(super) tick: Duration,
+    /// Nothing is served below this applied index: what was committed before the last stop is replayed first (rule 19).
+    pub(super) serve_from_index: u64,
+    pub(super) installing: AtomicBool,
+    pub(super) hash_report: Mutex<Option<HashReport>>,
+    pub(super) write_refusal: RwLock<Option<String>>,
+    pub(super) max_store_bytes: u64,
+    pub(super) wal_engine: &'static str,
+    pub(super) started: std::time::Instant,
+    /// When leases end; runs only while this member leads.
+    pub(crate) lease_clock: Mutex<LeaseClock>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Published {
+    pub(super) view: View,
+    pub(super) peers: Vec<PeerProgress>,
+    pub(super) proposals_pending: usize,
+    pub(super) cluster_time_ms: u64,
+}
+
+/// Where the process is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// Serving.
+    Running,
+    /// Asked to stop: no new work.
+    Stopping,
+    /// Stopped in order.
+    Closed,
+    /// Cannot go on.
+    Failed(Fatal),
+}
+
+/// What [`Shared`] is made of.
+pub struct SharedParts {
+    /// Own id.
+    pub id: u64,
+    /// Own boot id.
+    pub boot: u64,
+    /// Reading side of the state.
+    pub reader: StateReader,
+    /// The store.
+    pub store: Arc<dyn KvStore>,
+    /// To the driver.
+    pub events: std::sync::mpsc::Sender<Event>,
+    /// The protocol at the start.
+    pub view: View,
+    /// `raft.proposal_queue`.
+    pub max_waiting: usize,
+    /// `raft.tick`.
+    pub tick: Duration,
+    /// Durable commit index at the start.
+    pub serve_from_index: u64,
+    /// `limits.max_store_bytes`.
+    pub max_store_bytes: u64,
+    /// `wal.engine`.
+    pub wal_engine: &'static str,
+}
+
+impl Shared {
+    /// Puts it together.
+    pub fn new(parts: SharedParts) -> Shared {
+        let leadership = (parts.view.term, parts.view.leader.unwrap_or(0));
+        let published = Published {
+            view: parts.view,
+            peers: Vec::new(),
+            proposals_pending: 0,
+            cluster_time_ms: 0,
+        };
+        Shared {
+            id: parts.id,
+            boot: parts.boot,
+            reader: parts.reader,
+            store: parts.store,
+            wal_metrics: WalMetrics::default(),
+            replies: Mutex::default(),
+            reads: ReadGate::default(),
+            heard: Mutex::default(),
+            events: parts.events,
+            published: RwLock::new(Arc::new(published)),
+            leadership: watch::Sender::new(leadership),
+            phase: watch::Sender::new(Phase::Running),
+            waiting: AtomicUsize::new(0),
+            max_waiting: parts.max_waiting,
+            tick: parts.tick,
+            serve_from_index: parts.serve_from_index,
+            installing: AtomicBool::new(false),
+            hash_report: Mutex::default(),
+            write_refusal: RwLock::new(None),
+            max_store_bytes: parts.max_store_bytes,
+            wal_engine: parts.wal_engine,
+            started: std::time::Instant::now(),
+            lease_clock: Mutex::default(),
+        }
+    }
+
+    /// Queues an event for the driver. If the driver is gone the process is ending and the event has no meaning.
+    pub fn send(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+
+    /// The node cannot go on: nothing more is answered, and the process ends with this reason.
+    pub fn fail(&self, fatal: Fatal) {
+        self.phase.send_if_modified(|phase| {
+            let first = !matches!(phase, Phase::Failed(_));
+            if first {
+                tracing::error!(reason = %fatal.reason, "this member cannot go on");
+                *phase = Phase::Failed(fatal);
+            }
+            first
+        });
+        // Nothing is applied here any more: who waits need not wait for the deadline to hear that the outcome is unknown.
+        self.replies.lock().clear();
+    }
+
+    /// No new work from now on.
+    pub fn begin_stop(&self) {
+        self.phase.send_if_modified(|phase| {
+            let running = *phase == Phase::Running;
+            if running {
+                *phase = Phase::Stopping;
+            }
+            running
+        });
+    }
+
+    /// Everything has ended; the peers need not be heard any more.
+    pub fn close(&self) {
+        self.phase.send_if_modified(|phase| {
+            let stopping = *phase == Phase::Stopping;
+            if stopping {
+                *phase = Phase::Closed;
+            }
+            stopping
+        });
+    }
+
+    /// Follows the process's life.
+    pub fn phases(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// Follows (term, leader); leader 0 is none.
+    pub fn leaderships(&self) -> watch::Receiver<(u64, u64)> {
+        self.leadership.subscribe()
+    }
+
+    /// Index of the last applied entry.
+    pub fn applied_index(&self) -> u64 {
+        self.reader.applied_index()
+    }
+
+    pub(super) fn check_quota(&self) -> Result<(), ProposeError> {
+        let bytes = self.reader.logical_bytes();
+        if self.max_store_bytes > 0 && bytes >= self.max_store_bytes {
+            return Err(ProposeError::Quota(format!(
+                "the store holds {bytes} bytes and limits.max_store_bytes is {}: delete keys or compact history to write again",
+                self.max_store_bytes
+            )));
+        }
+        match &*self.write_refusal.read() {
+            Some(reason) => Err(ProposeError::Quota(reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// While a snapshot replaces the state, nothing is read from it.
+    pub(crate) fn set_installing(&self, installing: bool) {
+        self.installing.store(installing, Ordering::Release);
+    }
+
+    pub(crate) fn set_hash_report(&self, report: HashReport) {
+        *self.hash_report.lock() = Some(report);
+    }
+
+    pub(crate) fn take_hash_report(&self) -> Option<HashReport> {
+        self.hash_report.lock().take()
+    }
+
+    /// Why writes that grow the store are refused (507), or that they are not.
+    pub(crate) fn set_write_refusal(&self, reason: Option<String>) {
+        *self.write_refusal.write() = reason;
+    }
+
+    pub(crate) fn publish(&self, view: View, peers: Vec<PeerProgress>, proposals_pending: usize, cluster_time_ms: u64) {
+        *self.published.write() = Arc::new(Published {
+            view,
+            peers,
+            proposals_pending,
+            cluster_time_ms,
+        });
+    }
+
+    /// Tells whether it is news.
+    pub(crate) fn publish_leadership(&self, leadership: (u64, u64)) -> bool {
+        self.leadership.send_if_modified(|now| {
+            let changed = *now != leadership;
+            *now = leadership;
+            changed
+        })
+    }
+
+    /// A message of this member arrived now.
+    pub(crate) fn note_heard(&self, member: u64) {
+        self.heard.lock().insert(member, std::time::Instant::now());
+    }
+
+    /// Whether a message of this member arrived since then. One hears of oneself always.
+    pub(crate) fn heard_since(&self, member: u64, since: std::time::Instant) -> bool {
+        member == self.id || self.heard.lock().get(&member).is_some_and(|&at| at >= since)
+    }
+
+    /// The protocol as it was at the last tick.
+    pub fn view(&self) -> View {
+        self.published.read().view.clone()
+    }
+
+    /// The leader's knowledge of the members as of the last tick; empty elsewhere.
+    pub fn peers(&self) -> Vec<PeerProgress> {
+        self.published.read().peers.clone()
+    }
+
+    /// Cluster time as of the last tick.
+    pub fn cluster_time_ms(&self) -> u64 {
+        self.published.read().cluster_time_ms
+    }
+
+    /// Milliseconds of this process's monotonic clock.
+    pub fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// Known leader, now.
+    pub fn leader(&self) -> Option<u64> {
+        let (_, leader) = *self.leadership.borrow();
+        (leader != 0).then_some(leader)
+    }
+
+    /// Returns when a read of the local state is linearizable: joins the next ReadIndex round and waits for the apply (rule 16).
+    pub async fn read_barrier(&self, deadline: Instant) -> Result<(), BarrierError> {
+        match tokio::time::timeout_at(deadline, self.barrier()).await {
+            Ok(done) => done,
+            Err(_) => match self.serving() {
+                Err(reason) => Err(reason),
+                Ok(()) if self.leader().is_none() => Err(BarrierError::NoLeader),
+                Ok(()) => Err(BarrierError::Timeout),
+            },
+        }
+    }
+
+    pub(super) async fn barrier(&self) -> Result<(), BarrierError> {
+        if let Err(refused @ (BarrierError::Quarantined(_) | BarrierError::ShuttingDown)) = self.serving() {
+            return Err(refused);
+        }
+        let (round, first) = self.reads.join();
+        let mut confirmed = pin!(round.confirmed.notified());
+        confirmed.as_mut().enable();
+        if first {
+            self.send(Event::ReadWanted);
+        }
+        let mut index = round.index.load(Ordering::Acquire);
+        if index == 0 {
+            confirmed.await;
+            index = round.index.load(Ordering::Acquire);
+        }
+        if self.applied_index() < index {
+            self.reader.wait_applied(index).await;
+        }
+        loop {
+            match self.serving() {
+                Err(BarrierError::NotReady(_)) => tokio::time::sleep(self.tick).await,
+                other => return other,
+            }
+        }
+    }
+
+    /// Why nothing may be answered from this member's state now, or that it may.
+    pub(super) fn serving(&self) -> Result<(), BarrierError> {
+        match &*self.phase.borrow() {
+            Phase::Running | Phase::Stopping => {}
+            Phase::Closed | Phase::Failed(_) => return Err(BarrierError::ShuttingDown),
+        }
+        if let Some(reason) = self.reader.divergence(self.id) {
+            return Err(BarrierError::Quarantined(reason));
+        }
+        if self.installing.load(Ordering::Acquire) {
+            return Err(BarrierError::NotReady("this member is installing a snapshot".into()));
+        }
+        let applied = self.applied_index();
+        if applied == 0 {
+            return Err(BarrierError::NotReady(
+                "this member is not in its cluster's configuration yet".into(),
+            ));
+        }
+        if applied < self.serve_from_index {
+            return Err(BarrierError::NotReady(format!(
+                "this member is replaying its log ({applied} of {})",
+                self.serve_from_index
+            )));
+        }
+        Ok(())
+    }
+}

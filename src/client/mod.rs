@@ -5,7 +5,7 @@
 //! use metcd::client::Client;
 //!
 //! let client = Client::new(["http://127.0.0.1:3379", "http://127.0.0.1:4379"])?;
-//! client.put(b"greeting", b"hello").await?;
+//! client.put(b"greeting", "hello").await?;
 //! let found = client.get(b"greeting").await?;
 //! assert_eq!(found.map(|kv| kv.value), Some(b"hello".to_vec()));
 //! # Ok(())

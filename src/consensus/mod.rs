@@ -193,6 +193,8 @@ pub struct Consensus {
     unpersisted: VecDeque<(u64, bool)>,
     /// Term and vote as raft last gave them.
     promised: (u64, u64),
+    /// The Ready that last moved them, until it is durable.
+    moving: Option<u64>,
     /// A hard state that only moved its commit index: goes with the next batch, no sync of its own.
     lazy_hard_state: Option<HardState>,
     /// Number of the last unit given to the WAL.
@@ -259,6 +261,7 @@ impl Consensus {
             held: VecDeque::new(),
             unpersisted: VecDeque::new(),
             promised,
+            moving: None,
             lazy_hard_state: None,
             last_persist: 0,
             applied_index: applied.index,
@@ -450,6 +453,7 @@ impl Consensus {
             self.unpersisted.pop_front();
         }
         self.node.on_persist_ready(upto);
+        self.moving.take_if(|moving| *moving <= upto);
         while self.held.front().is_some_and(|&(held, _)| held <= upto) {
             if let Some((_, messages)) = self.held.pop_front() {
                 self.effects.messages.extend(messages);

@@ -29,7 +29,11 @@ impl Consensus {
         let messages = ready.take_messages();
         let mut held = ready.take_persisted_messages();
         if moved {
-            // Rule 3: a Ready that moves term or vote sends nothing before the sync, not even a leader's messages.
+            self.moving = Some(number);
+        }
+        if self.moving.is_some() {
+            // Rule 3: a Ready that moves term or vote sends nothing before the sync, not even a leader's messages; nor do those
+            // that follow it before the sync has returned.
             held.extend(messages);
         } else {
             self.announcements.note(&messages);
@@ -97,5 +101,67 @@ impl Consensus {
     /// Term of an index in the log, if it is still there.
     pub fn term_at(&self, index: u64) -> Option<u64> {
         self.node.store().term(index).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raft::eraftpb::{ConfState, HardState};
+
+    use super::super::{Consensus, Input, LogImage, Options};
+    use crate::state::Applied;
+    use crate::wal::{LogStart, Recovered};
+
+    /// A sole voter elects itself within one call, and has a learner to send to.
+    fn sole_voter_with_a_learner() -> Consensus {
+        let options = Options {
+            id: 1,
+            boot: 1,
+            heartbeat_ticks: 2,
+            election_ticks: 20,
+            max_inflight: 64,
+            max_message_bytes: 1 << 20,
+            seed: 7,
+        };
+        let hard_state = HardState {
+            term: 1,
+            commit: 1,
+            ..Default::default()
+        };
+        let start = LogStart { index: 1, term: 1 };
+        let recovered = Recovered {
+            hard_state,
+            start,
+            last_index: 1,
+        };
+        let image = LogImage {
+            recovered,
+            ..LogImage::default()
+        };
+        let applied = Applied {
+            index: 1,
+            term: 1,
+            conf_state: ConfState::from((vec![1], vec![2])),
+        };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        Consensus::start(options, image, applied, 0, &logger).unwrap()
+    }
+
+    #[test]
+    fn rule_3_nothing_of_a_new_term_is_sent_before_the_term_is_durable() {
+        let mut core = sole_voter_with_a_learner();
+        core.step(Input::Campaign);
+        let first = core.drain();
+        assert!(core.is_leader());
+        assert!(first.messages.is_empty(), "sent before the sync: {:?}", first.messages);
+        // More work before the sync has returned: it sends nothing either.
+        core.step(Input::Tick);
+        core.step(Input::Tick);
+        let second = core.drain();
+        assert!(second.messages.is_empty(), "sent before the sync: {:?}", second.messages);
+        for unit in first.persist.iter().chain(&second.persist) {
+            core.step(Input::Persisted(unit.number));
+        }
+        assert!(!core.drain().messages.is_empty());
     }
 }

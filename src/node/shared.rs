@@ -218,8 +218,11 @@ impl Shared {
         *self.hash_report.lock() = Some(report);
     }
 
-    pub(crate) fn take_hash_report(&self) -> Option<HashReport> {
-        self.hash_report.lock().take()
+    /// The own report that the log does not have yet: proposed again until it does.
+    pub(crate) fn due_hash_report(&self) -> Option<HashReport> {
+        let mut report = self.hash_report.lock();
+        report.take_if(|report| !self.reader.lacks_hash_report(report));
+        report.clone()
     }
 
     /// Why writes that grow the store are refused (507), or that they are not.

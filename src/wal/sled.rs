@@ -55,9 +55,7 @@ const STEP_RECORDS: usize = 256;
 const BACKLOG_BYTES: u64 = 4 * 1024 * 1024;
 /// Bytes of journal at which the keeper starts: many small units together cost far less than each alone.
 const WAKE_BYTES: u64 = 256 * 1024;
-/// Of sled's pages. They are read at a start and by members far behind, in order: a cache does nothing for that, and sled takes several
-/// times what it is given.
-const CACHE_BYTES: u64 = 2 * 1024 * 1024;
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 const META_KEY: &[u8] = b"m";
 
 /// What can be chosen.

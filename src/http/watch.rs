@@ -178,12 +178,14 @@ impl Feed {
     async fn wake(&mut self) -> Wake {
         let node = &self.slot.app().node;
         let wake = tokio::select! {
+            // In this order: a connection that could not be written to for a while has changes waiting, and needs no progress.
+            biased;
+            () = node.shutting_down() => Wake::Failed(Problem::ShuttingDown.into()),
             changes = self.watcher.next() => match changes {
                 Ok(changes) => Wake::Changes(changes),
                 Err(error) => Wake::Failed(error.into()),
             },
             () = sleep_until(self.progress_at) => Wake::Progress,
-            () = node.shutting_down() => Wake::Failed(Problem::ShuttingDown.into()),
         };
         match node.ensure_serving() {
             Ok(()) => wake,

@@ -11,8 +11,8 @@ use prost::Message;
 use raft::eraftpb::Entry;
 
 use super::command::{
-    Body, Command, Compare, CompareOp, CompareTarget, Conditions, Delete, DeleteRange, EntryPayload, FEATURE_LEVEL, KeySpan,
-    LeaseGrant, Put, Stamp, Txn, TxnGet, TxnOp, TxnOpBody,
+    Body, Command, Compare, CompareOp, CompareTarget, Conditions, Delete, DeleteRange, EntryPayload, FEATURE_LEVEL, KeySpan, LeaseGrant,
+    Put, Stamp, Txn, TxnGet, TxnOp, TxnOpBody,
 };
 use super::divergence::Reports;
 use super::idempotency::IdempotencyTable;

@@ -43,7 +43,11 @@ impl Due {
     }
 
     pub(super) fn store(&self, batch: &mut WriteBatch) {
-        batch.put(Table::Meta, DUE_KEY, [&self.index.to_be_bytes()[..], &self.hash.to_be_bytes()].concat());
+        batch.put(
+            Table::Meta,
+            DUE_KEY,
+            [&self.index.to_be_bytes()[..], &self.hash.to_be_bytes()].concat(),
+        );
     }
 }
 

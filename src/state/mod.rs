@@ -370,13 +370,10 @@ impl Core {
     /// Moves past an entry. Returns the report due after it, if one is.
     fn pass(&mut self, entry: &Entry) -> Option<Due> {
         (self.meta.applied_index, self.meta.applied_term) = (entry.index, entry.term);
-        entry
-            .index
-            .is_multiple_of(HASH_REPORT_INTERVAL)
-            .then(|| Due {
-                index: entry.index,
-                hash: self.meta.fingerprint(),
-            })
+        entry.index.is_multiple_of(HASH_REPORT_INTERVAL).then(|| Due {
+            index: entry.index,
+            hash: self.meta.fingerprint(),
+        })
     }
 
     /// Brings the member table in line with the configuration that has just become the current one.

@@ -5,7 +5,6 @@ They use plain sockets: what a client library would cost is not the server's.
 
 import http.client
 import json
-import os
 import select
 import socket
 import statistics
@@ -325,7 +324,6 @@ def leases(with_keys):
 
     def run(cluster, wrk, seconds):
         leader = cluster.leader()
-        # Warm, and leaves nothing behind.
         begun, granted, cpu = time.perf_counter(), 0, cluster.usage()[0]
         while granted < wanted:
             granted += int(wrk([leader], script, f"{ttl} {granted}", 64, 2)["rate"] * 2)

@@ -115,6 +115,7 @@ async fn exchange(window: usize, bytes: usize) {
             member: id,
             incarnation: id,
             boot: 1,
+            peer_url: url.as_str().into(),
         };
         let echo = Arc::new(Echo {
             id,

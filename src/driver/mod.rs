@@ -560,14 +560,7 @@ impl Driver {
     }
 
     fn update_peers(&mut self) {
-        let own = self.shared.id;
-        let members = self.shared.reader.members().into_iter().filter(|member| member.id != own);
-        let peers: Vec<Peer> = members
-            .map(|member| Peer {
-                id: member.id,
-                url: member.peer_url,
-            })
-            .collect();
+        let peers = self.shared.admissions.lock().peers(&self.shared.reader);
         if peers != self.peers {
             self.peers.clone_from(&peers);
             self.transport.set_peers(peers);

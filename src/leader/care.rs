@@ -160,6 +160,7 @@ mod tests {
             role: Role::Leader,
             term: 2,
             leader: Some(1),
+            is_led: true,
             commit_index: 5,
             persisted_index: 5,
             log_start: LogStart { index: 1, term: 1 },

@@ -72,6 +72,7 @@ impl LeaderService {
             peer_url: member.peer_url,
             client_url: member.client_url.unwrap_or_default(),
             incarnation: member.incarnation.unwrap_or(0),
+            bound_by_url: member.incarnation.is_none(),
             wanted_role: wanted_role as i32,
             replaces,
             feature_level: 0,

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::consensus::View;
 use crate::driver::{Event, Fatal};
 use crate::leader::clock::LeaseClock;
+use crate::server::admission::Admissions;
 use crate::state::StateReader;
 use crate::state::command::HashReport;
 use crate::state::outcome::Outcome;
@@ -51,6 +52,8 @@ pub struct Shared {
     pub(super) max_store_bytes: u64,
     pub(super) wal_engine: &'static str,
     pub(super) started: std::time::Instant,
+    /// Who may speak to this member.
+    pub(crate) admissions: Mutex<Admissions>,
     /// When leases end; runs only while this member leads.
     pub(crate) lease_clock: Mutex<LeaseClock>,
 }
@@ -100,6 +103,8 @@ pub struct SharedParts {
     pub max_store_bytes: u64,
     /// `wal.engine`.
     pub wal_engine: &'static str,
+    /// Who may speak to this member.
+    pub admissions: Admissions,
 }
 
 impl Shared {
@@ -135,6 +140,7 @@ impl Shared {
             max_store_bytes: parts.max_store_bytes,
             wal_engine: parts.wal_engine,
             started: std::time::Instant::now(),
+            admissions: Mutex::new(parts.admissions),
             lease_clock: Mutex::default(),
         }
     }
@@ -258,6 +264,11 @@ impl Shared {
     /// The protocol as it was at the last tick.
     pub fn view(&self) -> View {
         self.published.read().view.clone()
+    }
+
+    /// Whether this member leads or heard its leader within the last election timeout, as of the last tick.
+    pub(crate) fn is_led(&self) -> bool {
+        self.published.read().view.is_led
     }
 
     /// The leader's knowledge of the members as of the last tick; empty elsewhere.

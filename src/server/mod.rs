@@ -1,6 +1,7 @@
 //! A member from start to stop. [`run`] reads as the diagram of the node: what is on disk, the protocol over it, the two listeners, the
 //! duties, and the way back in the opposite order.
 
+pub mod admission;
 mod join;
 mod offline;
 mod peers;
@@ -12,8 +13,10 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use admission::Admissions;
 pub use offline::latest_state;
 pub(crate) use peers::Queued;
 
@@ -99,6 +102,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         member: id,
         incarnation: data_dir.identity().incarnation,
         boot: data_dir.boot(),
+        peer_url: config.advertise.peer_url.as_str().into(),
     };
     #[expect(clippy::disallowed_methods, reason = "its senders are bounded one by one: see the driver")]
     let (events_tx, events_rx) = channel();
@@ -123,8 +127,9 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         serve_from_index: found.committed_index,
         max_store_bytes: config.limits.max_store_bytes,
         wal_engine: config.wal.engine.name(),
+        admissions: Admissions::new(id, identity.cluster_id, identity.incarnation),
     }));
-    let transport = Transport::start(identity, transport_limits(&config), Arc::new(peers::Events(shared.clone())))
+    let transport = Transport::start(identity.clone(), transport_limits(&config), Arc::new(peers::Events(shared.clone())))
         .map_err(|error| ServerError::Refused(format!("cannot make an HTTP client: {error}")))?;
     let options = driver::Options {
         tick: config.raft.tick,
@@ -145,8 +150,10 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     let leader = Arc::new(LeaderService::new(shared.clone(), transport.clone()));
     let node = Node::new(shared.clone(), leader.clone());
 
-    let peer_service = Arc::new(peers::Service::new(node.clone(), data_dir.snapshot_dir()));
-    let peer_app = PeerServer::new(peer_service, identity, transport_limits(&config));
+    let (strangers_tx, strangers_rx) = mpsc::channel(1);
+    let peer_service = Arc::new(peers::Service::new(node.clone(), data_dir.snapshot_dir(), strangers_tx));
+    let peer_app = PeerServer::new(peer_service, identity.clone(), transport_limits(&config));
+    tokio::spawn(peers::meet_strangers(shared.clone(), transport.clone(), strangers_rx));
     let connections = Arc::new(ServeStats::default());
     let client_app = http::service(AppState::new(
         node.clone(),

@@ -174,7 +174,7 @@ impl Inner {
         }
     }
 
-    fn check_cluster(&self, addressing: &Addressing) -> Result<(), Refusal> {
+    fn check_cluster(&self, addressing: &Addressing<'_>) -> Result<(), Refusal> {
         let (theirs, own) = (addressing.sender.cluster_id, self.identity.cluster_id);
         if theirs == own {
             return Ok(());
@@ -192,7 +192,7 @@ impl Inner {
         )
     }
 
-    fn check_sender(&self, addressing: &Addressing) -> Result<(), Refusal> {
+    fn check_sender(&self, addressing: &Addressing<'_>) -> Result<(), Refusal> {
         if addressing.to != self.identity.member {
             let detail = format!(
                 "this is member {}, not {}: a peer URL is wrong",
@@ -221,7 +221,7 @@ impl Inner {
             .or_else(|refusal| self.note(addressing, refusal))
     }
 
-    fn note(&self, addressing: &Addressing, refusal: Refusal) -> Result<(), Refusal> {
+    fn note(&self, addressing: &Addressing<'_>, refusal: Refusal) -> Result<(), Refusal> {
         self.refusals.note(addressing.sender.member, refusal.code, &refusal.detail);
         Err(refusal)
     }

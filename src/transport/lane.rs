@@ -244,7 +244,8 @@ enum Taken {
 pub(super) struct Destination {
     pub(super) peer: u64,
     pub(super) url: Url,
-    pub(super) addressing: HeaderValue,
+    /// Who speaks to whom: goes with every request.
+    pub(super) headers: HeaderMap,
     pub(super) boot: u64,
 }
 
@@ -285,10 +286,8 @@ impl Lane {
         destination: Destination,
         refusals: Arc<RefusalLog>,
     ) -> Lane {
-        let headers = HeaderMap::from_iter([
-            (super::wire::PEER, destination.addressing.clone()),
-            (CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
-        ]);
+        let mut headers = destination.headers.clone();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         Lane {
             queue,
             client,

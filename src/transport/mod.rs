@@ -29,6 +29,7 @@ mod wire;
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -44,7 +45,7 @@ pub use outbound::{FetchError, PeerMetrics, Transport};
 pub use wire::{SenderIdentity, WireError};
 
 /// Who this node is to its peers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The cluster.
     pub cluster_id: u64,
@@ -54,6 +55,8 @@ pub struct Identity {
     pub incarnation: u64,
     /// Grows with every start: append streams of an earlier start never mix with this one's.
     pub boot: u64,
+    /// Where this node is reached: told with every request, so that a member which does not know it can ask it who it is.
+    pub peer_url: Arc<str>,
 }
 
 /// A member to send to.
@@ -143,7 +146,7 @@ pub struct Busy;
 /// What the peer listener asks of the node. Cluster id and receiver are checked before any of it.
 pub trait PeerService: Send + Sync + 'static {
     /// Whether the sender is a member with this incarnation. Called for every request: must be cheap.
-    fn admit(&self, sender: &SenderIdentity) -> Result<(), Refusal>;
+    fn admit(&self, sender: &SenderIdentity<'_>) -> Result<(), Refusal>;
     /// Enqueues checked messages. A heartbeat's or append's commit is *not* checked against the log here.
     fn step(&self, from: u64, messages: Vec<Message>) -> Result<(), Busy>;
     /// Carries out a relayed request, if this node leads.

@@ -12,7 +12,7 @@ use super::{
     Identity, Peer, PeerEvents, SnapshotSource, TransportLimits, http_client,
     lane::{Destination, Lane, LaneKind, LaneMetrics, Pushed, Queue, RefusalLog, read_problem},
     snapshot_out::{self, Report},
-    wire::{self, Addressing},
+    wire,
 };
 use crate::leader::{LeaderError, LeaderReply, LeaderRequest};
 
@@ -126,7 +126,7 @@ impl Transport {
         let destination = Destination {
             peer: peer.id,
             url: url_of(&peer.url, "raft")?,
-            addressing: Addressing::new(&inner.identity, peer.id).header(),
+            headers: wire::own_headers(&inner.identity, peer.id),
             boot: inner.identity.boot,
         };
         let lane = |kind| {
@@ -221,7 +221,7 @@ impl Transport {
             .0
             .side_client
             .post(url)
-            .header(wire::PEER, peer.destination.addressing.clone())
+            .headers(peer.destination.headers.clone())
             .header(wire::DEADLINE_MS, deadline.as_millis().to_string())
             .timeout(deadline + CALL_SLACK)
             .json(request)
@@ -261,7 +261,7 @@ impl Transport {
             .0
             .side_client
             .get(url_of(url, "raft/members")?)
-            .header(wire::PEER, Addressing::new(&self.0.identity, 0).header())
+            .headers(wire::own_headers(&self.0.identity, 0))
             .timeout(timeout)
             .send()
             .await

@@ -19,7 +19,7 @@ async fn roles(cluster: &Cluster, asked: u64) -> Option<Vec<(u64, String)>> {
 }
 
 /// Waits until `asked` knows exactly these voters and nobody else.
-async fn voters_are(cluster: &Cluster, asked: u64, voters: &[u64]) {
+pub async fn voters_are(cluster: &Cluster, asked: u64, voters: &[u64]) {
     let wanted: Vec<(u64, String)> = voters.iter().map(|&id| (id, "voter".to_owned())).collect();
     eventually(&format!("voters {voters:?}"), SOON, async || {
         let mut found = roles(cluster, asked).await?;

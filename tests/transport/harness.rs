@@ -102,7 +102,7 @@ impl Recorder {
 }
 
 impl PeerService for Recorder {
-    fn admit(&self, _: &SenderIdentity) -> Result<(), Refusal> {
+    fn admit(&self, _: &SenderIdentity<'_>) -> Result<(), Refusal> {
         self.refusal.lock().clone().map_or(Ok(()), Err)
     }
     fn step(&self, _: u64, messages: Vec<Message>) -> Result<(), Busy> {
@@ -165,6 +165,7 @@ pub fn identity(id: u64) -> Identity {
         member: id,
         incarnation: 100 + id,
         boot: 1,
+        peer_url: format!("http://127.0.0.1:{id}").into(),
     }
 }
 

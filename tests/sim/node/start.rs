@@ -1,12 +1,13 @@
 //! From a machine's disk to a running process, as `src/server/recover.rs` does it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use metcd::consensus::{Consensus, Input as Step, Options};
 use metcd::leader::care::Caretaker;
 use metcd::leader::clock::LeaseClock;
 use metcd::recovery::reconcile;
+use metcd::server::admission::Admissions;
 use metcd::snapshot::{self, SnapshotReader, SnapshotWriter};
 use metcd::state::command::{MemberRecord, MemberRole};
 use metcd::state::{SnapshotView, State};
@@ -123,7 +124,9 @@ impl Process {
             removed_at: None,
             is_commit_unannounced: false,
             peers: Vec::new(),
-            first_contact: BTreeMap::new(),
+            admissions: Admissions::new(machine.member, CLUSTER_ID, machine.incarnation),
+            strangers: BTreeSet::new(),
+            may_ask_at: 0,
             view,
             progress: Vec::new(),
             cluster_time_ms: 0,

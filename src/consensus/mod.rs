@@ -10,6 +10,7 @@
 //!   context that is sent twice with a stale index.
 
 mod announce;
+mod leaving;
 pub mod log;
 pub mod proposals;
 mod reads;
@@ -59,6 +60,8 @@ pub struct Options {
     pub max_inflight: usize,
     /// Bytes of one append message.
     pub max_message_bytes: u64,
+    /// How long a removed member is accompanied by the leader, and goes on as a voter of the old configuration, at most.
+    pub linger_ticks: u64,
     /// Seed of the election timeouts.
     pub seed: u64,
 }
@@ -126,6 +129,8 @@ pub enum Input {
     Compacted(LogStart),
     /// Hand leadership to this member.
     TransferLeader(u64),
+    /// A peer says that this member was removed: see [`Consensus::has_left`].
+    ToldRemoved,
     /// Tell those who have not heard of the commit index; the driver's answer to [`Effects::commit_unannounced`].
     Announce,
     /// Start an election now (a sole voter does at start).
@@ -205,6 +210,7 @@ pub struct Consensus {
     cluster_time_ms: u64,
     leader_clock: Option<(u64, u64, u64)>,
     announcements: announce::Announcements,
+    leaving: leaving::Leaving,
     /// Refusals that were logged.
     refused: BTreeSet<(u64, Implausible)>,
     effects: Effects,
@@ -268,9 +274,11 @@ impl Consensus {
             cluster_time_ms,
             leader_clock: None,
             announcements: announce::Announcements::default(),
+            leaving: leaving::Leaving::default(),
             refused: BTreeSet::new(),
             effects: Effects::default(),
         };
+        consensus.note_own_membership();
         consensus.draw_election_timeout();
         Ok(consensus)
     }
@@ -298,6 +306,7 @@ impl Consensus {
             }
             Input::Unreachable(peer) => self.node.report_unreachable(peer),
             Input::Compacted(to) => self.node.mut_store().compact(to),
+            Input::ToldRemoved => self.handle_told_removed(),
             Input::Announce => self.announce_to_all(),
             Input::TransferLeader(to) => self.node.transfer_leader(to),
             Input::Campaign => {
@@ -349,7 +358,10 @@ impl Consensus {
 
     /// To be called exactly when the state machine applies the entry (rule 22).
     pub fn apply_conf_change(&mut self, change: &ConfChangeV2) -> Result<ConfState, Error> {
+        let before = self.matched_before_change();
         let conf_state = self.node.apply_conf_change(change)?;
+        self.note_departures(before);
+        self.note_own_membership();
         // A snapshot from before the change does not name a member that it added, and raft refuses a snapshot that does not name the receiver.
         if !mutant!(OldOffer) {
             self.node.mut_store().offer_snapshot(None);
@@ -410,6 +422,7 @@ impl Consensus {
             self.attempt += 1;
         }
         self.announce_to_all();
+        self.accompany_the_departing();
         let settled = self.applied_index.min(self.node.raft.raft_log.persisted);
         self.node.mut_store().trim(settled, MAX_CACHED_BYTES);
     }
@@ -432,6 +445,7 @@ impl Consensus {
             return;
         }
         self.heard.insert(message.from, self.tick);
+        self.note_departing(&message);
         if message.get_msg_type() == MessageType::MsgPropose {
             self.stamp_entries(&mut message);
         }

@@ -37,6 +37,8 @@ pub struct View {
     pub voters: Vec<u64>,
     /// Its learners, ascending.
     pub learners: Vec<u64>,
+    /// On the leader: removed members that still have to hear of it, ascending.
+    pub leaving: Vec<u64>,
 }
 
 impl Consensus {
@@ -70,6 +72,7 @@ impl Consensus {
             conf_pending: raft.has_pending_conf(),
             voters,
             learners,
+            leaving: self.leaving(),
         }
     }
 
@@ -108,7 +111,8 @@ impl Consensus {
         peers
     }
 
-    fn is_led(&self) -> bool {
+    /// Whether this member leads, or heard its leader within the last election timeout.
+    pub(super) fn is_led(&self) -> bool {
         let leader = self.node.raft.leader_id;
         leader != raft::INVALID_ID && (leader == self.options.id || self.is_heard(leader))
     }

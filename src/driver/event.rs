@@ -96,6 +96,8 @@ pub enum Event {
     },
     /// A peer could not be reached.
     Unreachable(u64),
+    /// A peer says that this member was removed.
+    ToldRemoved,
     /// Hand leadership over.
     Transfer(u64),
     /// End all threads in order.

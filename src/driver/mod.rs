@@ -52,10 +52,6 @@ const MAX_KEPT_BYTES: u64 = 64 << 20;
 const MIN_BYTES_BETWEEN_SNAPSHOTS: u64 = 128 << 20;
 /// How long an offered snapshot is kept for followers that may ask for it again.
 const OFFER_TICKS: u64 = 600;
-/// A removed member goes on so long, as a voter of the old configuration: whoever does not know yet that its removal is committed may need
-/// its vote. It ends at once when a peer tells it.
-const LINGER: Duration = Duration::from_secs(10);
-
 /// What the driver needs besides the protocol.
 pub struct Options {
     /// Length of a tick.
@@ -125,9 +121,6 @@ struct Driver {
     log_size: LogSize,
     last_snapshot_bytes: u64,
     chore_running: bool,
-    in_configuration: bool,
-    /// Tick at which it was removed from the configuration.
-    removed_at: Option<u64>,
     peers: Vec<Peer>,
     /// The leader that was last published, for the log.
     led_by: u64,
@@ -156,7 +149,6 @@ pub fn start(
     let apply_thread = apply::spawn(state, apply_rx, shared.clone(), options.snapshot_dir.clone())?;
     let chore_thread = chores::spawn(chore_rx, shared.clone(), options.snapshot_dir.clone())?;
     let now = Instant::now();
-    let in_configuration = is_configured(&core, shared.id);
     let driver = Driver {
         core,
         shared,
@@ -178,8 +170,6 @@ pub fn start(
         log_size: LogSize::default(),
         last_snapshot_bytes: 0,
         chore_running: false,
-        in_configuration,
-        removed_at: None,
         peers: Vec::new(),
         led_by: raft::INVALID_ID,
     };
@@ -192,11 +182,6 @@ pub fn start(
         }
     })?;
     Ok(Threads { driver })
-}
-
-fn is_configured(core: &Consensus, id: u64) -> bool {
-    let view = core.view();
-    view.voters.contains(&id) || view.learners.contains(&id)
 }
 
 impl Driver {
@@ -298,6 +283,7 @@ impl Driver {
             Event::Installed(start) => self.handle_installed(start),
             Event::Durable { index, bytes } => self.handle_durable(index, bytes),
             Event::Unreachable(peer) => self.core.step(Input::Unreachable(peer)),
+            Event::ToldRemoved => self.core.step(Input::ToldRemoved),
             Event::Transfer(to) => self.core.step(Input::TransferLeader(to)),
             Event::Stop => return true,
         }
@@ -560,7 +546,7 @@ impl Driver {
     }
 
     fn update_peers(&mut self) {
-        let peers = self.shared.admissions.lock().peers(&self.shared.reader);
+        let peers = self.shared.admissions.lock().peers(&self.shared.reader, &self.core.leaving());
         if peers != self.peers {
             self.peers.clone_from(&peers);
             self.transport.set_peers(peers);
@@ -569,15 +555,9 @@ impl Driver {
 
     /// A member that was removed stops; it must not campaign, vote or serve again.
     fn check_membership(&mut self) {
-        let configured = is_configured(&self.core, self.shared.id);
-        if self.in_configuration && !configured {
-            self.removed_at = Some(self.ticks);
-        }
-        let linger_ticks = (LINGER.as_millis() / self.options.tick.as_millis().max(1)) as u64;
-        if self.removed_at.is_some_and(|at| self.ticks - at >= linger_ticks) {
+        if self.core.has_left() {
             self.shared.fail(Fatal::removed(self.shared.id));
         }
-        self.in_configuration = configured;
     }
 
     fn stop(mut self) {

@@ -171,6 +171,7 @@ mod tests {
             conf_pending: false,
             voters: vec![1],
             learners: vec![2],
+            leaving: vec![],
         };
         let peer = |match_index, active, snapshot| PeerProgress {
             id: 2,

@@ -82,6 +82,8 @@ pub struct Admissions {
     first_contact: BTreeMap<u64, u64>,
     /// The newest table that was accepted, until the own state is as new.
     introduced: Option<MemberTable>,
+    /// The members as they were last looked at, and those who are leaving since.
+    seen: BTreeMap<u64, MemberRecord>,
 }
 
 impl Admissions {
@@ -93,15 +95,17 @@ impl Admissions {
             incarnation,
             first_contact: BTreeMap::new(),
             introduced: None,
+            seen: BTreeMap::new(),
         }
     }
 
-    /// Whether the sender may speak.
-    pub fn admit(&mut self, reader: &StateReader, sender: &SenderIdentity<'_>) -> Result<(), Refusal> {
+    /// Whether the sender may speak. `leaving`: whom this member accompanies, as the leader.
+    pub fn admit(&mut self, reader: &StateReader, sender: &SenderIdentity<'_>, leaving: &[u64]) -> Result<(), Refusal> {
         let member = sender.member;
         match reader.admission(member) {
             // A joiner knows nobody yet: it believes whoever speaks for its cluster, until its first snapshot tells it the members.
             Admission::Uninitialized => Ok(()),
+            Admission::Removed if leaving.contains(&member) && self.is_seen(sender) => Ok(()),
             Admission::Removed => refuse(MEMBER_REMOVED, format!("member {member} was removed from the cluster")),
             Admission::Unknown => match self.introduced(reader).and_then(|table| table.incarnation_of(member)) {
                 Some(incarnation) if incarnation == sender.incarnation => Ok(()),
@@ -206,19 +210,25 @@ impl Admissions {
         )
     }
 
-    /// Where the members are: as the state says, or as an introduction does that is newer.
-    pub fn peers(&mut self, reader: &StateReader) -> Vec<Peer> {
-        let own = self.id;
+    /// Where the members are: as the state says, or as an introduction does that is newer; and where those who are leaving were.
+    pub fn peers(&mut self, reader: &StateReader, leaving: &[u64]) -> Vec<Peer> {
         let members = match self.introduced(reader) {
             Some(table) => table.members.clone(),
             None => reader.members(),
         };
-        let others = members.into_iter().filter(|member| member.id != own);
-        let peer = |member: MemberRecord| Peer {
+        self.seen.retain(|id, _| leaving.contains(id));
+        self.seen.extend(members.into_iter().map(|member| (member.id, member)));
+        let others = self.seen.values().filter(|member| member.id != self.id);
+        let peer = |member: &MemberRecord| Peer {
             id: member.id,
-            url: member.peer_url,
+            url: member.peer_url.clone(),
         };
         others.map(peer).collect()
+    }
+
+    fn is_seen(&self, sender: &SenderIdentity<'_>) -> bool {
+        let record = self.seen.get(&sender.member);
+        record.is_some_and(|record| record.incarnation == 0 || record.incarnation == sender.incarnation)
     }
 
     /// What was introduced and is newer than the own state.
@@ -307,12 +317,12 @@ mod tests {
         let reader = state.reader();
         let four = url(4);
         let stranger = sender(4, Some(&four));
-        assert_eq!(code(admissions.admit(&reader, &stranger)), UNKNOWN);
+        assert_eq!(code(admissions.admit(&reader, &stranger, &[])), UNKNOWN);
         assert!(admissions.wants_introduction(&reader, &stranger, false));
         assert_eq!(admissions.introduce(&reader, (4, 104), newer()), Introduction::Accepted);
-        assert_eq!(code(admissions.admit(&reader, &stranger)), "admitted");
+        assert_eq!(code(admissions.admit(&reader, &stranger, &[])), "admitted");
         assert_eq!(
-            code(admissions.admit(&reader, &sender(5, None))),
+            code(admissions.admit(&reader, &sender(5, None), &[])),
             "admitted",
             "and the others of the table"
         );
@@ -320,8 +330,11 @@ mod tests {
             incarnation: 9,
             ..stranger
         };
-        assert_eq!(code(admissions.admit(&reader, &wiped)), REINCARNATED);
-        assert_eq!(admissions.peers(&reader).iter().map(|peer| peer.id).collect::<Vec<_>>(), [4, 5]);
+        assert_eq!(code(admissions.admit(&reader, &wiped, &[])), REINCARNATED);
+        assert_eq!(
+            admissions.peers(&reader, &[]).iter().map(|peer| peer.id).collect::<Vec<_>>(),
+            [4, 5]
+        );
         assert!(!admissions.wants_introduction(&reader, &stranger, false), "asked once");
     }
 
@@ -393,8 +406,11 @@ mod tests {
             let answer = admissions.introduce(&reader, (4, 104), table.clone());
             assert!(matches!(answer, Introduction::Refused(_)), "{table:?}");
         }
-        assert_eq!(code(admissions.admit(&reader, &sender(4, None))), UNKNOWN);
-        assert_eq!(admissions.peers(&reader).iter().map(|peer| peer.id).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(code(admissions.admit(&reader, &sender(4, None), &[])), UNKNOWN);
+        assert_eq!(
+            admissions.peers(&reader, &[]).iter().map(|peer| peer.id).collect::<Vec<_>>(),
+            [2, 3]
+        );
     }
 
     #[test]
@@ -439,14 +455,14 @@ mod tests {
         let reader = state.reader();
         let (right, wrong) = (url(2), url(9));
         for elsewhere in [Some(&*wrong), None] {
-            assert_eq!(code(admissions.admit(&reader, &sender(2, elsewhere))), UNKNOWN);
+            assert_eq!(code(admissions.admit(&reader, &sender(2, elsewhere), &[])), UNKNOWN);
         }
-        assert_eq!(code(admissions.admit(&reader, &sender(2, Some(&right)))), "admitted");
+        assert_eq!(code(admissions.admit(&reader, &sender(2, Some(&right)), &[])), "admitted");
         let second = SenderIdentity {
             incarnation: 9,
             ..sender(2, Some(&right))
         };
-        assert_eq!(code(admissions.admit(&reader, &second)), REINCARNATED);
+        assert_eq!(code(admissions.admit(&reader, &second, &[])), REINCARNATED);
     }
 
     #[test]
@@ -457,6 +473,37 @@ mod tests {
         };
         let (state, mut admissions) = member(&[record(1), founder]);
         let proxy = url(9);
-        assert_eq!(code(admissions.admit(&state.reader(), &sender(2, Some(&proxy)))), "admitted");
+        assert_eq!(code(admissions.admit(&state.reader(), &sender(2, Some(&proxy)), &[])), "admitted");
+    }
+
+    #[test]
+    fn a_removed_member_speaks_to_the_leader_that_accompanies_it_and_to_nobody_else() {
+        let (state, mut admissions) = member(&[record(1), record(2)]);
+        assert_eq!(admissions.peers(&state.reader(), &[]).len(), 1);
+        let (after, _) = member(&[record(1), record(3)]);
+        // Removing is the state machine's business: another state stands for the time after it.
+        assert_eq!(
+            admissions
+                .peers(&after.reader(), &[2])
+                .iter()
+                .map(|peer| peer.id)
+                .collect::<Vec<_>>(),
+            [2, 3]
+        );
+        assert!(admissions.is_seen(&sender(2, None)));
+        let copy = SenderIdentity {
+            incarnation: 9,
+            ..sender(2, None)
+        };
+        assert!(!admissions.is_seen(&copy));
+        assert_eq!(
+            admissions
+                .peers(&after.reader(), &[])
+                .iter()
+                .map(|peer| peer.id)
+                .collect::<Vec<_>>(),
+            [3]
+        );
+        assert!(!admissions.is_seen(&sender(2, None)));
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::admission::{Introduction, MemberTable, REINCARNATED};
 use crate::driver::{Event, Fatal};
 use crate::leader::{LeaderError, LeaderReply, LeaderRequest};
-use crate::node::{Node, Phase, Role, Shared};
+use crate::node::{Node, Phase, Shared};
 use crate::snapshot;
 use crate::state::reader::Admission;
 use crate::transport::{Busy, PeerEvents, PeerService, Refusal, SenderIdentity, Transport};
@@ -36,8 +36,8 @@ impl PeerEvents for Events {
     }
 
     fn removed(&self, detail: String) {
-        tracing::warn!(detail, "a peer says that this member was removed");
-        self.0.fail(Fatal::removed(self.0.id));
+        tracing::debug!(detail, "a peer says that this member was removed");
+        self.0.send(Event::ToldRemoved);
     }
 
     fn refused(&self, _peer: u64, code: &str, detail: String) {
@@ -50,12 +50,13 @@ impl PeerEvents for Events {
     }
 }
 
-/// Between two questions of a learner.
-const ASK_INTERVAL: Duration = Duration::from_secs(2);
+/// Between two questions.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A voter that was removed hears of it when it campaigns. A learner never says anything by itself and would wait for ever, serving what
-/// it last heard; nor does a joiner whose directory is not the one that the cluster knows. So they ask the members they know, until one
-/// answers. Whoever knows better refuses, and that stops them.
+/// A voter that was removed without hearing of it does when it campaigns. Three others never say anything by themselves, and would wait
+/// in vain: a learner, which would serve what it last heard; a joiner whose directory is not the one that the cluster knows; and a member
+/// that knows of its removal, and stays until nobody needs its vote any more. So they ask, the leader first. Whoever knows better
+/// refuses, and that stops them.
 pub async fn ask_whether_welcome(shared: Arc<Shared>, transport: Transport) {
     let mut phases = shared.phases();
     loop {
@@ -63,10 +64,14 @@ pub async fn ask_whether_welcome(shared: Arc<Shared>, transport: Transport) {
             () = tokio::time::sleep(ASK_INTERVAL) => {}
             _ = phases.wait_for(|phase| *phase != Phase::Running) => return,
         }
-        if shared.view().role != Role::Learner && shared.applied_index() > 0 {
+        let view = shared.view();
+        let is_voter = view.voters.contains(&shared.id);
+        if is_voter && shared.applied_index() > 0 {
             continue;
         }
-        for member in transport.peers() {
+        let mut members = transport.peers();
+        members.sort_by_key(|&member| Some(member) != view.leader);
+        for member in members {
             match transport.call(member, &LeaderRequest::Progress, ASK_INTERVAL).await {
                 // Not the leader, or not there: another one may know.
                 Err(LeaderError::NoLeader | LeaderError::Timeout) => {}
@@ -111,8 +116,8 @@ fn introduce(shared: &Shared, stranger: &Stranger, table: MemberTable) {
     match shared.admissions.lock().introduce(&shared.reader, from, table) {
         Introduction::Accepted => tracing::info!(?stranger, applied_index, "learned of newer members"),
         Introduction::Removed => {
-            tracing::warn!(?stranger, "newer members say that this member was removed");
-            shared.fail(Fatal::removed(shared.id));
+            tracing::info!(?stranger, "newer members say that this member was removed");
+            shared.send(Event::ToldRemoved);
         }
         Introduction::Refused(why) => tracing::debug!(?stranger, why, "a stranger's member table proves nothing"),
     }
@@ -165,7 +170,8 @@ impl PeerService for Service {
             // Nearly every request: no lock.
             Admission::Member { incarnation } if incarnation != 0 && incarnation == sender.incarnation => Ok(()),
             Admission::Member { .. } | Admission::Uninitialized | Admission::Removed | Admission::Unknown => {
-                shared.admissions.lock().admit(&shared.reader, sender)
+                let leaving = shared.view().leaving;
+                shared.admissions.lock().admit(&shared.reader, sender, &leaving)
             }
         }
     }

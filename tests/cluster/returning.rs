@@ -53,3 +53,61 @@ async fn rule_28_the_vote_of_a_member_whose_peers_were_all_replaced_counts() {
     cluster.ready(1).await;
     assert_eq!(cluster.get(1, "while-away-99").await, (200, "v".to_owned()));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_member_stops_with_its_removal_on_its_own_disk() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let gone = leader % 3 + 1;
+    let (status, answer) = cluster
+        .call(Method::DELETE, leader, &format!("/members/{gone}?timeout=20s"), None)
+        .await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(cluster.node(gone).ended(SOON).await.code(), Some(1));
+    for node in &mut cluster.nodes {
+        node.kill();
+    }
+    // Nobody is there to tell it.
+    let first_run = cluster.node(gone).log_text().len();
+    cluster.node(gone).start();
+    assert_eq!(cluster.node(gone).ended(SOON).await.code(), Some(1));
+    let log = cluster.node(gone).log_text().split_off(first_run);
+    assert!(log.contains("was removed from the cluster and stops"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_added_by_hand_belongs_to_what_comes_from_its_address() {
+    let mut cluster = Cluster::start(Setup::of(1)).await;
+    let peer_url = cluster.joiner(Some(2)).peer_url.clone();
+    let (status, answer) = cluster
+        .call(Method::POST, 1, "/members", Some(json!({ "id": 2, "peer_url": peer_url })))
+        .await;
+    assert_eq!(status, 201, "{answer}");
+    // Somebody else under this id, from another address: refused at the registration, and on the peer port.
+    let impostor = cluster.joiner(Some(2));
+    impostor.start();
+    assert_eq!(impostor.ended(SOON).await.code(), Some(1));
+    let cluster_id = cluster.get_json(1, "/members").await.unwrap()["cluster_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let (http, peer_port) = (cluster.http.clone(), cluster.node(1).peer_port);
+    let speak = |url: String| {
+        let request = http.post(format!("http://127.0.0.1:{peer_port}/raft"));
+        let request = request.header(
+            "metcd-peer",
+            format!("cluster={cluster_id};from=2;incarnation=0000000000000009;to=1"),
+        );
+        request.header("metcd-peer-url", url).send()
+    };
+    assert_eq!(speak("http://127.0.0.1:9".to_owned()).await.unwrap().status(), 412);
+    cluster.nodes.pop();
+
+    cluster.node(2).start();
+    cluster.ready(2).await;
+    assert_eq!(
+        speak(peer_url).await.unwrap().status(),
+        412,
+        "the address alone is not enough once the directory is known"
+    );
+}

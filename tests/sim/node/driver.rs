@@ -21,8 +21,6 @@ use crate::world::{Event, World};
 const OFFER_TICKS: u64 = 50;
 /// Between two tables that strangers are asked for.
 const ASK_TICKS: u64 = 2;
-/// A removed member goes on so long.
-const LINGER_TICKS: u64 = 100;
 
 impl Process {
     /// Queues an input; the driver takes it now or a little later, together with whatever came meanwhile.
@@ -96,6 +94,7 @@ impl Process {
             Input::Installed(start) => self.handle_installed(world, start),
             Input::Durable { index } => self.handle_durable(world, index),
             Input::Unreachable(peer) => self.core.step(Step::Unreachable(peer)),
+            Input::ToldRemoved => self.core.step(Step::ToldRemoved),
             Input::Transfer(to) => self.core.step(Step::TransferLeader(to)),
         }
     }
@@ -124,18 +123,18 @@ impl Process {
             self.core.step(Step::SnapshotOffered(None));
         }
         self.maybe_make_durable(world);
-        self.peers = self.admissions.peers(&self.reader).iter().map(|peer| peer.id).collect();
+        self.peers = self
+            .admissions
+            .peers(&self.reader, &self.core.leaving())
+            .iter()
+            .map(|peer| peer.id)
+            .collect();
         self.view = self.core.view();
         self.progress = self.core.progress();
         self.cluster_time_ms = self.core.stamp().0;
-        let is_configured = self.view.voters.contains(&self.id) || self.view.learners.contains(&self.id);
-        if self.in_configuration && !is_configured {
-            self.removed_at = Some(self.ticks);
-        }
-        if self.removed_at.is_some_and(|at| self.ticks - at >= LINGER_TICKS) {
+        if self.core.has_left() {
             self.failed = Some(Failure::Removed);
         }
-        self.in_configuration = is_configured;
     }
 
     /// Performs everything that follows from the inputs so far. A read round that ends in it makes room for the next one at once.
@@ -271,7 +270,7 @@ impl Process {
     /// What is not for members alone. `true`: it was that.
     fn receive_openly(&mut self, world: &mut World, packet: &Packet) -> bool {
         match &packet.body {
-            PacketBody::Removed => self.failed = Some(Failure::Removed),
+            PacketBody::Removed => self.enqueue(world, Input::ToldRemoved),
             PacketBody::AskMembers => {
                 let table = MemberTable::of(&self.reader);
                 self.send_to_address(world, packet.from_member, PacketBody::Members(table));
@@ -292,7 +291,7 @@ impl Process {
         world.trace(|| format!("n{} is introduced to n{}: {introduction:?}", self.id, packet.from_member));
         match introduction {
             Introduction::Accepted => world.stats.introductions += 1,
-            Introduction::Removed => self.failed = Some(Failure::Removed),
+            Introduction::Removed => self.enqueue(world, Input::ToldRemoved),
             Introduction::Refused(_) => {}
         }
     }
@@ -312,7 +311,7 @@ impl Process {
             self.strangers.insert((packet.from_member, packet.from_incarnation));
             self.send_to_address(world, packet.from_member, PacketBody::AskMembers);
         }
-        match self.admissions.admit(&self.reader, &sender) {
+        match self.admissions.admit(&self.reader, &sender, &self.view.leaving) {
             Ok(()) => true,
             Err(refusal) => {
                 if refusal.code == MEMBER_REMOVED {

@@ -63,6 +63,7 @@ pub enum Input {
         index: u64,
     },
     Unreachable(u64),
+    ToldRemoved,
     Transfer(u64),
 }
 
@@ -132,9 +133,6 @@ pub struct Process {
     installing: Option<Installing>,
     durable_index: u64,
     is_chore_running: bool,
-    in_configuration: bool,
-    /// Tick at which it was removed from the configuration.
-    removed_at: Option<u64>,
     /// Some do not know of the commit index: they are told at the next tick.
     is_commit_unannounced: bool,
     /// Members it can send to.

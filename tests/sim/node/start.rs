@@ -19,6 +19,9 @@ use crate::machine::Machine;
 use crate::oracle::history::Auditor;
 use crate::plan::{ELECTION_TICKS, Plan};
 
+/// A removed member is accompanied, or goes on, so long at most.
+const LINGER_TICKS: u64 = 100;
+
 pub const CLUSTER_ID: u64 = 0xc1;
 
 /// The snapshot that every founder makes, identically: index 1, term 1, the founders as voters.
@@ -80,6 +83,7 @@ impl Process {
             election_ticks: ELECTION_TICKS as usize,
             max_inflight: plan.max_inflight,
             max_message_bytes: plan.max_message_bytes,
+            linger_ticks: LINGER_TICKS,
             seed: seed ^ machine.incarnation ^ machine.boot,
         };
         let reader = state.reader();
@@ -90,7 +94,6 @@ impl Process {
         if view.voters == [machine.member] {
             core.step(Step::Campaign);
         }
-        let in_configuration = view.voters.contains(&machine.member) || view.learners.contains(&machine.member);
         let leadership = core.leadership();
         Ok(Process {
             slot: machine.member as usize - 1,
@@ -120,8 +123,6 @@ impl Process {
             installing: None,
             durable_index: applied.index,
             is_chore_running: false,
-            in_configuration,
-            removed_at: None,
             is_commit_unannounced: false,
             peers: Vec::new(),
             admissions: Admissions::new(machine.member, CLUSTER_ID, machine.incarnation),

@@ -228,8 +228,20 @@ impl LeaderService {
                 // It is remembered with the new member: whoever leads now goes on, and answers whoever asks again.
                 return Err(LeaderError::Timeout);
             }
+            if self.entered_alone(id, remove) && self.shared.view().voters.contains(&id) {
+                self.remove(remove, false, deadline).await?;
+            }
             tokio::time::sleep(POLL).await;
         }
+    }
+}
+
+impl LeaderService {
+    /// The new member was there before the replacement was asked for (it registered itself, perhaps): nothing remembers the pair, so
+    /// the request carries out the second half itself.
+    fn entered_alone(&self, id: u64, remove: u64) -> bool {
+        let members = self.shared.reader.members();
+        members.iter().any(|member| member.id == id && member.replaces != remove) && members.iter().any(|member| member.id == remove)
     }
 }
 

@@ -231,6 +231,21 @@ async fn a_replacement_goes_by_one_joint_change() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_there_already_replaces_another_one() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let peer_url = cluster.joiner(Some(4)).peer_url.clone();
+    cluster.node(4).start();
+    cluster.ready(4).await;
+    let body = json!({ "remove": leader, "add": { "id": 4, "peer_url": peer_url } });
+    let (status, answer) = cluster.call(Method::POST, 4, "/members/replace?timeout=25s", Some(body)).await;
+    assert_eq!((status, answer["id"].as_u64()), (200, Some(4)), "{answer}");
+    let rest: Vec<u64> = (1..=4).filter(|&id| id != leader).collect();
+    voters_are(&cluster, 4, &rest).await;
+    assert_eq!(cluster.node(leader).ended(SOON).await.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_learner_stays_one_until_it_is_promoted_and_a_removed_learner_stops() {
     let mut cluster = Cluster::start(Setup::of(1)).await;
     for id in [2, 3] {

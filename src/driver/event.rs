@@ -100,6 +100,8 @@ pub enum Event {
     ToldRemoved,
     /// Hand leadership over.
     Transfer(u64),
+    /// There is no quorum any more and this member stops: nobody waits for results from now on.
+    GiveUp,
     /// End all threads in order.
     Stop,
 }

@@ -124,6 +124,7 @@ struct Driver {
     peers: Vec<Peer>,
     /// The leader that was last published, for the log.
     led_by: u64,
+    given_up: bool,
 }
 
 /// Starts the threads. `events` is the receiving end of what `shared` sends to.
@@ -172,6 +173,7 @@ pub fn start(
         chore_running: false,
         peers: Vec::new(),
         led_by: raft::INVALID_ID,
+        given_up: false,
     };
     let driver = std::thread::Builder::new().name("driver".into()).spawn(move || {
         driver.run();
@@ -226,6 +228,8 @@ impl Driver {
 
     fn handle(&mut self, event: Event) -> bool {
         match event {
+            // Neither proposed nor answered: the one who waits sees that it never will be.
+            Event::Propose { .. } if self.given_up => {}
             Event::Propose { proposal, reply } => {
                 let seq = self.core.propose(proposal);
                 if let Some(reply) = reply {
@@ -285,6 +289,10 @@ impl Driver {
             Event::Unreachable(peer) => self.core.step(Input::Unreachable(peer)),
             Event::ToldRemoved => self.core.step(Input::ToldRemoved),
             Event::Transfer(to) => self.core.step(Input::TransferLeader(to)),
+            Event::GiveUp => {
+                self.given_up = true;
+                self.shared.replies.lock().clear();
+            }
             Event::Stop => return true,
         }
         false

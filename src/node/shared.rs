@@ -73,6 +73,8 @@ pub enum Phase {
     Running,
     /// Asked to stop: no new work.
     Stopping,
+    /// The same, and what waits for a quorum is answered without one.
+    GivenUp,
     /// Stopped in order.
     Closed,
     /// Cannot go on.
@@ -175,10 +177,30 @@ impl Shared {
         });
     }
 
+    /// There is no quorum any more: whoever waits for one is answered with what is known. Only for a member that stops.
+    pub fn give_up(&self) {
+        self.phase.send_if_modified(|phase| {
+            let stopping = *phase == Phase::Stopping;
+            if stopping {
+                *phase = Phase::GivenUp;
+            }
+            stopping
+        });
+        self.reads.close();
+        self.send(Event::GiveUp);
+    }
+
+    /// Resolves when nothing that waits for a quorum is waited for any more.
+    pub async fn given_up(&self) {
+        let is_over = |phase: &Phase| !matches!(phase, Phase::Running | Phase::Stopping);
+        // An error means that the node is gone altogether.
+        let _ = self.phases().wait_for(is_over).await;
+    }
+
     /// Everything has ended; the peers need not be heard any more.
     pub fn close(&self) {
         self.phase.send_if_modified(|phase| {
-            let stopping = *phase == Phase::Stopping;
+            let stopping = matches!(phase, Phase::Stopping | Phase::GivenUp);
             if stopping {
                 *phase = Phase::Closed;
             }
@@ -315,9 +337,12 @@ impl Shared {
             self.send(Event::ReadWanted);
         }
         let mut index = round.index.load(Ordering::Acquire);
-        if index == 0 {
+        if index == 0 && !self.reads.is_closed() {
             confirmed.await;
             index = round.index.load(Ordering::Acquire);
+        }
+        if index == 0 {
+            return Err(BarrierError::ShuttingDown);
         }
         if self.applied_index() < index {
             self.reader.wait_applied(index).await;
@@ -333,7 +358,7 @@ impl Shared {
     /// Why nothing may be answered from this member's state now, or that it may.
     pub(super) fn serving(&self) -> Result<(), BarrierError> {
         match &*self.phase.borrow() {
-            Phase::Running | Phase::Stopping => {}
+            Phase::Running | Phase::Stopping | Phase::GivenUp => {}
             Phase::Closed | Phase::Failed(_) => return Err(BarrierError::ShuttingDown),
         }
         if let Some(reason) = self.reader.divergence(self.id) {

@@ -42,17 +42,21 @@ pub struct MemberTable {
     /// Ids that were members once.
     #[serde(default)]
     pub removed: Vec<u64>,
+    /// The member that says it is about to stop.
+    #[serde(default)]
+    pub stopping: bool,
 }
 
 impl MemberTable {
     /// What this state says.
-    pub fn of(reader: &StateReader) -> MemberTable {
+    pub fn of(reader: &StateReader, stopping: bool) -> MemberTable {
         MemberTable {
             cluster_id: format!("{:016x}", reader.cluster_id()),
             // Read before the members: they are of this index or a later one, never of an earlier.
             applied_index: reader.applied_index(),
             members: reader.members(),
             removed: reader.removed(),
+            stopping,
         }
     }
 
@@ -304,6 +308,7 @@ mod tests {
             applied_index: 50,
             members: vec![record(1), record(4), record(5)],
             removed: vec![2, 3],
+            stopping: false,
         }
     }
 

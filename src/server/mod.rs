@@ -6,6 +6,7 @@ mod join;
 mod offline;
 mod peers;
 mod recover;
+mod stop;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,7 +15,6 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use admission::Admissions;
 pub use offline::latest_state;
@@ -23,18 +23,16 @@ pub(crate) use peers::Queued;
 use crate::config::Config;
 use crate::consensus::{self, Consensus};
 use crate::datadir::DataDir;
-use crate::driver::{self, Event};
+use crate::driver;
 use crate::http::{self, AppState};
 use crate::leader::{Duties, LeaderService, run_duties};
-use crate::node::{Node, Phase, Role, Shared, SharedParts};
+use crate::node::{Node, Phase, Shared, SharedParts};
 use crate::serve::{self, Plain, ServeLimits, ServeStats};
 use crate::telemetry::LogHandle;
 use crate::transport::{Identity, PeerServer, Transport, TransportLimits};
 
 /// The whole stop takes no longer than this.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
-/// Time for a leader to hand over.
-const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
 /// A removed member is accompanied, or goes on as a voter of the old configuration, so long at most.
 const LINGER: Duration = Duration::from_secs(10);
 /// Between two looks at the disk's free space.
@@ -177,7 +175,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     if applied_index == 0 {
         tokio::spawn(join::find_peers(config.clone(), shared.clone()));
     }
-    tokio::spawn(peers::ask_whether_welcome(shared.clone(), transport));
+    tokio::spawn(peers::ask_whether_welcome(shared.clone(), transport.clone()));
     tokio::spawn(watch_disk(shared.clone(), data_dir.path().to_owned(), config.limits.min_free_disk));
     tracing::info!(id, client = %config.advertise.client_url, peer = %config.advertise.peer_url, "serving");
 
@@ -185,7 +183,14 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         () = &mut stop => None,
         reason = failed(&shared) => Some(reason),
     };
-    let orderly = shut_down(&shared, &leader, client_server, peer_server, threads);
+    let orderly = stop::shut_down(stop::Running {
+        shared,
+        leader,
+        transport,
+        client_server,
+        peer_server,
+        threads,
+    });
     if tokio::time::timeout(STOP_WITHIN, orderly).await.is_err() {
         tracing::warn!("the orderly stop took too long and was cut short; nothing acknowledged is lost");
     }
@@ -202,36 +207,6 @@ async fn bind(what: &'static str, flag: &'static str, address: std::net::SocketA
         address,
         source,
     })
-}
-
-/// Intake first, then what was taken in, then the threads: leadership goes while requests in flight are still answered.
-async fn shut_down(
-    shared: &Arc<Shared>,
-    leader: &LeaderService,
-    client_server: tokio::task::JoinHandle<()>,
-    peer_server: tokio::task::JoinHandle<()>,
-    threads: driver::Threads,
-) {
-    shared.begin_stop();
-    let view = shared.view();
-    if view.role == Role::Leader && view.voters.len() > 1 {
-        let rest: Vec<u64> = view.voters.into_iter().filter(|&voter| voter != shared.id).collect();
-        match leader.hand_over(&rest, Instant::now() + HAND_OVER_WITHIN).await {
-            Ok(()) => tracing::info!("handed leadership over"),
-            Err(error) => tracing::info!(%error, "could not hand leadership over; the others elect a leader"),
-        }
-    }
-    log_join(client_server.await);
-    shared.send(Event::Stop);
-    log_join(tokio::task::spawn_blocking(move || threads.join()).await);
-    shared.close();
-    log_join(peer_server.await);
-}
-
-fn log_join(result: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = result {
-        tracing::error!(%error, "a part of the server ended abnormally");
-    }
 }
 
 async fn failed(shared: &Shared) -> String {

@@ -193,13 +193,20 @@ impl PeerService for Service {
     }
 
     fn call(&self, request: LeaderRequest, deadline: Duration) -> BoxFuture<'static, Result<LeaderReply, LeaderError>> {
-        let leader = self.node.leader_service().clone();
-        async move { leader.execute(request, Instant::now() + deadline).await }.boxed()
+        let (leader, shared) = (self.node.leader_service().clone(), self.node.shared().clone());
+        async move {
+            tokio::select! {
+                result = leader.execute(request, Instant::now() + deadline) => result,
+                () = shared.given_up() => Err(LeaderError::Timeout),
+            }
+        }
+        .boxed()
     }
 
     fn members(&self) -> serde_json::Value {
         // A table of plain numbers and strings always has a JSON form.
-        serde_json::to_value(MemberTable::of(self.node.reader())).unwrap_or_default()
+        let stopping = *self.node.shared().phases().borrow() != Phase::Running;
+        serde_json::to_value(MemberTable::of(self.node.reader(), stopping)).unwrap_or_default()
     }
 
     fn snapshot_dir(&self) -> PathBuf {

@@ -272,7 +272,7 @@ impl Process {
         match &packet.body {
             PacketBody::Removed => self.enqueue(world, Input::ToldRemoved),
             PacketBody::AskMembers => {
-                let table = MemberTable::of(&self.reader);
+                let table = MemberTable::of(&self.reader, false);
                 self.send_to_address(world, packet.from_member, PacketBody::Members(table));
             }
             PacketBody::Members(table) => self.be_introduced(world, packet, table.clone()),

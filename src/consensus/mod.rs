@@ -62,6 +62,9 @@ pub struct Options {
     pub max_message_bytes: u64,
     /// How long a removed member is accompanied by the leader, and goes on as a voter of the old configuration, at most.
     pub linger_ticks: u64,
+    /// Bytes of entries that may wait for the state machine in memory. Beyond it a follower takes no appends in, as if they were lost
+    /// on the way, and a leader hands nothing over: both go on as soon as the state machine does.
+    pub max_unapplied_bytes: usize,
     /// Seed of the election timeouts.
     pub seed: u64,
 }
@@ -446,6 +449,11 @@ impl Consensus {
         }
         self.heard.insert(message.from, self.tick);
         self.note_departing(&message);
+        let brings_entries =
+            matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgPropose) && !message.entries.is_empty();
+        if brings_entries && self.is_apply_behind() {
+            return;
+        }
         if message.get_msg_type() == MessageType::MsgPropose {
             self.stamp_entries(&mut message);
         }
@@ -521,7 +529,16 @@ impl Consensus {
         }
     }
 
+    /// More waits for the state machine than is to be held in memory. What is applied leaves the cache down to [`MAX_CACHED_BYTES`], so
+    /// what is above has not been.
+    fn is_apply_behind(&self) -> bool {
+        self.node.store().cached_bytes() > MAX_CACHED_BYTES + self.options.max_unapplied_bytes
+    }
+
     fn hand_over_proposals(&mut self) {
+        if self.is_leader() && self.is_apply_behind() {
+            return;
+        }
         if !self.proposals.has_queued() || self.node.raft.leader_id == raft::INVALID_ID || self.node.raft.lead_transferee.is_some() {
             return;
         }

@@ -122,6 +122,7 @@ mod tests {
             max_inflight: 64,
             max_message_bytes: 1 << 20,
             linger_ticks: 100,
+            max_unapplied_bytes: 1 << 20,
             seed: 7,
         };
         let hard_state = HardState {

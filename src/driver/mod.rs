@@ -8,13 +8,15 @@
 //! ```
 //!
 //! Queues: events to the driver are unbounded in themselves and bounded at their sources (`raft.proposal_queue` proposals, one gathered
-//! read, the transport's windows, one unit per thread below). Work for the WAL and apply threads is bounded by raft: uncommitted bytes,
-//! in-flight appends, committed bytes per Ready.
+//! read, the transport's windows, one unit per thread below). Work for the WAL thread is bounded by raft: uncommitted bytes, in-flight
+//! appends. Work for the apply thread by the protocol: see [`crate::consensus::Options::max_unapplied_bytes`].
 
 mod apply;
 mod chores;
 mod event;
 mod log_size;
+#[cfg(test)]
+mod tests;
 mod wal;
 
 use std::collections::VecDeque;

@@ -35,6 +35,8 @@ use crate::transport::{Identity, PeerServer, Transport, TransportLimits};
 const STOP_WITHIN: Duration = Duration::from_secs(9);
 /// A removed member is accompanied, or goes on as a voter of the old configuration, so long at most.
 const LINGER: Duration = Duration::from_secs(10);
+/// Entries that wait for the state machine in memory. The replay at a start may hold more: the log is bounded by other limits.
+const MAX_UNAPPLIED_BYTES: usize = 128 << 20;
 /// Between two looks at the disk's free space.
 const DISK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -270,6 +272,7 @@ fn protocol_options(config: &Config, identity: &Identity) -> consensus::Options 
         election_ticks: config.raft.election_ticks,
         max_inflight: config.raft.max_inflight,
         max_message_bytes: config.raft.max_message_bytes,
+        max_unapplied_bytes: MAX_UNAPPLIED_BYTES,
         linger_ticks: (LINGER.as_millis() / config.raft.tick.as_millis().max(1)) as u64,
         seed: identity.incarnation ^ identity.boot,
     }

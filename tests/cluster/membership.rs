@@ -231,6 +231,35 @@ async fn a_replacement_goes_by_one_joint_change() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_21_of_changes_at_once_each_takes_effect_or_is_refused() {
+    let cluster = Cluster::start(Setup::of(3)).await;
+    for round in 0..3 {
+        let adding = (1..=8).map(|n| {
+            let id = 10 * (round + 1) + n;
+            // Nobody listens there: they stay learners that were never heard of.
+            let body = json!({ "id": id, "peer_url": format!("http://127.0.0.1:{}", 1_000 + id), "role": "learner" });
+            // Some do not wait for the others' changes to be done.
+            let timeout = if n % 2 == 0 { "20s" } else { "60ms" };
+            let path = format!("/members?timeout={timeout}");
+            let cluster = &cluster;
+            async move { (id, cluster.call(Method::POST, id % 3 + 1, &path, Some(body)).await) }
+        });
+        let answers = futures_util::future::join_all(adding).await;
+        let present: Vec<u64> = roles(&cluster, 1).await.unwrap().into_iter().map(|(id, _)| id).collect();
+        assert!(answers.iter().any(|(_, (status, _))| *status == 201), "{answers:?}");
+        for (id, (status, answer)) in answers {
+            match status {
+                201 => assert!(present.contains(&id), "{id} was added, and is not there: {answer}"),
+                409 => assert!(!present.contains(&id), "{id} was refused, and is there: {answer}"),
+                // Not known at the deadline, or never begun.
+                503 | 504 => {}
+                other => panic!("{other} {answer}"),
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_there_already_replaces_another_one() {
     let mut cluster = Cluster::start(Setup::of(3)).await;
     let leader = cluster.leader().await;

@@ -17,6 +17,7 @@ use raft::eraftpb::{Message, MessageType};
 pub const ELECTION_TICKS: u64 = 10;
 pub const HEARTBEAT_TICKS: u64 = 1;
 pub const LINGER_TICKS: u64 = 100;
+pub const MAX_UNAPPLIED_BYTES: usize = 4 << 20;
 
 /// Rounds of messages within one moment: nobody talks for ever.
 const MAX_ROUNDS: usize = 1_000;
@@ -64,6 +65,7 @@ pub fn options(id: u64, boot: u64) -> Options {
         max_inflight: 64,
         max_message_bytes: 1 << 20,
         linger_ticks: LINGER_TICKS,
+        max_unapplied_bytes: MAX_UNAPPLIED_BYTES,
         seed: id,
     }
 }
@@ -235,8 +237,17 @@ impl Cluster {
 
     /// A command of this member; its sequence.
     pub fn propose(&mut self, id: u64) -> u64 {
+        self.propose_bytes(id, 1)
+    }
+
+    /// A command of this size.
+    pub fn propose_bytes(&mut self, id: u64, bytes: usize) -> u64 {
+        let delete = Delete {
+            key: vec![0; bytes].into(),
+            ..Delete::default()
+        };
         let command = Command {
-            body: Some(Body::Delete(Delete::default())),
+            body: Some(Body::Delete(delete)),
             ..Command::default()
         };
         let proposal = Proposal {
@@ -287,13 +298,26 @@ impl Cluster {
     fn work(&mut self, id: u64) -> bool {
         let member = self.members.get_mut(&id).expect("a member");
         let Effects {
-            messages, persist, apply, ..
+            messages,
+            persist,
+            apply,
+            fetch,
+            ..
         } = member.core.drain();
-        let mut has_worked = !messages.is_empty() || !persist.is_empty() || !apply.is_empty();
+        let mut has_worked = !messages.is_empty() || !persist.is_empty() || !apply.is_empty() || !fetch.is_empty();
         self.sent.extend(messages.iter().cloned());
         self.wire.extend(messages);
         member.unsynced.extend(persist);
         member.unapplied.extend(apply);
+        for wish in fetch {
+            let entries = member
+                .disk
+                .entries
+                .range(wish.low..wish.high)
+                .map(|(_, entry)| entry.clone())
+                .collect();
+            member.core.step(Input::Fetched(wish, entries));
+        }
         if !member.holds_syncs {
             has_worked |= member.sync();
         }

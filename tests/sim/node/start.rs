@@ -84,6 +84,7 @@ impl Process {
             max_inflight: plan.max_inflight,
             max_message_bytes: plan.max_message_bytes,
             linger_ticks: LINGER_TICKS,
+            max_unapplied_bytes: 1 << 20,
             seed: seed ^ machine.incarnation ^ machine.boot,
         };
         let reader = state.reader();

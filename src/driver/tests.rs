@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::{Entry, HardState, Message};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::unbounded_channel;
 use tokio::time::Instant;
 
 use super::{Event, Options, Threads, start};
@@ -17,7 +18,7 @@ use crate::server::admission::Admissions;
 use crate::state::State;
 use crate::state::command::{Body, MemberRecord, Put};
 use crate::store::MemoryStore;
-use crate::transport::{Identity, PeerEvents, Transport, TransportLimits};
+use crate::transport::{Identity, PeerEvents, SenderIdentity, Transport, TransportLimits};
 use crate::wal::memory::{self, Disk, FaultAt, MemoryWal};
 use crate::wal::{LogStart, Recovered, Wal, WalBatch, WalError, WalStats};
 use crate::{recovery, snapshot, snapshot_files};
@@ -30,6 +31,7 @@ struct Nobody;
 impl PeerEvents for Nobody {
     fn unreachable(&self, _peer: u64) {}
     fn snapshot_sent(&self, _peer: u64, _ok: bool) {}
+    fn answered(&self, _sender: &SenderIdentity<'_>, _messages: Vec<Message>) {}
     fn removed(&self, _detail: String) {}
     fn refused(&self, _peer: u64, _code: &str, _detail: String) {}
 }
@@ -106,7 +108,7 @@ fn begin() -> Member {
     };
     let core = Consensus::start(options, image, applied, 0, &slog::Logger::root(slog::Discard, slog::o!())).expect("starts");
     #[expect(clippy::disallowed_methods, reason = "as in the server: its senders are bounded one by one")]
-    let (events_tx, events_rx) = channel();
+    let (events_tx, events_rx) = unbounded_channel();
     let tick = Duration::from_millis(10);
     let shared = Arc::new(Shared::new(SharedParts {
         id: 1,
@@ -129,7 +131,7 @@ fn begin() -> Member {
         boot: 1,
         peer_url: "http://127.0.0.1:1".into(),
     };
-    let transport = Transport::start(identity, TransportLimits::default(), Arc::new(Nobody)).expect("a client");
+    let transport = Transport::start(identity, TransportLimits::default(), Arc::new(Nobody), Handle::current()).expect("a client");
     let compactions = Compactions::default();
     let wal = WatchedWal {
         wal,
@@ -142,7 +144,19 @@ fn begin() -> Member {
         keep_entries: 0,
         snapshot_dir: snapshots.path().to_owned(),
     };
-    let threads = start(core, Box::new(wal), state, shared.clone(), transport.clone(), options, events_rx, 1).expect("threads");
+    let runtime = Handle::current();
+    let threads = start(
+        core,
+        Box::new(wal),
+        state,
+        shared.clone(),
+        transport.clone(),
+        options,
+        events_rx,
+        1,
+        &runtime,
+    )
+    .expect("threads");
     let leader = Arc::new(LeaderService::new(shared.clone(), transport));
     Member {
         node: Node::new(shared, leader),
@@ -172,9 +186,9 @@ impl Member {
         }
     }
 
-    fn end(self) {
+    async fn end(self) {
         self.node.shared().send(Event::Stop);
-        self.threads.join();
+        self.threads.join().await;
     }
 }
 
@@ -203,7 +217,7 @@ async fn rule_11_the_log_is_compacted_only_behind_a_complete_snapshot() {
         later.iter().all(|(to, snapshot)| snapshot.is_some_and(|index| index >= *to)),
         "{later:?}"
     );
-    member.end();
+    member.end().await;
 }
 
 async fn ends_at(fault: FaultAt, named: &str) {
@@ -224,7 +238,7 @@ async fn ends_at(fault: FaultAt, named: &str) {
     let syncs = member.disk.syncs();
     assert_eq!(member.put().await, Err(ProposeError::ShuttingDown));
     let (disk, shared) = (member.disk.clone(), member.node.shared().clone());
-    member.end();
+    member.end().await;
     assert_eq!(disk.syncs(), syncs);
     assert!(matches!(*shared.phases().borrow(), Phase::Failed(_)));
 }

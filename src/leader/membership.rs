@@ -65,6 +65,7 @@ impl LeaderService {
             Some(id) => id,
             None => free_id(&self.shared, &members),
         };
+        let again = member.clone();
         let wanted_role = if member.voter { MemberRole::Voter } else { MemberRole::Learner };
         let record = MemberRecord {
             id,
@@ -82,13 +83,15 @@ impl LeaderService {
             ..Default::default()
         };
         self.shared.change(change, deadline).await?;
-        if reader.members().iter().any(|there| there.id == id) {
-            return Ok(LeaderReply::Member { id, existed: false });
+        match reader.members().into_iter().find(|there| there.id == id) {
+            Some(there) if there.peer_url == again.peer_url => Ok(LeaderReply::Member { id, existed: false }),
+            // Another request has given this id away meanwhile: what there is now decides.
+            Some(_) => Box::pin(self.enter(again, replaces, deadline)).await,
+            None => Err(conflict(
+                ConflictCode::ChangeInProgress,
+                format!("another change came first; member {id} was not added"),
+            )),
         }
-        Err(conflict(
-            ConflictCode::ChangeInProgress,
-            format!("another change came first; member {id} was not added"),
-        ))
     }
 
     pub(super) async fn promote(&self, id: u64, deadline: Instant) -> Result<LeaderReply, LeaderError> {
@@ -114,7 +117,13 @@ impl LeaderService {
                 deadline,
             )
             .await?;
-        Ok(LeaderReply::Done)
+        if self.shared.reader.applied().conf_state.voters.contains(&id) {
+            return Ok(LeaderReply::Done);
+        }
+        Err(conflict(
+            ConflictCode::ChangeInProgress,
+            format!("another change came first; member {id} was not promoted"),
+        ))
     }
 
     pub(super) async fn remove(&self, id: u64, force: bool, deadline: Instant) -> Result<LeaderReply, LeaderError> {

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use raft::eraftpb::Message;
 use serde::Deserialize;
 use serde_json::json;
+use tokio::runtime::Handle;
 
 use super::ServerError;
 use super::admission::MemberTable;
@@ -13,7 +15,7 @@ use crate::config::Config;
 use crate::datadir::{DataDir, founding_cluster_id};
 use crate::driver::Event;
 use crate::node::{Phase, Shared};
-use crate::transport::{FetchError, Identity, Peer, PeerEvents, Transport, TransportLimits};
+use crate::transport::{FetchError, Identity, Peer, PeerEvents, SenderIdentity, Transport, TransportLimits};
 
 /// Between two rounds over the URLs to join.
 const RETRY: Duration = Duration::from_secs(1);
@@ -71,6 +73,7 @@ struct NoEvents;
 impl PeerEvents for NoEvents {
     fn unreachable(&self, _peer: u64) {}
     fn snapshot_sent(&self, _peer: u64, _ok: bool) {}
+    fn answered(&self, _sender: &SenderIdentity<'_>, _messages: Vec<Message>) {}
     fn removed(&self, _detail: String) {}
     fn refused(&self, _peer: u64, _code: &str, _detail: String) {}
 }
@@ -88,7 +91,7 @@ async fn found(config: &Config, data_dir: &DataDir) -> Result<Settled, ServerErr
         peer_url: config.advertise.peer_url.as_str().into(),
     };
     let own_incarnation = identity.incarnation;
-    let transport = Transport::start(identity, TransportLimits::default(), Arc::new(NoEvents)).map_err(no_client)?;
+    let transport = Transport::start(identity, TransportLimits::default(), Arc::new(NoEvents), Handle::current()).map_err(no_client)?;
     for member in config.cluster.members.iter().filter(|member| member.id != id) {
         match transport.fetch_members(&member.peer_url, PROBE_TIMEOUT).await {
             Ok(table) => check_is_new(&table, id, own_incarnation).map_err(|what| {

@@ -4,19 +4,21 @@
 pub mod admission;
 mod join;
 mod offline;
+mod peer_thread;
 mod peers;
 mod recover;
 mod stop;
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{channel, unbounded_channel};
 
 use admission::Admissions;
+use peer_thread::PeerThread;
+
 pub use offline::latest_state;
 pub(crate) use peers::Queued;
 
@@ -107,7 +109,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         peer_url: config.advertise.peer_url.as_str().into(),
     };
     #[expect(clippy::disallowed_methods, reason = "its senders are bounded one by one: see the driver")]
-    let (events_tx, events_rx) = channel();
+    let (events_tx, events_rx) = unbounded_channel();
     let applied = found.state.applied();
     let applied_index = applied.index;
     let core = Consensus::start(
@@ -131,8 +133,16 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         wal_engine: config.wal.engine.name(),
         admissions: Admissions::new(id, identity.cluster_id, identity.incarnation),
     }));
-    let transport = Transport::start(identity.clone(), transport_limits(&config), Arc::new(peers::Events(shared.clone())))
-        .map_err(|error| ServerError::Refused(format!("cannot make an HTTP client: {error}")))?;
+    let peer_thread = PeerThread::start()?;
+    let (strangers_tx, strangers_rx) = channel(1);
+    let intake = Arc::new(peers::Intake::new(shared.clone(), strangers_tx));
+    let transport = Transport::start(
+        identity.clone(),
+        transport_limits(&config),
+        Arc::new(peers::Events::new(shared.clone(), intake.clone())),
+        peer_thread.handle().clone(),
+    )
+    .map_err(|error| ServerError::Refused(format!("cannot make an HTTP client: {error}")))?;
     let options = driver::Options {
         tick: config.raft.tick,
         snapshot_entries: config.raft.snapshot_entries,
@@ -148,13 +158,13 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         options,
         events_rx,
         found.durable_index,
+        peer_thread.handle(),
     )?;
     let leader = Arc::new(LeaderService::new(shared.clone(), transport.clone()));
     let node = Node::new(shared.clone(), leader.clone());
 
-    let (strangers_tx, strangers_rx) = mpsc::channel(1);
-    let peer_service = Arc::new(peers::Service::new(node.clone(), data_dir.snapshot_dir(), strangers_tx));
-    let peer_app = PeerServer::new(peer_service, identity.clone(), transport_limits(&config));
+    let peer_service = Arc::new(peers::Service::new(node.clone(), intake, data_dir.snapshot_dir()));
+    let peer_app = PeerServer::new(peer_service, identity.clone(), transport_limits(&config), Some(transport.clone()));
     tokio::spawn(peers::meet_strangers(shared.clone(), transport.clone(), strangers_rx));
     let connections = Arc::new(ServeStats::default());
     let client_app = http::service(AppState::new(
@@ -164,7 +174,18 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         Some(Arc::new(log)),
     ));
     let limits = serve_limits(&config, id);
-    let peer_server = tokio::spawn(serve::serve(peer_listener, peer_app, limits.clone(), closing(shared.clone())));
+    let peer_listener = peer_listener.into_std()?;
+    let serve_peers = {
+        let (limits, closing) = (limits.clone(), closing(shared.clone()));
+        async move {
+            // Made anew, because a listener belongs to the runtime on which it was made.
+            match TcpListener::from_std(peer_listener) {
+                Ok(listener) => serve::serve(listener, peer_app, limits, closing).await,
+                Err(error) => tracing::error!(%error, "cannot serve the peers"),
+            }
+        }
+    };
+    let peer_server = peer_thread.handle().spawn(serve_peers);
     let client_server = tokio::spawn(serve::serve_with(
         client_listener,
         Plain,
@@ -192,6 +213,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         client_server,
         peer_server,
         threads,
+        peer_thread,
     });
     if tokio::time::timeout(STOP_WITHIN, orderly).await.is_err() {
         tracing::warn!("the orderly stop took too long and was cut short; nothing acknowledged is lost");

@@ -24,26 +24,42 @@ use crate::transport::{Busy, PeerEvents, PeerService, Refusal, SenderIdentity, T
 const MAX_QUEUED_MESSAGES: usize = 16_384;
 
 /// Reports of the transport: each becomes an event for the driver.
-pub struct Events(pub Arc<Shared>);
+pub struct Events {
+    shared: Arc<Shared>,
+    intake: Arc<Intake>,
+}
+
+impl Events {
+    pub fn new(shared: Arc<Shared>, intake: Arc<Intake>) -> Events {
+        Events { shared, intake }
+    }
+}
 
 impl PeerEvents for Events {
     fn unreachable(&self, peer: u64) {
-        self.0.send(Event::Unreachable(peer));
+        self.shared.send(Event::Unreachable(peer));
     }
 
     fn snapshot_sent(&self, peer: u64, ok: bool) {
-        self.0.send(Event::SnapshotSent { to: peer, ok });
+        self.shared.send(Event::SnapshotSent { to: peer, ok });
+    }
+
+    fn answered(&self, sender: &SenderIdentity<'_>, messages: Vec<Message>) {
+        // Refused or no room: lost, as any message may be; raft sends again what still matters.
+        if self.intake.admit(sender).is_ok() {
+            let _ = self.intake.step(messages);
+        }
     }
 
     fn removed(&self, detail: String) {
         tracing::debug!(detail, "a peer says that this member was removed");
-        self.0.send(Event::ToldRemoved);
+        self.shared.send(Event::ToldRemoved);
     }
 
     fn refused(&self, _peer: u64, code: &str, detail: String) {
         // The transport has logged it. Only one refusal is final: this directory is not the one the cluster knows under this id.
         if code == REINCARNATED {
-            self.0.fail(Fatal::new(format!(
+            self.shared.fail(Fatal::new(format!(
                 "{detail}. This data directory is not the one the cluster knows under this id: remove the member, then start with an empty directory, a new id and --join"
             )));
         }
@@ -123,27 +139,38 @@ fn introduce(shared: &Shared, stranger: &Stranger, table: MemberTable) {
     }
 }
 
-/// What the peer listener asks of this node.
-pub struct Service {
-    node: Node,
-    snapshot_dir: PathBuf,
+/// Where messages of peers come in, in requests and in answers: who may speak, and how much may wait.
+pub struct Intake {
+    shared: Arc<Shared>,
     /// To [`meet_strangers`]. Full: one waits to be asked already, and who is not asked now speaks again.
     strangers: mpsc::Sender<Stranger>,
     queued: Arc<AtomicUsize>,
 }
 
-impl Service {
-    pub fn new(node: Node, snapshot_dir: PathBuf, strangers: mpsc::Sender<Stranger>) -> Service {
-        Service {
-            node,
-            snapshot_dir,
+impl Intake {
+    pub fn new(shared: Arc<Shared>, strangers: mpsc::Sender<Stranger>) -> Intake {
+        Intake {
+            shared,
             strangers,
             queued: Arc::default(),
         }
     }
 
+    fn admit(&self, sender: &SenderIdentity<'_>) -> Result<(), Refusal> {
+        self.maybe_meet(sender);
+        let shared = &self.shared;
+        match shared.reader.admission(sender.member) {
+            // Nearly every request: no lock.
+            Admission::Member { incarnation } if incarnation != 0 && incarnation == sender.incarnation => Ok(()),
+            Admission::Member { .. } | Admission::Uninitialized | Admission::Removed | Admission::Unknown => {
+                let leaving = shared.view().leaving;
+                shared.admissions.lock().admit(&shared.reader, sender, &leaving)
+            }
+        }
+    }
+
     fn maybe_meet(&self, sender: &SenderIdentity<'_>) {
-        let shared = self.node.shared();
+        let shared = &self.shared;
         let is_led = shared.is_led();
         if is_led && shared.applied_index() > 0 {
             return;
@@ -160,29 +187,14 @@ impl Service {
             let _ = self.strangers.try_send(stranger);
         }
     }
-}
 
-impl PeerService for Service {
-    fn admit(&self, sender: &SenderIdentity<'_>) -> Result<(), Refusal> {
-        self.maybe_meet(sender);
-        let shared = self.node.shared();
-        match shared.reader.admission(sender.member) {
-            // Nearly every request: no lock.
-            Admission::Member { incarnation } if incarnation != 0 && incarnation == sender.incarnation => Ok(()),
-            Admission::Member { .. } | Admission::Uninitialized | Admission::Removed | Admission::Unknown => {
-                let leaving = shared.view().leaving;
-                shared.admissions.lock().admit(&shared.reader, sender, &leaving)
-            }
-        }
-    }
-
-    fn step(&self, _from: u64, messages: Vec<Message>) -> Result<(), Busy> {
+    fn step(&self, messages: Vec<Message>) -> Result<(), Busy> {
         let count = messages.len();
         if self.queued.fetch_add(count, Ordering::Relaxed) > MAX_QUEUED_MESSAGES {
             self.queued.fetch_sub(count, Ordering::Relaxed);
             return Err(Busy);
         }
-        self.node.shared().send(Event::Messages {
+        self.shared.send(Event::Messages {
             messages,
             queued: Queued {
                 count,
@@ -190,6 +202,33 @@ impl PeerService for Service {
             },
         });
         Ok(())
+    }
+}
+
+/// What the peer listener asks of this node.
+pub struct Service {
+    node: Node,
+    intake: Arc<Intake>,
+    snapshot_dir: PathBuf,
+}
+
+impl Service {
+    pub fn new(node: Node, intake: Arc<Intake>, snapshot_dir: PathBuf) -> Service {
+        Service {
+            node,
+            intake,
+            snapshot_dir,
+        }
+    }
+}
+
+impl PeerService for Service {
+    fn admit(&self, sender: &SenderIdentity<'_>) -> Result<(), Refusal> {
+        self.intake.admit(sender)
+    }
+
+    fn step(&self, _from: u64, messages: Vec<Message>) -> Result<(), Busy> {
+        self.intake.step(messages)
     }
 
     fn call(&self, request: LeaderRequest, deadline: Duration) -> BoxFuture<'static, Result<LeaderReply, LeaderError>> {

@@ -14,6 +14,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use super::admission::MemberTable;
+use super::peer_thread::PeerThread;
 use crate::driver::{self, Event};
 use crate::leader::LeaderService;
 use crate::node::Shared;
@@ -44,6 +45,7 @@ pub(super) struct Running {
     pub client_server: JoinHandle<()>,
     pub peer_server: JoinHandle<()>,
     pub threads: driver::Threads,
+    pub peer_thread: PeerThread,
 }
 
 /// Ends everything in order.
@@ -55,6 +57,7 @@ pub(super) async fn shut_down(running: Running) {
         mut client_server,
         peer_server,
         threads,
+        peer_thread,
     } = running;
     shared.begin_stop();
     let others = Others {
@@ -79,9 +82,10 @@ pub(super) async fn shut_down(running: Running) {
         }
     }
     shared.send(Event::Stop);
-    log_join(tokio::task::spawn_blocking(move || threads.join()).await);
+    threads.join().await;
     shared.close();
     log_join(peer_server.await);
+    peer_thread.stop().await;
 }
 
 fn log_join(result: Result<(), JoinError>) {

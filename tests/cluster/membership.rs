@@ -260,6 +260,32 @@ async fn rule_21_of_changes_at_once_each_takes_effect_or_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_21_of_those_who_want_one_id_at_once_one_gets_it() {
+    let cluster = Cluster::start(Setup::of(3)).await;
+    let add = async |n: u64, id: Option<u64>| {
+        let mut body = json!({ "peer_url": format!("http://127.0.0.1:{}", 1_000 + n), "role": "learner" });
+        if let Some(id) = id {
+            body["id"] = json!(id);
+        }
+        cluster.call(Method::POST, n % 3 + 1, "/members?timeout=20s", Some(body)).await
+    };
+    // The same id for different addresses.
+    let answers = futures_util::future::join_all((1..=6).map(|n| add(n, Some(50)))).await;
+    let (added, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|(status, _)| *status == 201);
+    assert_eq!(added.len(), 1, "{answers:?}");
+    assert!(refused.iter().all(|(status, _)| *status == 409), "{refused:?}");
+    // No id: each gets one of its own.
+    let answers = futures_util::future::join_all((11..=16).map(|n| add(n, None))).await;
+    let mut ids: Vec<u64> = answers
+        .iter()
+        .map(|(status, answer)| if *status == 201 { answer["id"].as_u64().unwrap() } else { 0 })
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert!(ids.len() == 6 && !ids.contains(&0), "{answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_there_already_replaces_another_one() {
     let mut cluster = Cluster::start(Setup::of(3)).await;
     let leader = cluster.leader().await;

@@ -99,7 +99,7 @@ impl PeerEvents for Echo {
         panic!("{peer} is unreachable");
     }
     fn snapshot_sent(&self, _: u64, _: bool) {}
-    fn answered(&self, _: &SenderIdentity, messages: Vec<Message>) {
+    fn answered(&self, _: &SenderIdentity<'_>, messages: Vec<Message>) {
         let _ = self.arrived_tx.send(messages.len());
     }
     fn removed(&self, _: String) {}
@@ -118,6 +118,7 @@ async fn exchange(window: usize, bytes: usize) {
             member: id,
             incarnation: id,
             boot: 1,
+            peer_url: url.as_str().into(),
         };
         let echo = Arc::new(Echo {
             id,

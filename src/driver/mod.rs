@@ -8,13 +8,15 @@
 //! ```
 //!
 //! Queues: events to the driver are unbounded in themselves and bounded at their sources (`raft.proposal_queue` proposals, one gathered
-//! read, the transport's windows, one unit per thread below). Work for the WAL and apply threads is bounded by raft: uncommitted bytes,
-//! in-flight appends, committed bytes per Ready.
+//! read, the transport's windows, one unit per thread below). Work for the WAL thread is bounded by raft: uncommitted bytes, in-flight
+//! appends. Work for the apply thread by the protocol: see [`crate::consensus::Options::max_unapplied_bytes`].
 
 mod apply;
 mod chores;
 mod event;
 mod log_size;
+#[cfg(test)]
+mod tests;
 mod wal;
 
 use std::collections::VecDeque;
@@ -56,10 +58,6 @@ const MAX_KEPT_BYTES: u64 = 64 << 20;
 const MIN_BYTES_BETWEEN_SNAPSHOTS: u64 = 128 << 20;
 /// How long an offered snapshot is kept for followers that may ask for it again.
 const OFFER_TICKS: u64 = 600;
-/// A removed member goes on so long, as a voter of the old configuration: whoever does not know yet that its removal is committed may need
-/// its vote. It ends at once when a peer tells it.
-const LINGER: Duration = Duration::from_secs(10);
-
 /// What the driver needs besides the protocol.
 pub struct Options {
     /// Length of a tick.
@@ -135,12 +133,10 @@ struct Driver {
     log_size: LogSize,
     last_snapshot_bytes: u64,
     chore_running: bool,
-    in_configuration: bool,
-    /// Tick at which it was removed from the configuration.
-    removed_at: Option<u64>,
     peers: Vec<Peer>,
     /// The leader that was last published, for the log.
     led_by: u64,
+    given_up: bool,
 }
 
 /// Starts the driver on `runtime` and the threads around it. `events` is the receiving end of what `shared` sends to.
@@ -167,7 +163,6 @@ pub fn start(
     let apply_thread = apply::spawn(state, apply_rx, shared.clone(), options.snapshot_dir.clone())?;
     let chore_thread = chores::spawn(chore_rx, shared.clone(), options.snapshot_dir.clone())?;
     let now = Instant::now();
-    let in_configuration = is_configured(&core, shared.id);
     let driver = Driver {
         core,
         shared,
@@ -189,20 +184,14 @@ pub fn start(
         log_size: LogSize::default(),
         last_snapshot_bytes: 0,
         chore_running: false,
-        in_configuration,
-        removed_at: None,
         peers: Vec::new(),
         led_by: raft::INVALID_ID,
+        given_up: false,
     };
     Ok(Threads {
         driver: runtime.spawn(driver.run()),
         others: vec![wal_thread, apply_thread, chore_thread],
     })
-}
-
-fn is_configured(core: &Consensus, id: u64) -> bool {
-    let view = core.view();
-    view.voters.contains(&id) || view.learners.contains(&id)
 }
 
 impl Driver {
@@ -250,6 +239,8 @@ impl Driver {
 
     fn handle(&mut self, event: Event) -> bool {
         match event {
+            // Neither proposed nor answered: the one who waits sees that it never will be.
+            Event::Propose { .. } if self.given_up => {}
             Event::Propose { proposal, reply } => {
                 let seq = self.core.propose(proposal);
                 if let Some(reply) = reply {
@@ -307,7 +298,12 @@ impl Driver {
             Event::Installed(start) => self.handle_installed(start),
             Event::Durable { index, bytes } => self.handle_durable(index, bytes),
             Event::Unreachable(peer) => self.core.step(Input::Unreachable(peer)),
+            Event::ToldRemoved => self.core.step(Input::ToldRemoved),
             Event::Transfer(to) => self.core.step(Input::TransferLeader(to)),
+            Event::GiveUp => {
+                self.given_up = true;
+                self.shared.replies.lock().clear();
+            }
             Event::Stop => return true,
         }
         false
@@ -569,14 +565,7 @@ impl Driver {
     }
 
     fn update_peers(&mut self) {
-        let own = self.shared.id;
-        let members = self.shared.reader.members().into_iter().filter(|member| member.id != own);
-        let peers: Vec<Peer> = members
-            .map(|member| Peer {
-                id: member.id,
-                url: member.peer_url,
-            })
-            .collect();
+        let peers = self.shared.admissions.lock().peers(&self.shared.reader, &self.core.leaving());
         if peers != self.peers {
             self.peers.clone_from(&peers);
             self.transport.set_peers(peers);
@@ -585,15 +574,9 @@ impl Driver {
 
     /// A member that was removed stops; it must not campaign, vote or serve again.
     fn check_membership(&mut self) {
-        let configured = is_configured(&self.core, self.shared.id);
-        if self.in_configuration && !configured {
-            self.removed_at = Some(self.ticks);
-        }
-        let linger_ticks = (LINGER.as_millis() / self.options.tick.as_millis().max(1)) as u64;
-        if self.removed_at.is_some_and(|at| self.ticks - at >= linger_ticks) {
+        if self.core.has_left() {
             self.shared.fail(Fatal::removed(self.shared.id));
         }
-        self.in_configuration = configured;
     }
 
     fn stop(mut self) {

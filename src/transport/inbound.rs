@@ -179,7 +179,7 @@ impl Inner {
         }
     }
 
-    fn check_cluster(&self, addressing: &Addressing) -> Result<(), Refusal> {
+    fn check_cluster(&self, addressing: &Addressing<'_>) -> Result<(), Refusal> {
         let (theirs, own) = (addressing.sender.cluster_id, self.identity.cluster_id);
         if theirs == own {
             return Ok(());
@@ -197,7 +197,7 @@ impl Inner {
         )
     }
 
-    fn check_sender(&self, addressing: &Addressing) -> Result<(), Refusal> {
+    fn check_sender(&self, addressing: &Addressing<'_>) -> Result<(), Refusal> {
         if addressing.to != self.identity.member {
             let detail = format!(
                 "this is member {}, not {}: a peer URL is wrong",
@@ -226,7 +226,7 @@ impl Inner {
             .or_else(|refusal| self.note(addressing, refusal))
     }
 
-    fn note(&self, addressing: &Addressing, refusal: Refusal) -> Result<(), Refusal> {
+    fn note(&self, addressing: &Addressing<'_>, refusal: Refusal) -> Result<(), Refusal> {
         self.refusals.note(addressing.sender.member, refusal.code, &refusal.detail);
         Err(refusal)
     }
@@ -272,9 +272,7 @@ impl Inner {
             return empty_answer();
         }
         let mut answer = Response::new(Full::new(body));
-        answer
-            .headers_mut()
-            .insert(wire::PEER, Addressing::new(&self.identity, from).header());
+        *answer.headers_mut() = wire::own_headers(&self.identity, from);
         answer
             .headers_mut()
             .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));

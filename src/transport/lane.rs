@@ -251,13 +251,14 @@ enum Taken {
 pub(super) struct Destination {
     pub(super) peer: u64,
     pub(super) url: Url,
-    pub(super) addressing: HeaderValue,
+    /// Who speaks to whom: goes with every request.
+    pub(super) headers: HeaderMap,
     pub(super) identity: Identity,
 }
 
 /// Messages that came in the answer to a POST, and who says so.
 struct Answer {
-    addressing: Option<Addressing>,
+    headers: HeaderMap,
     body: Bytes,
 }
 
@@ -298,10 +299,8 @@ impl Lane {
         refusals: Arc<RefusalLog>,
         rides: Arc<Rides>,
     ) -> Lane {
-        let headers = HeaderMap::from_iter([
-            (super::wire::PEER, destination.addressing.clone()),
-            (CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
-        ]);
+        let mut headers = destination.headers.clone();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         Lane {
             queue,
             client,
@@ -435,7 +434,7 @@ impl Lane {
     /// The messages of an answer, checked as those of a request are (rule 27).
     fn take_answer(&self, answer: Answer) {
         let Destination { peer, identity, .. } = &self.destination;
-        let sender = answer.addressing.filter(|addressing| {
+        let sender = Addressing::parse(&answer.headers).filter(|addressing| {
             (addressing.sender.cluster_id, addressing.sender.member, addressing.to) == (identity.cluster_id, *peer, identity.member)
         });
         let checked = sender
@@ -516,7 +515,7 @@ async fn read_messages(mut response: reqwest::Response, max_bytes: usize) -> Out
     if response.content_length() == Some(0) {
         return Outcome::Queued(None);
     }
-    let addressing = Addressing::parse(response.headers());
+    let headers = std::mem::take(response.headers_mut());
     let mut body = Vec::new();
     loop {
         match response.chunk().await {
@@ -528,7 +527,7 @@ async fn read_messages(mut response: reqwest::Response, max_bytes: usize) -> Out
         }
     }
     Outcome::Queued((!body.is_empty()).then(|| Answer {
-        addressing,
+        headers,
         body: body.into(),
     }))
 }

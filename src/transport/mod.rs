@@ -30,6 +30,7 @@ mod wire;
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -45,7 +46,7 @@ pub use outbound::{FetchError, PeerMetrics, Transport};
 pub use wire::{SenderIdentity, WireError};
 
 /// Who this node is to its peers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The cluster.
     pub cluster_id: u64,
@@ -55,6 +56,8 @@ pub struct Identity {
     pub incarnation: u64,
     /// Grows with every start: append streams of an earlier start never mix with this one's.
     pub boot: u64,
+    /// Where this node is reached: told with every request, so that a member which does not know it can ask it who it is.
+    pub peer_url: Arc<str>,
 }
 
 /// A member to send to.
@@ -119,7 +122,7 @@ pub trait PeerEvents: Send + Sync + 'static {
     /// `RawNode::report_snapshot`; exactly once for each snapshot handed in.
     fn snapshot_sent(&self, peer: u64, ok: bool);
     /// Checked messages that came in the answer to a request. Dropped if the sender is not admitted or the queue is full.
-    fn answered(&self, sender: &SenderIdentity, messages: Vec<Message>);
+    fn answered(&self, sender: &SenderIdentity<'_>, messages: Vec<Message>);
     /// A peer knows this member as removed: the node must stop and say so.
     fn removed(&self, detail: String);
     /// A peer refuses this node (`412`) for another reason. Called each time; the transport logs it once per peer and code.
@@ -146,7 +149,7 @@ pub struct Busy;
 /// What the peer listener asks of the node. Cluster id and receiver are checked before any of it.
 pub trait PeerService: Send + Sync + 'static {
     /// Whether the sender is a member with this incarnation. Called for every request: must be cheap.
-    fn admit(&self, sender: &SenderIdentity) -> Result<(), Refusal>;
+    fn admit(&self, sender: &SenderIdentity<'_>) -> Result<(), Refusal>;
     /// Enqueues checked messages. A heartbeat's or append's commit is *not* checked against the log here.
     fn step(&self, from: u64, messages: Vec<Message>) -> Result<(), Busy>;
     /// Carries out a relayed request, if this node leads.

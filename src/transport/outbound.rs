@@ -13,7 +13,7 @@ use super::{
     lane::{Destination, Lane, LaneKind, LaneMetrics, Pushed, Queue, RefusalLog, read_problem},
     ride::Rides,
     snapshot_out::{self, Report},
-    wire::{self, Addressing},
+    wire,
 };
 use crate::leader::{LeaderError, LeaderReply, LeaderRequest};
 
@@ -128,8 +128,8 @@ impl Transport {
         let destination = Destination {
             peer: peer.id,
             url: url_of(&peer.url, "raft")?,
-            addressing: Addressing::new(&inner.identity, peer.id).header(),
-            identity: inner.identity,
+            headers: wire::own_headers(&inner.identity, peer.id),
+            identity: inner.identity.clone(),
         };
         let rides = Arc::new(Rides::default());
         let lane = |kind| {
@@ -226,7 +226,7 @@ impl Transport {
             .0
             .side_client
             .post(url)
-            .header(wire::PEER, peer.destination.addressing.clone())
+            .headers(peer.destination.headers.clone())
             .header(wire::DEADLINE_MS, deadline.as_millis().to_string())
             .timeout(deadline + CALL_SLACK)
             .json(request)
@@ -266,7 +266,7 @@ impl Transport {
             .0
             .side_client
             .get(url_of(url, "raft/members")?)
-            .header(wire::PEER, Addressing::new(&self.0.identity, 0).header())
+            .headers(wire::own_headers(&self.0.identity, 0))
             .timeout(timeout)
             .send()
             .await

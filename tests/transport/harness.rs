@@ -61,7 +61,7 @@ impl PeerEvents for Events {
     fn snapshot_sent(&self, peer: u64, ok: bool) {
         self.snapshots.lock().push((peer, ok));
     }
-    fn answered(&self, _: &SenderIdentity, messages: Vec<Message>) {
+    fn answered(&self, _: &SenderIdentity<'_>, messages: Vec<Message>) {
         self.answered.lock().extend(messages);
     }
     fn removed(&self, detail: String) {
@@ -106,7 +106,7 @@ impl Recorder {
 }
 
 impl PeerService for Recorder {
-    fn admit(&self, _: &SenderIdentity) -> Result<(), Refusal> {
+    fn admit(&self, _: &SenderIdentity<'_>) -> Result<(), Refusal> {
         self.refusal.lock().clone().map_or(Ok(()), Err)
     }
     fn step(&self, _: u64, messages: Vec<Message>) -> Result<(), Busy> {
@@ -169,6 +169,7 @@ pub fn identity(id: u64) -> Identity {
         member: id,
         incarnation: 100 + id,
         boot: 1,
+        peer_url: format!("http://127.0.0.1:{id}").into(),
     }
 }
 

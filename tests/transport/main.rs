@@ -155,6 +155,7 @@ async fn rule_27_wrong_cluster_wrong_receiver_and_unknown_senders_are_refused() 
     let node = Node::start(2).await;
     let refused_as = async |identity: Identity, peer: Peer| {
         let events = std::sync::Arc::new(Events::default());
+        let from = identity.member;
         let transport = Transport::start(
             identity,
             TransportLimits::default(),
@@ -164,7 +165,7 @@ async fn rule_27_wrong_cluster_wrong_receiver_and_unknown_senders_are_refused() 
         .expect("a transport");
         let to = peer.id;
         transport.set_peers(vec![peer]);
-        transport.send(vec![append(identity.member, to, 1, 10)]);
+        transport.send(vec![append(from, to, 1, 10)]);
         eventually("refused", || !events.refused.lock().is_empty()).await;
         events.refused.lock()[0].1.clone()
     };

@@ -112,6 +112,11 @@ impl Leases {
             .collect()
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
     /// Every lease, by id.
     pub(super) fn all(&self) -> Vec<LeaseInfo> {
         self.by_id

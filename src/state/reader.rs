@@ -332,6 +332,11 @@ impl StateReader {
         })
     }
 
+    /// How many leases there are.
+    pub fn lease_count(&self) -> usize {
+        self.shared.with(|published| published.leases.len())
+    }
+
     /// All leases, by id.
     pub fn leases(&self) -> Vec<LeaseInfo> {
         let leases = self.shared.with(|published| published.leases.clone());

@@ -10,6 +10,7 @@
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use ::raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
@@ -50,6 +51,7 @@ pub(crate) struct RaftEngineBackend {
     region: u64,
     sync: bool,
     syncs: u64,
+    sync_time: Duration,
     fence: Fence,
     files: PathBuf,
     _claim: Claim,
@@ -93,6 +95,7 @@ impl RaftEngineBackend {
             region,
             sync,
             syncs: 0,
+            sync_time: Duration::ZERO,
             fence,
             files,
             _claim: claim,
@@ -164,8 +167,12 @@ impl Backend for RaftEngineBackend {
             .collect();
         batch.add_entries::<Stored>(self.region, &entries).map_err(engine_error)?;
         batch.put(META_REGION, META_KEY.to_vec(), unit.meta).map_err(engine_error)?;
+        let begun = Instant::now();
         self.engine.write(&mut batch, self.sync).map_err(engine_error)?;
-        self.syncs += u64::from(self.sync);
+        if self.sync {
+            self.syncs += 1;
+            self.sync_time += begun.elapsed();
+        }
         if matches!(unit.remove, Remove::Prefix { .. } | Remove::All) {
             self.engine.purge_expired_files().map_err(engine_error)?;
         }
@@ -176,6 +183,7 @@ impl Backend for RaftEngineBackend {
         WalStats {
             bytes: dir_bytes(&self.files),
             syncs: self.syncs + self.fence.syncs(),
+            sync_time: self.sync_time,
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use ::rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
@@ -29,6 +30,7 @@ pub(crate) struct RocksDbBackend {
     write: WriteOptions,
     sync: bool,
     syncs: u64,
+    sync_time: Duration,
     fence: Fence,
     files: PathBuf,
     _claim: Claim,
@@ -53,6 +55,7 @@ impl RocksDbBackend {
             write,
             sync,
             syncs: 0,
+            sync_time: Duration::ZERO,
             fence,
             files,
             _claim: claim,
@@ -124,8 +127,12 @@ impl Backend for RocksDbBackend {
             batch.put(entry_key(*index), record);
         }
         batch.put(META_KEY, &unit.meta);
+        let begun = Instant::now();
         self.db.write_opt(batch, &self.write).map_err(engine_error)?;
-        self.syncs += u64::from(self.sync);
+        if self.sync {
+            self.syncs += 1;
+            self.sync_time += begun.elapsed();
+        }
         if let Remove::Prefix { to } = unit.remove {
             // Whole files below the start go at once instead of waiting for a compaction.
             self.db.delete_file_in_range(entry_key(0), entry_key(to)).map_err(engine_error)?;
@@ -137,6 +144,7 @@ impl Backend for RocksDbBackend {
         WalStats {
             bytes: dir_bytes(&self.files),
             syncs: self.syncs + self.fence.syncs(),
+            sync_time: self.sync_time,
         }
     }
 }

@@ -230,6 +230,7 @@ impl Backend for SledBackend {
         WalStats {
             bytes: own + self.table.bytes(),
             syncs,
+            sync_time: self.journal.sync_time(),
         }
     }
 }

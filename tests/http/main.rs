@@ -8,6 +8,7 @@ mod support;
 mod conventions;
 mod keys;
 mod leases;
+mod observability;
 mod operations;
 mod ranges;
 mod watches;

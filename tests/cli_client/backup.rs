@@ -260,6 +260,11 @@ fn a_log_is_dumped_and_verified_without_being_changed() {
     let dump = tool(&["wal", "dump", wal.to_str().unwrap()]);
     assert!(dump.code == 0 && dump.text().starts_with("engine"), "{}", dump.stderr);
     assert_eq!(tool(&["wal", "verify", wal.to_str().unwrap()]).code, 0);
+    assert_eq!(
+        tool(&["wal", "verify", data_dir.to_str().unwrap()]).code,
+        0,
+        "the directory above is understood too"
+    );
     assert!(content(&wal) == before, "nothing was changed");
     assert_eq!(tool(&["wal", "verify", dir.path().to_str().unwrap()]).code, 1);
 }

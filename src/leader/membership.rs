@@ -213,9 +213,12 @@ impl LeaderService {
                 None => Err(LeaderError::MemberNotFound { id: remove }),
             };
         }
-        let LeaderReply::Member { id, .. } = self.enter(NewMember { voter: true, ..add }, remove, deadline).await? else {
+        let LeaderReply::Member { id, existed } = self.enter(NewMember { voter: true, ..add }, remove, deadline).await? else {
             return Err(LeaderError::Timeout);
         };
+        if existed && !reader.members().iter().any(|member| member.id == id && member.replaces == remove) {
+            return self.replace_by_member(remove, id, deadline).await;
+        }
         loop {
             if reader.is_removed(remove) && self.shared.view().voters.contains(&id) {
                 return Ok(LeaderReply::Member { id, existed: false });
@@ -226,6 +229,32 @@ impl LeaderService {
             if self.shared.leader() != Some(self.shared.id) {
                 // It is remembered with the new member: whoever leads now goes on, and answers whoever asks again.
                 return Err(LeaderError::Timeout);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+/// A replacement by a member that entered by itself, perhaps because its `--join` was faster than the request for the pair.
+impl LeaderService {
+    /// The pair is not remembered with the new member, so it is this request that sees to it: once the new one votes, the other goes.
+    async fn replace_by_member(&self, remove: u64, id: u64, deadline: Instant) -> Result<LeaderReply, LeaderError> {
+        loop {
+            if self.shared.view().voters.contains(&id) {
+                self.remove(remove, false, deadline).await?;
+                return Ok(LeaderReply::Member { id, existed: false });
+            }
+            // A learner by wish waits to be told; others are promoted by the leader's standing duties.
+            let is_content = |member: &MemberRecord| member.id == id && member.wanted_role == MemberRole::Learner as i32;
+            if self.shared.reader.members().iter().any(is_content) && is_caught_up(&self.shared.view(), &self.shared.peers(), id) {
+                self.promote(id, deadline).await?;
+                continue;
+            }
+            if Instant::now() + POLL >= deadline {
+                return Err(LeaderError::Timeout);
+            }
+            if self.shared.leader() != Some(self.shared.id) {
+                return Err(LeaderError::NoLeader);
             }
             tokio::time::sleep(POLL).await;
         }

@@ -1,5 +1,5 @@
-//! The loop around [`Consensus`]: queues in, effects out. One thread owns the protocol, one the log, one the state machine, one makes
-//! snapshots; this file is the first of them and the wiring of all four.
+//! The loop around [`Consensus`]: queues in, effects out. One task, on the thread of the peers, owns the protocol; one thread owns the log,
+//! one the state machine, one makes snapshots. This file is the first of them and the wiring of all four.
 //!
 //! ```text
 //!  Node ──propose/read──▶ Driver ──Persist──▶ WAL thread ──Persisted──▶ Driver
@@ -19,12 +19,16 @@ mod wal;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType, Snapshot};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinHandle;
 
 use log_size::LogSize;
 
@@ -68,16 +72,22 @@ pub struct Options {
     pub snapshot_dir: PathBuf,
 }
 
-/// The threads, to be joined after [`Event::Stop`].
+/// The task and the threads, to be joined after [`Event::Stop`].
 pub struct Threads {
-    driver: std::thread::JoinHandle<()>,
+    driver: JoinHandle<()>,
+    others: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl Threads {
-    /// Waits until every thread has ended.
-    pub fn join(self) {
-        if self.driver.join().is_err() {
-            tracing::error!("the driver thread panicked");
+    /// Waits until all of them have ended.
+    pub async fn join(self) {
+        if let Err(error) = self.driver.await {
+            tracing::error!(%error, "the driver ended abnormally");
+        }
+        let others = self.others;
+        let joined = tokio::task::spawn_blocking(move || others.into_iter().all(|thread| thread.join().is_ok()));
+        if !matches!(joined.await, Ok(true)) {
+            tracing::error!("a thread of the driver ended abnormally");
         }
     }
 }
@@ -107,7 +117,7 @@ struct Driver {
     shared: Arc<Shared>,
     transport: Transport,
     options: Options,
-    events: Receiver<Event>,
+    events: UnboundedReceiver<Event>,
     wal_tx: Sender<WalJob>,
     apply_tx: Sender<ApplyJob>,
     chore_tx: Sender<Chore>,
@@ -134,7 +144,7 @@ struct Driver {
     led_by: u64,
 }
 
-/// Starts the threads. `events` is the receiving end of what `shared` sends to.
+/// Starts the driver on `runtime` and the threads around it. `events` is the receiving end of what `shared` sends to.
 #[allow(clippy::too_many_arguments, reason = "the wiring of the node: each is a station of its own")]
 #[expect(
     clippy::disallowed_methods,
@@ -147,8 +157,9 @@ pub fn start(
     shared: Arc<Shared>,
     transport: Transport,
     options: Options,
-    events: Receiver<Event>,
+    events: UnboundedReceiver<Event>,
     durable_index: u64,
+    runtime: &Handle,
 ) -> std::io::Result<Threads> {
     let (wal_tx, wal_rx) = channel();
     let (apply_tx, apply_rx) = channel();
@@ -184,15 +195,10 @@ pub fn start(
         peers: Vec::new(),
         led_by: raft::INVALID_ID,
     };
-    let driver = std::thread::Builder::new().name("driver".into()).spawn(move || {
-        driver.run();
-        for thread in [wal_thread, apply_thread, chore_thread] {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the driver panicked");
-            }
-        }
-    })?;
-    Ok(Threads { driver })
+    Ok(Threads {
+        driver: runtime.spawn(driver.run()),
+        others: vec![wal_thread, apply_thread, chore_thread],
+    })
 }
 
 fn is_configured(core: &Consensus, id: u64) -> bool {
@@ -201,23 +207,26 @@ fn is_configured(core: &Consensus, id: u64) -> bool {
 }
 
 impl Driver {
-    fn run(mut self) {
+    async fn run(mut self) {
         if self.core.view().voters == [self.shared.id] {
             self.core.step(Input::Campaign);
         }
         self.update_peers();
+        let mut timer = pin!(tokio::time::sleep_until(self.next_tick.into()));
         loop {
             self.perform();
-            let wake_at = self.announce_at.map_or(self.next_tick, |at| at.min(self.next_tick));
-            let timeout = wake_at.saturating_duration_since(Instant::now());
-            match self.events.recv_timeout(timeout) {
-                Ok(event) => {
-                    if self.take_events(event) {
+            let wake_at = self.announce_at.map_or(self.next_tick, |at| at.min(self.next_tick)).into();
+            if timer.deadline() != wake_at {
+                timer.as_mut().reset(wake_at);
+            }
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(event) => if self.take_events(event) {
                         return self.stop();
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return self.stop(),
+                    },
+                    None => return self.stop(),
+                },
+                () = &mut timer => {}
             }
             self.make_ticks();
         }

@@ -37,7 +37,7 @@ pub struct Shared {
     pub(crate) reads: ReadGate,
     /// When a member was last heard of.
     pub(super) heard: Mutex<HashMap<u64, std::time::Instant>>,
-    pub(super) events: std::sync::mpsc::Sender<Event>,
+    pub(super) events: tokio::sync::mpsc::UnboundedSender<Event>,
     pub(super) published: RwLock<Arc<Published>>,
     pub(super) leadership: watch::Sender<(u64, u64)>,
     pub(super) phase: watch::Sender<Phase>,
@@ -103,7 +103,7 @@ pub struct SharedParts {
     /// The store.
     pub store: Arc<dyn KvStore>,
     /// To the driver.
-    pub events: std::sync::mpsc::Sender<Event>,
+    pub events: tokio::sync::mpsc::UnboundedSender<Event>,
     /// The protocol at the start.
     pub view: View,
     /// `raft.proposal_queue`.

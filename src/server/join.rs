@@ -4,15 +4,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use raft::eraftpb::Message;
 use serde::Deserialize;
 use serde_json::json;
+use tokio::runtime::Handle;
 
 use super::ServerError;
 use crate::config::Config;
 use crate::datadir::{DataDir, founding_cluster_id};
 use crate::driver::Event;
 use crate::node::{Phase, Shared};
-use crate::transport::{FetchError, Identity, Peer, PeerEvents, Transport, TransportLimits};
+use crate::transport::{FetchError, Identity, Peer, PeerEvents, SenderIdentity, Transport, TransportLimits};
 
 /// Between two rounds over the URLs to join.
 const RETRY: Duration = Duration::from_secs(1);
@@ -70,6 +72,7 @@ struct NoEvents;
 impl PeerEvents for NoEvents {
     fn unreachable(&self, _peer: u64) {}
     fn snapshot_sent(&self, _peer: u64, _ok: bool) {}
+    fn answered(&self, _sender: &SenderIdentity, _messages: Vec<Message>) {}
     fn removed(&self, _detail: String) {}
     fn refused(&self, _peer: u64, _code: &str, _detail: String) {}
 }
@@ -85,7 +88,7 @@ async fn found(config: &Config, data_dir: &DataDir) -> Result<Settled, ServerErr
         incarnation: data_dir.identity().incarnation,
         boot: data_dir.boot(),
     };
-    let transport = Transport::start(identity, TransportLimits::default(), Arc::new(NoEvents)).map_err(no_client)?;
+    let transport = Transport::start(identity, TransportLimits::default(), Arc::new(NoEvents), Handle::current()).map_err(no_client)?;
     for member in config.cluster.members.iter().filter(|member| member.id != id) {
         match transport.fetch_members(&member.peer_url, PROBE_TIMEOUT).await {
             Ok(table) => check_is_new(&table, id, identity.incarnation).map_err(|what| {

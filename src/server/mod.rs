@@ -3,16 +3,19 @@
 
 mod join;
 mod offline;
+mod peer_thread;
 mod peers;
 mod recover;
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::unbounded_channel;
 use tokio::time::Instant;
+
+use peer_thread::PeerThread;
 
 pub use offline::latest_state;
 pub(crate) use peers::Queued;
@@ -101,7 +104,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         boot: data_dir.boot(),
     };
     #[expect(clippy::disallowed_methods, reason = "its senders are bounded one by one: see the driver")]
-    let (events_tx, events_rx) = channel();
+    let (events_tx, events_rx) = unbounded_channel();
     let applied = found.state.applied();
     let applied_index = applied.index;
     let core = Consensus::start(
@@ -124,8 +127,15 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         max_store_bytes: config.limits.max_store_bytes,
         wal_engine: config.wal.engine.name(),
     }));
-    let transport = Transport::start(identity, transport_limits(&config), Arc::new(peers::Events(shared.clone())))
-        .map_err(|error| ServerError::Refused(format!("cannot make an HTTP client: {error}")))?;
+    let peer_thread = PeerThread::start()?;
+    let intake = Arc::new(peers::Intake::new(shared.clone()));
+    let transport = Transport::start(
+        identity,
+        transport_limits(&config),
+        Arc::new(peers::Events::new(shared.clone(), intake.clone())),
+        peer_thread.handle().clone(),
+    )
+    .map_err(|error| ServerError::Refused(format!("cannot make an HTTP client: {error}")))?;
     let options = driver::Options {
         tick: config.raft.tick,
         snapshot_entries: config.raft.snapshot_entries,
@@ -141,12 +151,13 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         options,
         events_rx,
         found.durable_index,
+        peer_thread.handle(),
     )?;
     let leader = Arc::new(LeaderService::new(shared.clone(), transport.clone()));
     let node = Node::new(shared.clone(), leader.clone());
 
-    let peer_service = Arc::new(peers::Service::new(node.clone(), data_dir.snapshot_dir()));
-    let peer_app = PeerServer::new(peer_service, identity, transport_limits(&config));
+    let peer_service = Arc::new(peers::Service::new(node.clone(), intake, data_dir.snapshot_dir()));
+    let peer_app = PeerServer::new(peer_service, identity, transport_limits(&config), Some(transport.clone()));
     let connections = Arc::new(ServeStats::default());
     let client_app = http::service(AppState::new(
         node.clone(),
@@ -155,7 +166,18 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         Some(Arc::new(log)),
     ));
     let limits = serve_limits(&config, id);
-    let peer_server = tokio::spawn(serve::serve(peer_listener, peer_app, limits.clone(), closing(shared.clone())));
+    let peer_listener = peer_listener.into_std()?;
+    let serve_peers = {
+        let (limits, closing) = (limits.clone(), closing(shared.clone()));
+        async move {
+            // Made anew, because a listener belongs to the runtime on which it was made.
+            match TcpListener::from_std(peer_listener) {
+                Ok(listener) => serve::serve(listener, peer_app, limits, closing).await,
+                Err(error) => tracing::error!(%error, "cannot serve the peers"),
+            }
+        }
+    };
+    let peer_server = peer_thread.handle().spawn(serve_peers);
     let client_server = tokio::spawn(serve::serve_with(
         client_listener,
         Plain,
@@ -176,7 +198,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         () = &mut stop => None,
         reason = failed(&shared) => Some(reason),
     };
-    let orderly = shut_down(&shared, &leader, client_server, peer_server, threads);
+    let orderly = shut_down(&shared, &leader, client_server, peer_server, threads, peer_thread);
     if tokio::time::timeout(STOP_WITHIN, orderly).await.is_err() {
         tracing::warn!("the orderly stop took too long and was cut short; nothing acknowledged is lost");
     }
@@ -202,6 +224,7 @@ async fn shut_down(
     client_server: tokio::task::JoinHandle<()>,
     peer_server: tokio::task::JoinHandle<()>,
     threads: driver::Threads,
+    peer_thread: PeerThread,
 ) {
     shared.begin_stop();
     let view = shared.view();
@@ -214,9 +237,10 @@ async fn shut_down(
     }
     log_join(client_server.await);
     shared.send(Event::Stop);
-    log_join(tokio::task::spawn_blocking(move || threads.join()).await);
+    threads.join().await;
     shared.close();
     log_join(peer_server.await);
+    peer_thread.stop().await;
 }
 
 fn log_join(result: Result<(), tokio::task::JoinError>) {

@@ -27,26 +27,42 @@ const REINCARNATED: &str = "member_reincarnated";
 const UNKNOWN: &str = "unknown_member";
 
 /// Reports of the transport: each becomes an event for the driver.
-pub struct Events(pub Arc<Shared>);
+pub struct Events {
+    shared: Arc<Shared>,
+    intake: Arc<Intake>,
+}
+
+impl Events {
+    pub fn new(shared: Arc<Shared>, intake: Arc<Intake>) -> Events {
+        Events { shared, intake }
+    }
+}
 
 impl PeerEvents for Events {
     fn unreachable(&self, peer: u64) {
-        self.0.send(Event::Unreachable(peer));
+        self.shared.send(Event::Unreachable(peer));
     }
 
     fn snapshot_sent(&self, peer: u64, ok: bool) {
-        self.0.send(Event::SnapshotSent { to: peer, ok });
+        self.shared.send(Event::SnapshotSent { to: peer, ok });
+    }
+
+    fn answered(&self, sender: &SenderIdentity, messages: Vec<Message>) {
+        // Refused or no room: lost, as any message may be; raft sends again what still matters.
+        if self.intake.admit(sender).is_ok() {
+            let _ = self.intake.step(messages);
+        }
     }
 
     fn removed(&self, detail: String) {
         tracing::warn!(detail, "a peer says that this member was removed");
-        self.0.fail(Fatal::removed(self.0.id));
+        self.shared.fail(Fatal::removed(self.shared.id));
     }
 
     fn refused(&self, _peer: u64, code: &str, detail: String) {
         // The transport has logged it. Only one refusal is final: this directory is not the one the cluster knows under this id.
         if code == REINCARNATED {
-            self.0.fail(Fatal::new(format!(
+            self.shared.fail(Fatal::new(format!(
                 "{detail}. This data directory is not the one the cluster knows under this id: remove the member, then start with an empty directory, a new id and --join"
             )));
         }
@@ -79,31 +95,27 @@ pub async fn ask_whether_welcome(shared: Arc<Shared>, transport: Transport) {
     }
 }
 
-/// What the peer listener asks of this node.
-pub struct Service {
-    node: Node,
-    snapshot_dir: PathBuf,
+/// Where messages of peers come in, in requests and in answers: who may speak, and how much may wait.
+pub struct Intake {
+    shared: Arc<Shared>,
     /// Members whose data directory is not in the replicated table yet: bound to the first one seen.
     first_contact: Mutex<HashMap<u64, u64>>,
     queued: Arc<AtomicUsize>,
 }
 
-impl Service {
-    pub fn new(node: Node, snapshot_dir: PathBuf) -> Service {
-        Service {
-            node,
-            snapshot_dir,
+impl Intake {
+    pub fn new(shared: Arc<Shared>) -> Intake {
+        Intake {
+            shared,
             first_contact: Mutex::default(),
             queued: Arc::default(),
         }
     }
-}
 
-impl PeerService for Service {
     fn admit(&self, sender: &SenderIdentity) -> Result<(), Refusal> {
         let refuse = |code: &'static str, detail: String| Err(Refusal { code, detail });
         let member = sender.member;
-        match self.node.reader().admission(member) {
+        match self.shared.reader.admission(member) {
             // A joiner knows nobody yet: it believes whoever speaks for its cluster, until its first snapshot tells it the members.
             Admission::Uninitialized => Ok(()),
             Admission::Removed => refuse(MEMBER_REMOVED, format!("member {member} was removed from the cluster")),
@@ -121,13 +133,13 @@ impl PeerService for Service {
         }
     }
 
-    fn step(&self, _from: u64, messages: Vec<Message>) -> Result<(), Busy> {
+    fn step(&self, messages: Vec<Message>) -> Result<(), Busy> {
         let count = messages.len();
         if self.queued.fetch_add(count, Ordering::Relaxed) > MAX_QUEUED_MESSAGES {
             self.queued.fetch_sub(count, Ordering::Relaxed);
             return Err(Busy);
         }
-        self.node.shared().send(Event::Messages {
+        self.shared.send(Event::Messages {
             messages,
             queued: Queued {
                 count,
@@ -135,6 +147,33 @@ impl PeerService for Service {
             },
         });
         Ok(())
+    }
+}
+
+/// What the peer listener asks of this node.
+pub struct Service {
+    node: Node,
+    intake: Arc<Intake>,
+    snapshot_dir: PathBuf,
+}
+
+impl Service {
+    pub fn new(node: Node, intake: Arc<Intake>, snapshot_dir: PathBuf) -> Service {
+        Service {
+            node,
+            intake,
+            snapshot_dir,
+        }
+    }
+}
+
+impl PeerService for Service {
+    fn admit(&self, sender: &SenderIdentity) -> Result<(), Refusal> {
+        self.intake.admit(sender)
+    }
+
+    fn step(&self, _from: u64, messages: Vec<Message>) -> Result<(), Busy> {
+        self.intake.step(messages)
     }
 
     fn call(&self, request: LeaderRequest, deadline: Duration) -> BoxFuture<'static, Result<LeaderReply, LeaderError>> {

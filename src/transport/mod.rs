@@ -11,7 +11,7 @@
 //! - `send` never blocks. A full queue, a dead or refusing peer: the messages are dropped and the peer is reported unreachable;
 //!   raft retries what still matters.
 //! - A body is sent at most once (rule 17): no retries here, none in `reqwest`, no redirects, no proxies.
-//! - `200` means queued, never persisted.
+//! - `200` means queued, never persisted. It may carry messages of the receiver, which are checked like those of a request ([`ride`]).
 //! - Only a known sender, the right receiver, the right cluster and a bounded size get through (rule 27).
 //! - A snapshot handed in is reported sent or failed exactly once, on every path (rule 28).
 //!
@@ -20,6 +20,7 @@
 mod inbound;
 mod lane;
 mod outbound;
+mod ride;
 mod snapshot_in;
 mod snapshot_out;
 mod validate;
@@ -117,6 +118,8 @@ pub trait PeerEvents: Send + Sync + 'static {
     fn unreachable(&self, peer: u64);
     /// `RawNode::report_snapshot`; exactly once for each snapshot handed in.
     fn snapshot_sent(&self, peer: u64, ok: bool);
+    /// Checked messages that came in the answer to a request. Dropped if the sender is not admitted or the queue is full.
+    fn answered(&self, sender: &SenderIdentity, messages: Vec<Message>);
     /// A peer knows this member as removed: the node must stop and say so.
     fn removed(&self, detail: String);
     /// A peer refuses this node (`412`) for another reason. Called each time; the transport logs it once per peer and code.

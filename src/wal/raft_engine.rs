@@ -9,7 +9,7 @@
 
 use std::{
     ops::ControlFlow,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -20,7 +20,7 @@ use super::{
     WalError, WalStats,
     checked::{Backend, Visit},
     fence::Fence,
-    files::{Claim, dir_bytes, sync_tree},
+    files::{Claim, DirBytes, sync_tree},
     record::{Meta, Remove, Unit},
 };
 
@@ -53,7 +53,7 @@ pub(crate) struct RaftEngineBackend {
     syncs: u64,
     sync_time: Duration,
     fence: Fence,
-    files: PathBuf,
+    files: DirBytes,
     _claim: Claim,
 }
 
@@ -97,7 +97,7 @@ impl RaftEngineBackend {
             syncs: 0,
             sync_time: Duration::ZERO,
             fence,
-            files,
+            files: DirBytes::new(vec![files]),
             _claim: claim,
         })
     }
@@ -181,7 +181,7 @@ impl Backend for RaftEngineBackend {
 
     fn stats(&self) -> WalStats {
         WalStats {
-            bytes: dir_bytes(&self.files),
+            bytes: self.files.get(),
             syncs: self.syncs + self.fence.syncs(),
             sync_time: self.sync_time,
         }

@@ -5,7 +5,7 @@
 
 use std::{
     ops::ControlFlow,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -15,7 +15,7 @@ use super::{
     WalError, WalStats,
     checked::{Backend, Visit},
     fence::Fence,
-    files::{Claim, dir_bytes},
+    files::{Claim, DirBytes},
     record::{Meta, Remove, Unit},
 };
 
@@ -32,7 +32,7 @@ pub(crate) struct RocksDbBackend {
     syncs: u64,
     sync_time: Duration,
     fence: Fence,
-    files: PathBuf,
+    files: DirBytes,
     _claim: Claim,
 }
 
@@ -57,7 +57,7 @@ impl RocksDbBackend {
             syncs: 0,
             sync_time: Duration::ZERO,
             fence,
-            files,
+            files: DirBytes::new(vec![files]),
             _claim: claim,
         })
     }
@@ -142,7 +142,7 @@ impl Backend for RocksDbBackend {
 
     fn stats(&self) -> WalStats {
         WalStats {
-            bytes: dir_bytes(&self.files),
+            bytes: self.files.get(),
             syncs: self.syncs + self.fence.syncs(),
             sync_time: self.sync_time,
         }

@@ -45,6 +45,7 @@ pub struct Events {
     pub snapshots: Mutex<Vec<(u64, bool)>>,
     pub removed: Mutex<Vec<String>>,
     pub refused: Mutex<Vec<(u64, String)>>,
+    pub answered: Mutex<Vec<Message>>,
 }
 
 impl Events {
@@ -59,6 +60,9 @@ impl PeerEvents for Events {
     }
     fn snapshot_sent(&self, peer: u64, ok: bool) {
         self.snapshots.lock().push((peer, ok));
+    }
+    fn answered(&self, _: &SenderIdentity, messages: Vec<Message>) {
+        self.answered.lock().extend(messages);
     }
     fn removed(&self, detail: String) {
         self.removed.lock().push(detail);
@@ -175,10 +179,15 @@ impl Node {
     }
 
     pub fn start_at(listener: TcpListener, id: u64, limits: TransportLimits) -> Node {
+        Node::answering(listener, id, limits, None)
+    }
+
+    /// A node whose own messages may ride in its answers.
+    pub fn answering(listener: TcpListener, id: u64, limits: TransportLimits, transport: Option<Transport>) -> Node {
         let address = listener.local_addr().expect("address");
         let recorder = Arc::new(Recorder::new(id));
         let (stop, stopped) = oneshot::channel::<()>();
-        let server = PeerServer::new(recorder.clone(), identity(id), limits);
+        let server = PeerServer::new(recorder.clone(), identity(id), limits, transport);
         let task = tokio::spawn(serve(
             listener,
             server,
@@ -219,7 +228,7 @@ impl Node {
 
 pub fn transport(id: u64, limits: TransportLimits, peers: Vec<Peer>) -> (Transport, Arc<Events>) {
     let events = Arc::new(Events::default());
-    let transport = Transport::start(identity(id), limits, events.clone()).expect("a transport");
+    let transport = Transport::start(identity(id), limits, events.clone(), tokio::runtime::Handle::current()).expect("a transport");
     transport.set_peers(peers);
     (transport, events)
 }

@@ -190,9 +190,10 @@ fn encode_node(app: &App, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt
 
 /// The other members as this one sees them: as the leader their progress, and the queues to them.
 fn encode_peers(app: &App, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    type Figure<'a> = (&'static str, &'static str, &'a dyn Fn(&PeerProgress) -> u64);
     let status = app.node.status();
     let progress = status.peers.iter().filter(|peer| peer.id != status.id);
-    let of_peers: [(_, _, &dyn Fn(&PeerProgress) -> u64); 3] = [
+    let of_peers: [Figure<'_>; 3] = [
         ("peer_match_index", "On the leader: highest index in a member's log", &|peer| {
             peer.match_index
         }),
@@ -217,42 +218,34 @@ fn encode_peers(app: &App, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fm
 }
 
 fn encode_queues(queues: &[PeerMetrics], encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-    type Figure = (&'static str, &'static str, MetricType, fn(&LaneMetrics) -> u64);
+    /// Name, help, whether it is a counter, and its value.
+    type Figure = (&'static str, &'static str, bool, fn(&LaneMetrics) -> u64);
     let figures: [Figure; 4] = [
-        (
-            "peer_queue_messages",
-            "Messages that wait to be sent to a member",
-            MetricType::Gauge,
-            |lane| lane.queued as u64,
-        ),
-        (
-            "peer_sent_bytes",
-            "Bytes of messages sent to a member",
-            MetricType::Counter,
-            |lane| lane.bytes,
-        ),
+        ("peer_queue_messages", "Messages that wait to be sent to a member", false, |lane| {
+            lane.queued as u64
+        }),
+        ("peer_sent_bytes", "Bytes of messages sent to a member", true, |lane| lane.bytes),
         (
             "peer_dropped_messages",
             "Messages to a member dropped: its queue was full, or it was down",
-            MetricType::Counter,
+            true,
             |lane| lane.dropped,
         ),
-        (
-            "peer_send_failures",
-            "POSTs to a member that it did not take",
-            MetricType::Counter,
-            |lane| lane.failures,
-        ),
+        ("peer_send_failures", "POSTs to a member that it did not take", true, |lane| {
+            lane.failures
+        }),
     ];
-    for (name, help, kind, value) in figures {
+    for (name, help, is_counter, value) in figures {
+        let kind = if is_counter { MetricType::Counter } else { MetricType::Gauge };
         let mut family = encoder.encode_descriptor(name, help, None, kind)?;
         for queue in queues {
             for (lane, metrics) in [("control", &queue.control), ("append", &queue.append)] {
                 let labels = [("id", queue.peer.to_string()), ("lane", lane.to_owned())];
                 let encoder = family.encode_family(&labels)?;
-                match kind {
-                    MetricType::Counter => ConstCounter::new(value(metrics)).encode(encoder)?,
-                    _ => ConstGauge::new(signed(value(metrics))).encode(encoder)?,
+                if is_counter {
+                    ConstCounter::new(value(metrics)).encode(encoder)?;
+                } else {
+                    ConstGauge::new(signed(value(metrics))).encode(encoder)?;
                 }
             }
         }

@@ -1,11 +1,14 @@
 //! [`Node`]: what the front ends hold. Proposals, read barriers and requests to the leader go in here; nothing else does.
 
+mod histogram;
 mod read_gate;
 mod shared;
+mod stages;
 mod wal_metrics;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use prost::Message as _;
 use tokio::sync::oneshot;
@@ -13,15 +16,19 @@ use tokio::time::Instant;
 
 use crate::consensus::View;
 use crate::consensus::proposals::{Gate, Proposal};
-use crate::driver::Event;
+use crate::driver::{Event, Reply};
 use crate::leader::{LeaderError, LeaderReply, LeaderRequest, LeaderService};
 use crate::state::command::{Body, Command, Idempotency, TxnOpBody};
 use crate::state::outcome::{Outcome, Refusal};
 use crate::state::{SnapshotView, StateReader};
+use crate::transport::PeerMetrics;
 
+pub use histogram::{Histogram, HistogramView};
 pub use read_gate::ReadGate;
-pub use shared::{Phase, Shared, SharedParts};
-pub use wal_metrics::{WAL_BUCKETS_US, WalMetrics};
+pub use shared::{NodeMetrics, Phase, Shared, SharedParts};
+pub(crate) use stages::Applied;
+pub use stages::{ApplyTimes, StageTimes, Stages};
+pub use wal_metrics::{WalMetrics, WalShare};
 
 /// A member this close to the commit index counts as caught up.
 pub const CAUGHT_UP_ENTRIES: u64 = 1000;
@@ -173,8 +180,14 @@ impl Node {
         &self.shared
     }
 
-    /// Proposes a command and waits until it is committed and applied here, or `deadline`.
-    pub async fn propose(&self, body: Body, idempotency: Option<Idempotency>, deadline: Instant) -> Result<Outcome, ProposeError> {
+    /// Proposes a command and waits until it is committed and applied here, or `deadline`. Where the time goes is noted in `stages`.
+    pub async fn propose(
+        &self,
+        body: Body,
+        idempotency: Option<Idempotency>,
+        deadline: Instant,
+        stages: &Stages,
+    ) -> Result<Outcome, ProposeError> {
         self.admit(&body)?;
         let waiting = self.shared.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.shared.waiting);
@@ -194,19 +207,46 @@ impl Node {
             gate: gate.clone(),
             ttl_ticks,
         };
-        let (reply, outcome) = oneshot::channel();
+        let (reply, applied) = oneshot::channel();
+        let queued = std::time::Instant::now();
         self.shared.send(Event::Propose {
             proposal,
-            reply: Some(reply),
+            reply: Some(Reply(reply)),
         });
-        match tokio::time::timeout_at(deadline, outcome).await {
-            Ok(Ok(outcome)) if outcome.result == Err(Refusal::AlreadyApplied) => Err(ProposeError::Timeout),
-            Ok(Ok(outcome)) => Ok(outcome),
+        let applied = tokio::time::timeout_at(deadline, applied).await;
+        let times = applied.as_ref().ok().and_then(|applied| Some(applied.as_ref().ok()?.times));
+        self.note_stages(stages, queued, &gate, times);
+        match applied {
+            Ok(Ok(applied)) if applied.outcome.result == Err(Refusal::AlreadyApplied) => Err(ProposeError::Timeout),
+            Ok(Ok(applied)) => Ok(applied.outcome),
             Ok(Err(_)) if gate.cancel() => Err(self.stopped_or(ProposeError::NoLeader)),
             Ok(Err(_)) => Err(ProposeError::Timeout),
             Err(_) if gate.cancel() => Err(ProposeError::NoLeader),
             Err(_) => Err(ProposeError::Timeout),
         }
+    }
+
+    /// Where the time of a proposal went, as far as it came.
+    fn note_stages(&self, stages: &Stages, queued: std::time::Instant, gate: &Gate, times: Option<ApplyTimes>) {
+        // The protocol's clock counts in milliseconds.
+        let handed = gate
+            .handed_ms()
+            .map(|ms| (self.shared.started + Duration::from_millis(ms)).max(queued));
+        let now = std::time::Instant::now();
+        stages.note(|noted| {
+            noted.queue = handed.unwrap_or(now).saturating_duration_since(queued);
+            let Some(handed) = handed else { return };
+            noted.replicate = times.map_or(now, |times| times.committed).saturating_duration_since(handed);
+            if let Some(times) = times {
+                noted.apply_wait = times.begun.saturating_duration_since(times.committed);
+                noted.apply = times.applied.saturating_duration_since(times.begun);
+            }
+        });
+    }
+
+    /// The queues to the other members, by id.
+    pub fn peer_queues(&self) -> Vec<PeerMetrics> {
+        self.leader.peer_queues()
     }
 
     fn stopped_or(&self, error: ProposeError) -> ProposeError {

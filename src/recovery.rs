@@ -13,6 +13,17 @@ const READ_BYTES: u64 = 8 << 20;
 ///
 /// If that snapshot was installed and the crash came before the log began anew, the log begins anew now.
 pub fn reconcile(wal: &mut dyn Wal, applied: &Applied, snapshot_index: Option<u64>) -> Result<LogImage, WalError> {
+    let recovered = settle(wal, applied, snapshot_index)?;
+    let (term_runs, tail) = read_log(wal, recovered.start, recovered.last_index, applied.index)?;
+    Ok(LogImage {
+        recovered,
+        term_runs,
+        tail,
+    })
+}
+
+/// The first half of [`reconcile`], for whoever reads the entries piece by piece: where the log begins and ends.
+pub fn settle(wal: &mut dyn Wal, applied: &Applied, snapshot_index: Option<u64>) -> Result<Recovered, WalError> {
     let Recovered {
         mut hard_state,
         mut start,
@@ -32,15 +43,10 @@ pub fn reconcile(wal: &mut dyn Wal, applied: &Applied, snapshot_index: Option<u6
         wal.reset(start, &hard_state)?;
         last_index = start.index;
     }
-    let (term_runs, tail) = read_log(wal, start, last_index, applied.index)?;
-    Ok(LogImage {
-        recovered: Recovered {
-            hard_state,
-            start,
-            last_index,
-        },
-        term_runs,
-        tail,
+    Ok(Recovered {
+        hard_state,
+        start,
+        last_index,
     })
 }
 

@@ -7,23 +7,24 @@
 //!   restore can be run again.
 //! - Revisions jump by [`REVISION_JUMP`], and everything before is compacted: what clients know of the lost cluster cannot be mistaken
 //!   for something of the new one.
-//!
-//! The content goes through the memory of this process once.
+//! - A restore reads the file three times (verify, choose, copy) and holds pieces of it, besides the small tables and some 24 bytes for each
+//!   key. A recovery needs the state itself: a memory store once, as its member did; one on disk is copied on the disk.
 
 use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::{fs, io};
 
 use crate::config::Config;
 use crate::datadir::disk::{create_dir_durably, sync_parent};
 use crate::datadir::{DataDir, DataDirError};
 use crate::server::{self, ServerError};
-use crate::snapshot::{self, SnapshotError, SnapshotMeta};
+use crate::snapshot::{self, RecordSource, SnapshotError, SnapshotMeta, SnapshotReader};
 use crate::snapshot_files;
 use crate::state::command::MemberRecord;
-use crate::state::{State, StateError};
-use crate::store::MemoryStore;
+use crate::state::{LiveVersions, Record, State, StateError};
+use crate::store::{KvStore as _, MemoryStore, StoreError, Table, WriteBatch};
 
 /// More changes than a cluster can have made that its backup does not know of.
 pub const REVISION_JUMP: u64 = 1_000_000_000;
@@ -40,6 +41,9 @@ pub enum RestoreError {
     /// What the snapshot holds is no state.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The scratch store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// What is left of the member.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -81,10 +85,78 @@ pub fn restore(file: &Path, config: &Config) -> Result<Restored, RestoreError> {
             "a restored cluster is founded by --member, not joined by --join".into(),
         ));
     }
-    let content = Arc::new(MemoryStore::new());
-    snapshot::install(file, content.as_ref())?;
-    let state = State::open(content)?;
-    begin(state, new_cluster_id(&meta, config), config)
+    let data_dir = new_directory(config)?;
+    let (state, live) = read_small(file)?;
+    let more = Kept {
+        reader: snapshot::open_reader(file)?,
+        live,
+    };
+    begin(state, Some(more), data_dir, new_cluster_id(&meta, config), config)
+}
+
+/// The state without its content: the small tables, and the last row, which has the sums; and which versions are kept of the content.
+fn read_small(file: &Path) -> Result<(State, LiveVersions), RestoreError> {
+    let store = Arc::new(MemoryStore::new());
+    let mut live = LiveVersions::default();
+    let mut last_row: Option<Record> = None;
+    let mut reader = snapshot::open_reader(file)?;
+    while let Some(records) = reader.next_records()? {
+        let mut batch = WriteBatch::default();
+        for record in records {
+            live.note(&record)?;
+            match record.table {
+                Table::Index => {}
+                Table::Revision if last_row.as_ref().is_some_and(|last| last.key >= record.key) => {}
+                Table::Revision => last_row = Some(record),
+                Table::Meta | Table::Lease | Table::LeaseKey | Table::Session | Table::Idempotency | Table::Member => {
+                    batch.put(record.table, record.key, record.value);
+                }
+            }
+        }
+        store.write(batch)?;
+    }
+    let mut batch = WriteBatch::default();
+    if let Some(Record { table, key, value }) = last_row {
+        batch.put(table, key, value);
+    }
+    store.write(batch)?;
+    Ok((State::open(store)?, live))
+}
+
+/// What is kept of a file's content, read a second time.
+struct Kept {
+    reader: SnapshotReader<BufReader<File>>,
+    live: LiveVersions,
+}
+
+impl RecordSource for Kept {
+    fn next_records(&mut self, _: usize) -> Result<Option<Vec<Record>>, SnapshotError> {
+        while let Some(records) = self.reader.next_records()? {
+            let mut kept = Vec::with_capacity(records.len());
+            for record in records {
+                if self.live.keeps(&record)? {
+                    kept.push(record);
+                }
+            }
+            // No records would be the end.
+            if !kept.is_empty() {
+                return Ok(Some(kept));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The directory that a member of the new cluster is to begin with; nobody's so far.
+fn new_directory(config: &Config) -> Result<DataDir, RestoreError> {
+    let data_dir = DataDir::open(config)?;
+    if !data_dir.is_new() {
+        let path = data_dir.path().display();
+        return Err(RestoreError::Refused(format!(
+            "{path} has a member's data already: give an empty --data-dir"
+        )));
+    }
+    Ok(data_dir)
 }
 
 fn new_cluster_id(meta: &SnapshotMeta, config: &Config) -> u64 {
@@ -101,14 +173,8 @@ fn new_cluster_id(meta: &SnapshotMeta, config: &Config) -> u64 {
     u64::from_le_bytes(id).max(1)
 }
 
-fn begin(mut state: State, cluster_id: u64, config: &Config) -> Result<Restored, RestoreError> {
-    let mut data_dir = DataDir::open(config)?;
-    if !data_dir.is_new() {
-        let path = data_dir.path().display();
-        return Err(RestoreError::Refused(format!(
-            "{path} has a member's data already: give an empty --data-dir"
-        )));
-    }
+/// With `more`, the content is not in the state but there.
+fn begin(mut state: State, more: Option<Kept>, mut data_dir: DataDir, cluster_id: u64, config: &Config) -> Result<Restored, RestoreError> {
     let id = data_dir
         .node_id()
         .ok_or_else(|| RestoreError::Refused("which member is this? Give --id".into()))?;
@@ -122,7 +188,11 @@ fn begin(mut state: State, cluster_id: u64, config: &Config) -> Result<Restored,
     let revision = view.revision;
     let snapshot_dir = data_dir.snapshot_dir();
     create_dir_durably(&snapshot_dir).map_err(io_error(&snapshot_dir))?;
-    snapshot::write_file(view, &snapshot_files::path_of(&snapshot_dir, state.applied().index))?;
+    let file = snapshot_files::path_of(&snapshot_dir, state.applied().index);
+    match more {
+        Some(more) => snapshot::write_file_with(view, more, &file)?,
+        None => snapshot::write_file(view, &file)?,
+    };
     data_dir.set_cluster(cluster_id, id)?;
     Ok(Restored {
         cluster_id,
@@ -141,20 +211,9 @@ pub fn force_new_cluster(config: &Config, peer_url: Option<&str>) -> Result<Rest
     let path = &config.node.data_dir;
     let (old, new) = (free_name(path, "before-recovery"), free_name(path, "recovering"));
     let data_dir = DataDir::open_offline(path)?;
-    let state = server::latest_state(config, &data_dir)?;
     let mut begun = config.clone();
     begun.node.data_dir.clone_from(&new);
-    let members = state.reader().members();
-    for founder in &mut begun.cluster.members {
-        let known = members
-            .iter()
-            .find(|member| member.id == founder.id)
-            .map(|member| member.peer_url.as_str());
-        if let Some(peer_url) = peer_url.or(known) {
-            peer_url.clone_into(&mut founder.peer_url);
-        }
-    }
-    let restored = begin(state, rand::random::<u64>().max(1), &begun);
+    let restored = refound(config, &data_dir, begun, peer_url);
     if restored.is_err() {
         // What is left of it helps nobody; the member's own directory is as it was.
         let _ = fs::remove_dir_all(&new);
@@ -168,6 +227,24 @@ pub fn force_new_cluster(config: &Config, peer_url: Option<&str>) -> Result<Rest
         kept: Some(old),
         ..restored
     })
+}
+
+/// Everything that is in `data_dir` as the beginning of the cluster that `begun` describes.
+fn refound(config: &Config, data_dir: &DataDir, mut begun: Config, peer_url: Option<&str>) -> Result<Restored, RestoreError> {
+    let new_dir = new_directory(&begun)?;
+    // On the disk that the content ends up on.
+    let state = server::latest_state(config, data_dir, &new_dir.path().join("scratch"))?;
+    let members = state.reader().members();
+    for founder in &mut begun.cluster.members {
+        let known = members
+            .iter()
+            .find(|member| member.id == founder.id)
+            .map(|member| member.peer_url.as_str());
+        if let Some(peer_url) = peer_url.or(known) {
+            peer_url.clone_into(&mut founder.peer_url);
+        }
+    }
+    begin(state, None, new_dir, rand::random::<u64>().max(1), &begun)
 }
 
 /// A name beside `path` that is not taken.

@@ -169,9 +169,22 @@ impl From<HeaderRecord> for SnapshotMeta {
     }
 }
 
+/// Where the records of a snapshot come from.
+pub trait RecordSource: Send {
+    /// The next records, about `max_bytes` of them; `None` when there are no more.
+    fn next_records(&mut self, max_bytes: usize) -> Result<Option<Vec<Record>>, SnapshotError>;
+}
+
+impl RecordSource for SnapshotView {
+    fn next_records(&mut self, max_bytes: usize) -> Result<Option<Vec<Record>>, SnapshotError> {
+        Ok(SnapshotView::next_records(self, max_bytes)?)
+    }
+}
+
 /// Makes the stream, piece by piece. Reads the store: call it from a blocking thread.
 pub struct SnapshotWriter {
-    view: SnapshotView,
+    header: HeaderRecord,
+    source: Box<dyn RecordSource>,
     hasher: blake3::Hasher,
     step: Step,
     chunks: u64,
@@ -188,8 +201,13 @@ enum Step {
 impl SnapshotWriter {
     /// A stream of what `view` sees.
     pub fn new(view: SnapshotView) -> SnapshotWriter {
+        SnapshotWriter::of(HeaderRecord::from(&view), Box::new(view))
+    }
+
+    fn of(header: HeaderRecord, source: Box<dyn RecordSource>) -> SnapshotWriter {
         SnapshotWriter {
-            view,
+            header,
+            source,
             hasher: blake3::Hasher::new(),
             step: Step::Header,
             chunks: 0,
@@ -204,11 +222,11 @@ impl SnapshotWriter {
             Step::Header => {
                 self.step = Step::Chunks;
                 let mut piece = MAGIC.to_vec();
-                push_frame(&mut piece, HEADER, &HeaderRecord::from(&self.view).encode_to_vec())?;
+                push_frame(&mut piece, HEADER, &self.header.encode_to_vec())?;
                 self.hasher.update(&piece);
                 Ok(Some(piece.into()))
             }
-            Step::Chunks => match self.view.next_records(CHUNK_BYTES)? {
+            Step::Chunks => match self.source.next_records(CHUNK_BYTES)? {
                 Some(records) => {
                     let mut payload = Vec::with_capacity(CHUNK_BYTES + 4096);
                     records.iter().for_each(|record| push_record(&mut payload, record));
@@ -408,7 +426,8 @@ fn read_error(source: io::Error) -> SnapshotError {
     }
 }
 
-fn open_reader(path: &Path) -> Result<SnapshotReader<BufReader<File>>, SnapshotError> {
+/// A reader of a file's records, whose end says whether they are to be believed.
+pub fn open_reader(path: &Path) -> Result<SnapshotReader<BufReader<File>>, SnapshotError> {
     let file = File::open(path).map_err(io_error("opening", path))?;
     SnapshotReader::new(BufReader::with_capacity(1 << 20, file))
 }
@@ -452,8 +471,32 @@ pub fn load(mut reader: SnapshotReader<impl Read>, store: &dyn KvStore) -> Resul
 /// Writes a snapshot to `path`, so that after a crash there is either nothing or all of it under that name: a temporary file
 /// beside it, synced, renamed, and the directory synced (rule 4).
 pub fn write_file(view: SnapshotView, path: &Path) -> Result<SnapshotMeta, SnapshotError> {
+    write_to(SnapshotWriter::new(view), path)
+}
+
+/// The same with the records of `more` after those of `view`, which have what else there is to say.
+pub fn write_file_with(view: SnapshotView, more: impl RecordSource + 'static, path: &Path) -> Result<SnapshotMeta, SnapshotError> {
+    let header = HeaderRecord::from(&view);
+    write_to(SnapshotWriter::of(header, Box::new(Chained { view, more })), path)
+}
+
+struct Chained<S> {
+    view: SnapshotView,
+    more: S,
+}
+
+impl<S: RecordSource> RecordSource for Chained<S> {
+    fn next_records(&mut self, max_bytes: usize) -> Result<Option<Vec<Record>>, SnapshotError> {
+        match self.view.next_records(max_bytes)? {
+            Some(records) => Ok(Some(records)),
+            None => self.more.next_records(max_bytes),
+        }
+    }
+}
+
+fn write_to(writer: SnapshotWriter, path: &Path) -> Result<SnapshotMeta, SnapshotError> {
     let temporary = temporary_name(path);
-    let written = write_temporary(view, &temporary);
+    let written = write_temporary(writer, &temporary);
     if written.is_err() {
         // Best effort: the error that is reported is the one that happened first.
         let _ = fs::remove_file(&temporary);
@@ -470,10 +513,9 @@ fn temporary_name(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-fn write_temporary(view: SnapshotView, path: &Path) -> Result<SnapshotMeta, SnapshotError> {
-    let mut meta = SnapshotMeta::from(HeaderRecord::from(&view));
+fn write_temporary(mut writer: SnapshotWriter, path: &Path) -> Result<SnapshotMeta, SnapshotError> {
+    let mut meta = SnapshotMeta::from(writer.header.clone());
     let mut file = File::create(path).map_err(io_error("creating", path))?;
-    let mut writer = SnapshotWriter::new(view);
     while let Some(piece) = writer.next_chunk()? {
         file.write_all(&piece).map_err(io_error("writing", path))?;
         meta.bytes += piece.len() as u64;

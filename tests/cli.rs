@@ -77,6 +77,34 @@ fn a_refused_configuration_is_exit_code_1() {
 }
 
 #[test]
+fn a_member_that_cannot_start_says_why_once() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("its address").to_string();
+    let data_dir = directory.path().join("data");
+    let data_dir = data_dir.to_str().expect("UTF-8");
+    let args = [
+        "serve",
+        "--data-dir",
+        data_dir,
+        "--listen-client",
+        &address,
+        "--set",
+        "log.level=error",
+    ];
+    let line = fails_with(1, &args);
+    assert!(
+        line.starts_with("metcd: cannot listen on") && line.contains("--listen-client"),
+        "{line}"
+    );
+    let logs = directory.path().join("logs");
+    let in_logs = format!("log.directory={}", logs.display());
+    let said = fails_with(1, &[&args[..], &["--set", &in_logs]].concat());
+    let logged = std::fs::read_to_string(logs.join("metcd.log")).expect("a log");
+    assert!(said == line && logged.contains("cannot listen on"), "{said}{logged}");
+}
+
+#[test]
 fn a_variable_that_is_wrong_is_exit_code_1() {
     let output = Command::new(env!("CARGO_BIN_EXE_metcd"))
         .args(["config", "show"])

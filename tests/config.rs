@@ -204,6 +204,7 @@ fn tls_users_and_https_peers_are_refused_until_they_are_built() {
     assert!(refusal("", &[("METCD__TLS__CLIENT__CERT", "a")], &[]).contains("not built yet"));
     assert!(refusal("", &[], &["auth.users=a"]).contains("not built yet"));
     assert!(refusal("[advertise]\npeer_url = \"https://a:1\"", &[], &[]).contains("TLS is not built yet"));
+    assert!(refusal("[advertise]\nclient_url = \"https://a:1\"", &[], &[]).contains("TLS is not built yet"));
     assert!(refusal("[cluster]\nmembers = [{ id = 1, peer_url = \"https://a:1\" }]", &[], &[]).contains("TLS is not built yet"));
 }
 

@@ -171,13 +171,20 @@ fn usage(error: &clap::Error) -> Result<(), CliError> {
 
 fn look_into_wal(command: &WalCommand) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
-    let (dir, looked) = match command {
-        WalCommand::Dump { dir } => (dir, wal::dump(dir, &mut stdout)),
-        WalCommand::Verify { dir } => (dir, wal::verify(dir, &mut stdout)),
+    let (WalCommand::Dump { dir } | WalCommand::Verify { dir }) = command;
+    // Whoever names the data directory means the log in it.
+    let inside = dir.join("wal");
+    let dir = if inside.is_dir() { &inside } else { dir };
+    let looked = match command {
+        WalCommand::Dump { .. } => wal::dump(dir, &mut stdout),
+        WalCommand::Verify { .. } => wal::verify(dir, &mut stdout),
     };
     match looked {
         Ok(wal::EXIT_WHOLE) => Ok(()),
-        Ok(_) => Err(CliError::Failed(format!("the log in {} is not whole", dir.display()))),
+        Ok(_) => Err(CliError::Failed(format!(
+            "the log in {} is not whole, or cannot be read: see above",
+            dir.display()
+        ))),
         // A reader that has gone away is not an error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(error) => Err(CliError::Failed(format!("cannot write to stdout: {error}"))),

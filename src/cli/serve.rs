@@ -145,11 +145,15 @@ fn parse_set(set: &str) -> Result<Flag, CliError> {
 pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     let Loaded { config, warnings, .. } = args.config.load()?;
     let name = config.name().unwrap_or_else(|| "joining".to_owned());
+    let has_log_file = config.log.directory.is_some();
     let log = telemetry::init(&config.log, &name).map_err(|error| CliError::Failed(error.to_string()))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %config.node.data_dir.display(), "starting");
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let result = run_to_the_end(config, log.clone());
-    if let Err(error) = &result {
+    // On stderr it is said once, as of every command: by whoever is told the result.
+    if let Err(error) = &result
+        && has_log_file
+    {
         tracing::error!("{error}");
     }
     log.close();

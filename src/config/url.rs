@@ -35,9 +35,11 @@ pub fn parse_peer_url(text: &str) -> Result<String, String> {
     Ok(spelling(&url))
 }
 
-/// A client URL that is advertised. `https` is allowed: something in front of this member may speak it.
+/// A client URL that is advertised. `https` is refused until TLS is built: the other members and the command line connect to it.
 pub fn parse_client_url(text: &str) -> Result<String, String> {
-    parse_base_url(text, Purpose::Advertised).map(|url| spelling(&url))
+    let url = parse_base_url(text, Purpose::Advertised)?;
+    refuse_https(&url, text)?;
+    Ok(spelling(&url))
 }
 
 /// A client URL that this node connects to. `https` is refused until TLS is built.
@@ -54,9 +56,7 @@ pub fn port(url: &str) -> Option<u16> {
 
 fn refuse_https(url: &Url, text: &str) -> Result<(), String> {
     if url.scheme() == "https" {
-        return Err(format!(
-            "{text:?}: TLS is not built yet: use http:// on a network that only members can reach"
-        ));
+        return Err(format!("{text:?}: TLS is not built yet: use http:// on a network that you trust"));
     }
     Ok(())
 }
@@ -126,7 +126,7 @@ mod tests {
             Ok("http://node-1.example:3380".to_owned())
         );
         assert_eq!(parse_peer_url("http://[::1]:3380"), Ok("http://[::1]:3380".to_owned()));
-        assert_eq!(parse_client_url("https://kv.example.com"), Ok("https://kv.example.com".to_owned()));
+        assert_eq!(parse_client_url("http://kv.example.com"), Ok("http://kv.example.com".to_owned()));
         assert_eq!((port("http://a"), port("http://a:17")), (Some(80), Some(17)));
     }
 
@@ -140,7 +140,8 @@ mod tests {
     }
 
     #[test]
-    fn https_is_refused_where_this_node_would_have_to_speak_it() {
+    fn https_is_refused_where_a_member_would_have_to_speak_it() {
+        assert!(parse_client_url("https://a:1").is_err_and(|e| e.contains("TLS is not built yet")));
         assert!(parse_peer_url("https://a:1").is_err_and(|e| e.contains("TLS is not built yet")));
         assert!(parse_join_url("https://a:1").is_err_and(|e| e.contains("TLS is not built yet")));
     }

@@ -324,6 +324,7 @@ impl Consensus {
     /// The current time of the driver's monotonic clock; only differences count.
     pub fn set_now(&mut self, now_ms: u64) {
         self.now_ms = self.now_ms.max(now_ms);
+        self.proposals.set_now(self.now_ms);
     }
 
     /// Adds a proposal and tells its sequence.

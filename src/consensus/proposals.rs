@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -24,21 +24,33 @@ const CANCELLED: u8 = 2;
 
 /// Decides, once, whether a command was handed to raft or given up before.
 #[derive(Debug, Default)]
-pub struct Gate(AtomicU8);
+pub struct Gate {
+    state: AtomicU8,
+    /// One more than the protocol's time in milliseconds when it was handed to raft first; 0: not yet.
+    handed_ms: AtomicU64,
+}
 
 impl Gate {
     /// The waiting side gives up. `true`: it was never handed to raft, and never will be.
     pub fn cancel(&self) -> bool {
-        match self.0.compare_exchange(QUEUED, CANCELLED, Ordering::AcqRel, Ordering::Acquire) {
+        match self.state.compare_exchange(QUEUED, CANCELLED, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => true,
             Err(now) => now == CANCELLED || mutant!(CancelAfterHandOver),
         }
     }
 
+    /// When it was handed to raft first, in milliseconds of the driver's clock. For figures only.
+    pub fn handed_ms(&self) -> Option<u64> {
+        self.handed_ms.load(Ordering::Relaxed).checked_sub(1)
+    }
+
     /// Raft's side takes it. `false`: cancelled before.
-    fn hand_over(&self) -> bool {
-        match self.0.compare_exchange(QUEUED, HANDED, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => true,
+    fn hand_over(&self, now_ms: u64) -> bool {
+        match self.state.compare_exchange(QUEUED, HANDED, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                self.handed_ms.store(now_ms.saturating_add(1), Ordering::Relaxed);
+                true
+            }
             Err(now) => now == HANDED,
         }
     }
@@ -70,6 +82,8 @@ pub struct Proposals {
     member: u64,
     boot: u64,
     next_seq: u64,
+    /// The driver's clock, for [`Gate::handed_ms`] only.
+    now_ms: u64,
     pending: BTreeMap<u64, Pending>,
     /// Sequences to hand to raft at the next opportunity, in order.
     queue: BTreeSet<u64>,
@@ -86,11 +100,17 @@ impl Proposals {
             member,
             boot,
             next_seq: 1,
+            now_ms: 0,
             pending: BTreeMap::new(),
             queue: BTreeSet::new(),
             queued_bytes: 0,
             entries: VecDeque::new(),
         }
+    }
+
+    /// The current time of the driver's monotonic clock. Nothing is decided by it.
+    pub fn set_now(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
     }
 
     /// Takes a proposal in and gives it its sequence.
@@ -226,7 +246,7 @@ impl Proposals {
             }
             self.dequeue(seq);
             let Some(pending) = self.pending.get_mut(&seq) else { continue };
-            if !pending.gate.hand_over() {
+            if !pending.gate.hand_over(self.now_ms) {
                 self.pending.remove(&seq);
                 continue;
             }

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use raft::eraftpb::{Entry, EntryType};
 use tokio::sync::oneshot;
 
 use super::event::{Event, Fatal};
-use crate::node::Shared;
+use crate::node::{Applied, ApplyTimes, Shared};
 use crate::state::outcome::Outcome;
 use crate::state::{ConfDecision, ProposalId, SnapshotView, State, StateError};
 use crate::wal::LogStart;
@@ -21,8 +22,8 @@ const GARBAGE_STEP: usize = 512;
 
 /// Work for the apply thread, done in order.
 pub enum ApplyJob {
-    /// Committed entries.
-    Entries(Vec<Entry>),
+    /// Committed entries, and when they were handed over.
+    Entries(Vec<Entry>, Instant),
     /// Give a view of the state: for a chore (`true`) or for followers (`false`).
     View(bool),
     /// Give a view of the state to whoever asked for a backup.
@@ -89,18 +90,23 @@ impl ApplyThread {
         let mut queue = VecDeque::new();
         while self.next_jobs(jobs, &mut queue)? {
             let mut entries = Vec::new();
+            let mut committed = None;
             while let Some(job) = queue.pop_front() {
                 match job {
-                    ApplyJob::Entries(more) => entries.extend(more),
+                    ApplyJob::Entries(more, at) => {
+                        // What is taken together has waited together: since the first of it came.
+                        committed.get_or_insert(at);
+                        entries.extend(more);
+                    }
                     other @ (ApplyJob::View(_) | ApplyJob::Backup(_) | ApplyJob::Install { .. } | ApplyJob::Close) => {
-                        self.apply(std::mem::take(&mut entries))?;
+                        self.apply(std::mem::take(&mut entries), committed.take())?;
                         if self.special(other)? {
                             return Ok(());
                         }
                     }
                 }
             }
-            self.apply(entries)?;
+            self.apply(entries, committed)?;
         }
         Ok(())
     }
@@ -130,7 +136,7 @@ impl ApplyThread {
     /// `true`: end.
     fn special(&mut self, job: ApplyJob) -> Result<bool, ApplyError> {
         match job {
-            ApplyJob::Entries(entries) => self.apply(entries)?,
+            ApplyJob::Entries(entries, committed) => self.apply(entries, Some(committed))?,
             ApplyJob::View(for_chore) => {
                 let view = self.state.snapshot_view();
                 self.shared.send(Event::View {
@@ -143,11 +149,13 @@ impl ApplyThread {
                 let _ = reply.send(self.state.snapshot_view());
             }
             ApplyJob::Install { file, start } => {
+                let begun = Instant::now();
                 self.shared.set_installing(true);
                 let file = snapshot_files::adopt(&file, &self.snapshot_dir, start.index)?;
                 snapshot::install(&file, self.shared.store.as_ref())?;
                 self.state.reload()?;
                 self.shared.set_installing(false);
+                self.shared.metrics.snapshots_installed.observe(begun.elapsed());
                 self.report_applied();
                 self.shared.send(Event::Installed(start));
             }
@@ -159,10 +167,12 @@ impl ApplyThread {
         Ok(false)
     }
 
-    fn apply(&mut self, entries: Vec<Entry>) -> Result<(), ApplyError> {
+    fn apply(&mut self, entries: Vec<Entry>, committed: Option<Instant>) -> Result<(), ApplyError> {
         if entries.is_empty() {
             return Ok(());
         }
+        let begun = Instant::now();
+        let committed = committed.unwrap_or(begun);
         let is_conf = |entry: &Entry| entry.get_entry_type() != EntryType::EntryNormal;
         let mut rest = &entries[..];
         while let Some(first) = rest.first() {
@@ -174,9 +184,12 @@ impl ApplyThread {
             let run = rest.iter().position(is_conf).unwrap_or(rest.len());
             let results = self.state.apply(&rest[..run])?;
             self.follow_leases();
-            self.answer(results);
+            let applied = Instant::now();
+            let times = ApplyTimes { committed, begun, applied };
+            self.answer(results, times);
             rest = &rest[run..];
         }
+        self.shared.metrics.applies.observe(begun.elapsed());
         self.garbage = true;
         self.report_applied();
         Ok(())
@@ -209,7 +222,7 @@ impl ApplyThread {
     }
 
     /// Rule 1: the only place from which a write is answered.
-    fn answer(&mut self, results: Vec<(ProposalId, Outcome)>) {
+    fn answer(&mut self, results: Vec<(ProposalId, Outcome)>, times: ApplyTimes) {
         let own = results
             .into_iter()
             .filter(|(id, _)| id.member == self.shared.id && id.boot == self.shared.boot);
@@ -218,7 +231,7 @@ impl ApplyThread {
             self.settled.push(id.seq);
             if let Some(reply) = replies.remove(&id.seq) {
                 // Nobody waits any more: the request's deadline has passed.
-                let _ = reply.send(outcome);
+                let _ = reply.send(Applied { outcome, times });
             }
         }
     }

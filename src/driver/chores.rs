@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use super::event::{Event, Fatal};
 use crate::node::Shared;
@@ -34,6 +35,7 @@ pub(super) fn spawn(chores: Receiver<Chore>, shared: Arc<Shared>, dir: PathBuf) 
 
 fn make_durable(view: SnapshotView, shared: &Shared, dir: &Path) {
     let index = view.applied.index;
+    let begun = Instant::now();
     let result = if shared.store.is_persistent() {
         shared.store.sync().map(|()| 0).map_err(|error| error.to_string())
     } else {
@@ -44,6 +46,7 @@ fn make_durable(view: SnapshotView, shared: &Shared, dir: &Path) {
     };
     match result {
         Ok(bytes) => {
+            shared.metrics.snapshots_written.observe(begun.elapsed());
             // Also beside a store on disk: what was received and installed is durable in it now, and the log goes on after it.
             log_failure(dir, snapshot_files::remove_older(dir, index));
             shared.send(Event::Durable { index, bytes });

@@ -9,11 +9,14 @@ use tokio::sync::oneshot;
 use crate::consensus::ConfRefused;
 use crate::consensus::log::FetchWish;
 use crate::consensus::proposals::Proposal;
+use crate::node::Applied;
 use crate::server::Queued;
 use crate::state::SnapshotView;
-use crate::state::outcome::Outcome;
 use crate::transport::Peer;
 use crate::wal::LogStart;
+
+/// Where the result of a proposal goes.
+pub struct Reply(pub(crate) oneshot::Sender<Applied>);
 
 /// Everything the driver reacts to besides the passing of time.
 pub enum Event {
@@ -22,7 +25,7 @@ pub enum Event {
         /// The command.
         proposal: Proposal,
         /// Where the result goes, if anybody waits.
-        reply: Option<oneshot::Sender<Outcome>>,
+        reply: Option<Reply>,
     },
     /// Somebody waits in [`crate::node::ReadGate`].
     ReadWanted,

@@ -19,7 +19,7 @@ mod log_size;
 mod tests;
 mod wal;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ use log_size::LogSize;
 
 pub use apply::ApplyJob;
 pub use chores::Chore;
-pub use event::{Event, Fatal};
+pub use event::{Event, Fatal, Reply};
 pub use wal::WalJob;
 
 use crate::consensus::{Consensus, Effects, Input, Persist};
@@ -119,7 +119,6 @@ struct Driver {
     wal_tx: Sender<WalJob>,
     apply_tx: Sender<ApplyJob>,
     chore_tx: Sender<Chore>,
-    started: Instant,
     ticks: u64,
     next_tick: Instant,
     /// When those who have not heard of the commit index are told.
@@ -133,6 +132,8 @@ struct Driver {
     log_size: LogSize,
     last_snapshot_bytes: u64,
     chore_running: bool,
+    /// Since when a snapshot goes to which member, for the figures.
+    sending_since: HashMap<u64, Instant>,
     peers: Vec<Peer>,
     /// The leader that was last published, for the log.
     led_by: u64,
@@ -173,7 +174,6 @@ pub fn start(
         wal_tx,
         apply_tx,
         chore_tx,
-        started: now,
         ticks: 0,
         announce_at: None,
         offer: None,
@@ -184,6 +184,7 @@ pub fn start(
         log_size: LogSize::default(),
         last_snapshot_bytes: 0,
         chore_running: false,
+        sending_since: HashMap::new(),
         peers: Vec::new(),
         led_by: raft::INVALID_ID,
         given_up: false,
@@ -222,7 +223,7 @@ impl Driver {
 
     /// Takes this event and whatever else is queued. `true`: stop.
     fn take_events(&mut self, first: Event) -> bool {
-        self.core.set_now(self.started.elapsed().as_millis() as u64);
+        self.core.set_now(self.shared.now_ms());
         let mut next = Some(first);
         for _ in 0..MAX_EVENTS_PER_ROUND {
             let Some(event) = next.take() else { break };
@@ -243,7 +244,7 @@ impl Driver {
             Event::Propose { .. } if self.given_up => {}
             Event::Propose { proposal, reply } => {
                 let seq = self.core.propose(proposal);
-                if let Some(reply) = reply {
+                if let Some(Reply(reply)) = reply {
                     self.shared.replies.lock().insert(seq, reply);
                 }
             }
@@ -293,6 +294,9 @@ impl Driver {
                     offer.streams = offer.streams.saturating_sub(1);
                     offer.since_tick = self.ticks;
                 }
+                if let Some(since) = self.sending_since.remove(&to).filter(|_| ok) {
+                    self.shared.metrics.snapshots_sent.observe(since.elapsed());
+                }
                 self.core.step(Input::SnapshotSent { to, ok });
             }
             Event::Installed(start) => self.handle_installed(start),
@@ -323,7 +327,7 @@ impl Driver {
             }
         }
         if made > 0 {
-            self.core.set_now(self.started.elapsed().as_millis() as u64);
+            self.core.set_now(self.shared.now_ms());
             self.after_tick();
         }
     }
@@ -384,7 +388,7 @@ impl Driver {
             self.persist(unit);
         }
         if !apply.is_empty() {
-            self.to_apply(ApplyJob::Entries(apply));
+            self.to_apply(ApplyJob::Entries(apply, Instant::now()));
         }
         for (token, index) in reads {
             self.shared.reads.confirm(token, index);
@@ -441,6 +445,7 @@ impl Driver {
         match &mut self.offer {
             Some(offer) if offer.index == index => {
                 offer.streams += 1;
+                self.sending_since.insert(message.to, Instant::now());
                 let writer = SnapshotWriter::new(offer.view.fork());
                 self.transport.send_snapshot(message, Box::new(writer));
             }

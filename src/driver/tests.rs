@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{Event, Options, Threads, start};
 use crate::consensus::{self, Consensus};
 use crate::leader::LeaderService;
-use crate::node::{Node, Phase, ProposeError, Shared, SharedParts};
+use crate::node::{Node, Phase, ProposeError, Shared, SharedParts, Stages};
 use crate::server::admission::Admissions;
 use crate::state::State;
 use crate::state::command::{Body, MemberRecord, Put};
@@ -174,7 +174,7 @@ impl Member {
             value: "v".into(),
             ..Put::default()
         };
-        self.node.propose(Body::Put(put), None, Instant::now() + PATIENCE).await.map(drop)
+        self.node.propose(Body::Put(put), None, Instant::now() + PATIENCE, &Stages::default()).await.map(drop)
     }
 
     /// Writes until the log was compacted so many times.

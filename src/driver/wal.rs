@@ -97,13 +97,13 @@ impl WalThread {
     fn flush(&mut self) -> Result<(), WalError> {
         let Some(number) = self.number.take() else { return Ok(()) };
         let batch = std::mem::take(&mut self.batch);
-        self.bytes = 0;
+        let bytes = std::mem::take(&mut self.bytes);
         if !batch.entries.is_empty() || batch.hard_state.is_some() {
             let begun = Instant::now();
             self.wal.append(&batch)?;
             self.shared
                 .wal_metrics
-                .record(begun.elapsed(), batch.entries.len(), self.wal.stats());
+                .record(begun.elapsed(), batch.entries.len(), bytes, self.wal.stats());
         }
         self.shared.send(Event::Persisted(number));
         Ok(())

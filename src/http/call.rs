@@ -18,6 +18,7 @@ use super::json::{self, invalid};
 use super::params::Params;
 use super::respond;
 use super::route::Route;
+use crate::node::Stages;
 use crate::state::command::{Body, Conditions, Idempotency};
 use crate::state::outcome::Success;
 
@@ -37,6 +38,8 @@ pub(super) struct Call<'a> {
     /// The key or id in the path.
     pub(super) argument: Bytes,
     pub(super) params: Params,
+    /// Where its time goes.
+    pub(super) stages: &'a Stages,
     pub(super) arrived: Instant,
 }
 
@@ -101,14 +104,23 @@ impl Call<'_> {
         if consistency.serializable {
             node.ensure_serving()?;
         } else {
-            node.read_barrier(deadline).await?;
+            let begun = Instant::now();
+            let confirmed = node.read_barrier(deadline).await;
+            self.stages.note(|times| times.barrier = begun.elapsed());
+            confirmed?;
         }
         if node.reader().revision() < consistency.min_revision {
+            self.note_wait();
             let late = Problem::Timeout("this member did not reach `min_revision` within the request's timeout");
             self.by(deadline, late, node.reader().wait_revision(consistency.min_revision))
                 .await?;
         }
         Ok(())
+    }
+
+    /// The request asked to wait: however long it takes, it is not slow.
+    pub(super) fn note_wait(&self) {
+        self.stages.note(|times| times.waited = true);
     }
 
     /// Waits for something until the deadline or the shutdown.
@@ -122,13 +134,20 @@ impl Call<'_> {
     /// The body of a PUT: a value.
     pub(super) async fn read_value(&mut self, deadline: Instant) -> Result<Bytes, ApiError> {
         let limits = self.body_limits(self.app.config.limits.max_value_bytes, deadline);
-        self.body.read(limits, |max| Problem::ValueTooLarge { max }).await
+        self.receive(limits, |max| Problem::ValueTooLarge { max }).await
     }
 
     /// Any other body.
     pub(super) async fn read_body(&mut self, deadline: Instant) -> Result<Bytes, ApiError> {
         let limits = self.body_limits(self.app.config.limits.max_request_bytes, deadline);
-        self.body.read(limits, |max| Problem::RequestTooLarge { max }).await
+        self.receive(limits, |max| Problem::RequestTooLarge { max }).await
+    }
+
+    async fn receive(&mut self, limits: BodyLimits, too_large: fn(u64) -> Problem) -> Result<Bytes, ApiError> {
+        let begun = Instant::now();
+        let body = self.body.read(limits, too_large).await;
+        self.stages.note(|times| times.receive = begun.elapsed());
+        body
     }
 
     /// A body that is JSON, whatever its `Content-Type` says.
@@ -185,7 +204,7 @@ impl Call<'_> {
 
     /// Proposes a command and waits for its result.
     pub(super) async fn propose(&self, body: Body, idempotency: Option<Idempotency>, deadline: Instant) -> Result<Applied, ApiError> {
-        let outcome = self.app.node.propose(body, idempotency, deadline).await?;
+        let outcome = self.app.node.propose(body, idempotency, deadline, self.stages).await?;
         match outcome.result {
             Ok(success) => Ok(Applied {
                 revision: outcome.revision,

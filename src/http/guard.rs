@@ -176,11 +176,11 @@ fn cross_origin(origin: &str) -> ApiError {
 pub(super) fn add_cors(headers: &mut HeaderMap, origin: HeaderValue, method: &Method, allow: &'static str) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
-    let exposed = "ETag, Link, Retry-After, Metcd-Member, Metcd-Revision, Idempotent-Replayed";
+    let exposed = "ETag, Link, Retry-After, Metcd-Member, Metcd-Revision, Idempotent-Replayed, traceparent";
     headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
     if method == Method::OPTIONS {
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(allow));
-        let allowed = "Accept, Content-Type, If-Match, If-None-Match, Idempotency-Key, Last-Event-ID";
+        let allowed = "Accept, Content-Type, If-Match, If-None-Match, Idempotency-Key, Last-Event-ID, traceparent";
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(allowed));
     }
 }

@@ -142,6 +142,7 @@ fn still_names(tags: &Tags, kv: Option<&KeyValue>) -> bool {
 /// Blocks until the key changes after a revision; `None` when the time is over.
 async fn wait_for_change(call: &Call<'_>, after: u64, until: Instant) -> Result<Option<(u64, Option<KeyValue>)>, ApiError> {
     let node = &call.app.node;
+    call.note_wait();
     let _slot = call.app.watch_slot()?;
     let filter = WatchFilter {
         span: KeySpan::single(&call.argument),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, NoLabelSet, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -17,26 +17,21 @@ use prometheus_client::registry::Registry;
 
 use super::App;
 use super::route::Route;
-use crate::node::{Role, WAL_BUCKETS_US, WalMetrics};
+use crate::node::{Histogram, HistogramView, PeerProgress, Role};
+use crate::transport::{LaneMetrics, PeerMetrics};
 
 const ROUTES: usize = Route::ALL.len();
 /// The statuses this server gives; any other is counted as the last, 0.
 const STATUSES: [u16; 23] = [
     200, 201, 202, 204, 304, 400, 403, 404, 405, 408, 409, 410, 412, 413, 414, 422, 429, 431, 500, 503, 504, 507, 0,
 ];
-/// Upper bounds in microseconds; one more bucket takes the rest.
-const BOUNDS_MICROS: [u64; 16] = [
-    50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 10_000_000,
-];
-
 /// The counters of all routes.
 pub(super) struct Metrics([RouteMetrics; ROUTES]);
 
 #[derive(Default)]
 struct RouteMetrics {
     by_status: [AtomicU64; STATUSES.len()],
-    by_time: [AtomicU64; BOUNDS_MICROS.len() + 1],
-    total_micros: AtomicU64,
+    by_time: Histogram,
 }
 
 impl Default for Metrics {
@@ -48,19 +43,13 @@ impl Default for Metrics {
 impl Metrics {
     /// Counts an answer and the time to its head.
     pub(super) fn observe(&self, route: Route, status: StatusCode, took: Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let status = STATUSES
             .iter()
             .position(|&known| known == status.as_u16())
             .unwrap_or(STATUSES.len() - 1);
-        let bucket = BOUNDS_MICROS
-            .iter()
-            .position(|&bound| micros <= bound)
-            .unwrap_or(BOUNDS_MICROS.len());
         let route = &self.0[route as usize];
         route.by_status[status].fetch_add(1, Ordering::Relaxed);
-        route.by_time[bucket].fetch_add(1, Ordering::Relaxed);
-        route.total_micros.fetch_add(micros, Ordering::Relaxed);
+        route.by_time.observe(took);
     }
 }
 
@@ -100,24 +89,17 @@ impl fmt::Debug for Scrape {
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        encode_requests(&self.0.metrics, &mut encoder)?;
-        encode_durations(&self.0.metrics, &mut encoder)?;
-        encode_appends(&self.0.node.shared().wal_metrics, &mut encoder)?;
-        for (name, help, value) in gauges(&self.0) {
+        let app = &*self.0;
+        encode_build(app, &mut encoder)?;
+        encode_requests(&app.metrics, &mut encoder)?;
+        encode_durations(&app.metrics, &mut encoder)?;
+        encode_node(app, &mut encoder)?;
+        encode_peers(app, &mut encoder)?;
+        for (name, help, value) in gauges(app) {
             ConstGauge::new(signed(value)).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
         }
-        for (name, help, value) in counters(&self.0) {
+        for (name, help, value) in counters(app) {
             ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
-        }
-        let members = self.0.node.status().peers;
-        let mut behind = encoder.encode_descriptor(
-            "peer_match_index",
-            "On the leader: highest index in a member's log",
-            None,
-            MetricType::Gauge,
-        )?;
-        for peer in members {
-            ConstGauge::new(signed(peer.match_index)).encode(behind.encode_family(&[("id", peer.id.to_string())])?)?;
         }
         Ok(())
     }
@@ -125,6 +107,17 @@ impl Collector for Scrape {
 
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn encode_build(app: &App, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let help = "Always 1; the labels say which build runs, on which engines";
+    let labels = [
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("wal", app.config.wal.engine.name()),
+        ("store", app.config.store.backend.name()),
+    ];
+    let mut family = encoder.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
+    ConstGauge::new(1i64).encode(family.encode_family(&labels)?)
 }
 
 fn encode_requests(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
@@ -145,42 +138,137 @@ fn encode_durations(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> R
     let help = "Time from a request's head to the head of its answer";
     let mut family = encoder.encode_descriptor("http_request_duration_seconds", help, None, MetricType::Histogram)?;
     for route in Route::ALL {
-        let counted = &metrics.0[route as usize];
-        let bounds = BOUNDS_MICROS.iter().map(|&micros| micros as f64 / 1e6).chain([f64::INFINITY]);
-        let buckets: Vec<(f64, u64)> = bounds
-            .zip(&counted.by_time)
-            .map(|(bound, count)| (bound, count.load(Ordering::Relaxed)))
-            .collect();
-        let count = buckets.iter().map(|(_, count)| count).sum();
-        if count > 0 {
-            let sum = counted.total_micros.load(Ordering::Relaxed) as f64 / 1e6;
-            family
-                .encode_family(&[("route", route.template())])?
-                .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        let counted = metrics.0[route as usize].by_time.view();
+        if counted.count > 0 {
+            encode_histogram(family.encode_family(&[("route", route.template())])?, &counted)?;
         }
     }
     Ok(())
 }
 
-fn encode_appends(wal: &WalMetrics, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-    let bounds = WAL_BUCKETS_US.iter().map(|&micros| micros as f64 / 1e6).chain([f64::INFINITY]);
-    let buckets: Vec<(f64, u64)> = bounds
-        .zip(&wal.append_buckets)
-        .map(|(bound, count)| (bound, count.load(Ordering::Relaxed)))
-        .collect();
-    let count = buckets.iter().map(|(_, count)| count).sum();
-    let sum = wal.append_us.load(Ordering::Relaxed) as f64 / 1e6;
-    let help = "Time of a durable append to the write-ahead log";
-    encoder
-        .encode_descriptor("wal_append_duration_seconds", help, None, MetricType::Histogram)?
-        .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+fn encode_histogram(mut encoder: MetricEncoder<'_>, view: &HistogramView) -> Result<(), fmt::Error> {
+    encoder.encode_histogram::<NoLabelSet>(view.sum_seconds, view.count, &view.buckets, None)
+}
+
+/// What the threads of the node took their time for.
+fn encode_node(app: &App, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let shared = app.node.shared();
+    let (wal, node) = (&shared.wal_metrics, &shared.metrics);
+    for (name, help, histogram) in [
+        (
+            "wal_append_duration_seconds",
+            "Time of a durable append to the write-ahead log: write and sync",
+            &wal.appends,
+        ),
+        (
+            "wal_sync_duration_seconds",
+            "Time of the sync of an append (raft-engine, RocksDB: of the one call that writes and syncs)",
+            &wal.syncs,
+        ),
+        (
+            "apply_duration_seconds",
+            "Time of a batch of committed entries in the state machine and the store",
+            &node.applies,
+        ),
+    ] {
+        encode_histogram(
+            encoder.encode_descriptor(name, help, None, MetricType::Histogram)?,
+            &histogram.view(),
+        )?;
+    }
+    let help = "Time to write the state outside the log, to send a snapshot to a member, to install a received one";
+    let mut family = encoder.encode_descriptor("snapshot_duration_seconds", help, None, MetricType::Histogram)?;
+    for (kind, histogram) in [
+        ("write", &node.snapshots_written),
+        ("send", &node.snapshots_sent),
+        ("install", &node.snapshots_installed),
+    ] {
+        encode_histogram(family.encode_family(&[("kind", kind)])?, &histogram.view())?;
+    }
+    Ok(())
+}
+
+/// The other members as this one sees them: as the leader their progress, and the queues to them.
+fn encode_peers(app: &App, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    type Figure<'a> = (&'static str, &'static str, &'a dyn Fn(&PeerProgress) -> u64);
+    let status = app.node.status();
+    let progress = status.peers.iter().filter(|peer| peer.id != status.id);
+    let of_peers: [Figure<'_>; 3] = [
+        ("peer_match_index", "On the leader: highest index in a member's log", &|peer| {
+            peer.match_index
+        }),
+        (
+            "peer_lag_entries",
+            "On the leader: entries that a member's log is behind",
+            &|peer| status.last_index.saturating_sub(peer.match_index),
+        ),
+        (
+            "peer_active",
+            "On the leader: 1 if a member was heard of within the election timeout",
+            &|peer| u64::from(peer.active),
+        ),
+    ];
+    for (name, help, value) in of_peers {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for peer in progress.clone() {
+            ConstGauge::new(signed(value(peer))).encode(family.encode_family(&[("id", peer.id.to_string())])?)?;
+        }
+    }
+    encode_queues(&app.node.peer_queues(), encoder)
+}
+
+fn encode_queues(queues: &[PeerMetrics], encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    /// Name, help, whether it is a counter, and its value.
+    type Figure = (&'static str, &'static str, bool, fn(&LaneMetrics) -> u64);
+    let figures: [Figure; 4] = [
+        ("peer_queue_messages", "Messages that wait to be sent to a member", false, |lane| {
+            lane.queued as u64
+        }),
+        ("peer_sent_bytes", "Bytes of messages sent to a member", true, |lane| lane.bytes),
+        (
+            "peer_dropped_messages",
+            "Messages to a member dropped: its queue was full, or it was down",
+            true,
+            |lane| lane.dropped,
+        ),
+        ("peer_send_failures", "POSTs to a member that it did not take", true, |lane| {
+            lane.failures
+        }),
+    ];
+    for (name, help, is_counter, value) in figures {
+        let kind = if is_counter { MetricType::Counter } else { MetricType::Gauge };
+        let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+        for queue in queues {
+            for (lane, metrics) in [("control", &queue.control), ("append", &queue.append)] {
+                let labels = [("id", queue.peer.to_string()), ("lane", lane.to_owned())];
+                let encoder = family.encode_family(&labels)?;
+                if is_counter {
+                    ConstCounter::new(value(metrics)).encode(encoder)?;
+                } else {
+                    ConstGauge::new(signed(value(metrics))).encode(encoder)?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 type Row = (&'static str, &'static str, u64);
 
 fn gauges(app: &App) -> Vec<Row> {
+    let mut rows = raft_gauges(app);
+    rows.extend(store_gauges(app));
+    rows.extend([
+        ("connections", "Open connections of clients", app.connections.view().open as u64),
+        ("watchers", "Open watches and waits", app.watchers.load(Ordering::Relaxed) as u64),
+        ("process_resident_bytes", "Resident memory of the process", resident_bytes()),
+        ("uptime_seconds", "Seconds since the start", app.started.elapsed().as_secs()),
+    ]);
+    rows
+}
+
+fn raft_gauges(app: &App) -> Vec<Row> {
     let status = app.node.status();
-    let reader = app.node.reader();
     vec![
         ("raft_term", "Current term", status.term),
         ("raft_leader", "Id of the known leader, 0 if none", status.leader.unwrap_or(0)),
@@ -200,34 +288,87 @@ fn gauges(app: &App) -> Vec<Row> {
             u64::from(status.quarantined.is_some()),
         ),
         ("wal_bytes", "Bytes of the write-ahead log on disk", status.wal_bytes),
+    ]
+}
+
+fn store_gauges(app: &App) -> Vec<Row> {
+    let reader = app.node.reader();
+    let shared = app.node.shared();
+    vec![
         ("store_bytes", "Logical bytes of keys, values and history", reader.logical_bytes()),
+        (
+            "store_limit_bytes",
+            "limits.max_store_bytes: at so many logical bytes writes get 507; 0 is no limit",
+            shared.max_store_bytes(),
+        ),
+        (
+            "disk_full",
+            "1 while writes get 507 because less than limits.min_free_disk is free",
+            u64::from(shared.is_refusing_writes()),
+        ),
         ("store_revision", "Current revision", reader.revision()),
         (
             "store_compacted_revision",
             "Revision below which history is gone",
             reader.compacted_revision(),
         ),
-        ("leases", "Leases, those of `?ttl=` too", reader.lease_count() as u64),
-        ("connections", "Open connections of clients", app.connections.view().open as u64),
-        ("watchers", "Open watches and waits", app.watchers.load(Ordering::Relaxed) as u64),
-        ("uptime_seconds", "Seconds since the start", app.started.elapsed().as_secs()),
+        ("leases", "Leases that are granted", reader.lease_count() as u64),
+        (
+            "idempotency_entries",
+            "Idempotency keys that are remembered",
+            reader.idempotency_len() as u64,
+        ),
+        (
+            "idempotency_limit_entries",
+            "idempotency.max_entries: with so many remembered a new one gets 429",
+            app.config.idempotency.max_entries,
+        ),
     ]
+}
+
+/// Resident memory of this process; 0 where the system does not say.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
 }
 
 fn counters(app: &App) -> Vec<Row> {
     let connections = app.connections.view();
-    let wal = &app.node.shared().wal_metrics;
+    let shared = app.node.shared();
+    let wal = &shared.wal_metrics;
     vec![
+        (
+            "http_slow_requests",
+            "Requests that took more than 100 ms; waits and streams are not among them",
+            app.slow.total(),
+        ),
+        (
+            "raft_leader_changes",
+            "How often another leader, or none, was known than before",
+            shared.metrics.leader_changes.load(Ordering::Relaxed),
+        ),
         ("wal_syncs", "Syncs of the write-ahead log since the start", wal.stats().syncs),
         (
             "wal_entries",
             "Entries appended to the write-ahead log since the start",
             wal.entries.load(Ordering::Relaxed),
         ),
+        (
+            "wal_entry_bytes",
+            "Bytes of the entries appended to the write-ahead log since the start",
+            wal.entry_bytes.load(Ordering::Relaxed),
+        ),
+        (
+            "log_lines_dropped",
+            "Log lines lost because the log's disk or pipe was too slow",
+            app.log.as_ref().map_or(0, |log| log.dropped_lines()),
+        ),
         ("connections_accepted", "Connections of clients served", connections.accepted),
         (
             "connections_turned_away",
-            "Connections answered 503 because there were too many",
+            "Connections answered 429 because there were too many",
             connections.turned_away,
         ),
         (
@@ -272,7 +413,7 @@ mod tests {
             (loads(&counted.by_status)[1], loads(&counted.by_status)[STATUSES.len() - 1]),
             (1, 1)
         );
-        assert_eq!((loads(&counted.by_time)[1], loads(&counted.by_time)[BOUNDS_MICROS.len()]), (1, 1));
-        assert_eq!(counted.total_micros.load(Ordering::Relaxed), 100_000_070);
+        let times = counted.by_time.view();
+        assert_eq!((times.count, times.sum_seconds), (2, 100.000_07));
     }
 }

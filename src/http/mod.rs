@@ -31,7 +31,9 @@ mod params;
 mod percent;
 mod respond;
 mod route;
+mod slow;
 mod span;
+mod trace;
 mod txn;
 mod watch;
 
@@ -49,6 +51,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::Body as HttpBody;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use self::body::RequestBody;
 use self::call::{Call, Reply};
@@ -57,8 +60,10 @@ use self::guard::Guard;
 use self::metrics::Metrics;
 use self::params::Params;
 use self::route::{Route, Target};
+use self::slow::SlowRequests;
+use self::trace::TraceContext;
 use crate::config::Config;
-use crate::node::Node;
+use crate::node::{Node, Stages};
 use crate::serve::ServeStats;
 use crate::telemetry::{ACCESS_TARGET, LogHandle};
 
@@ -69,6 +74,10 @@ impl LogControl for LogHandle {
 
     fn set_filter(&self, filter: &str) -> Result<(), String> {
         LogHandle::set_filter(self, filter)
+    }
+
+    fn dropped_lines(&self) -> u64 {
+        LogHandle::dropped_lines(self) as u64
     }
 }
 
@@ -85,6 +94,7 @@ pub(in crate::http) struct App {
     watchers: AtomicUsize,
     metrics: Metrics,
     connections: Arc<ServeStats>,
+    slow: SlowRequests,
     log: Option<Arc<dyn LogControl>>,
     started: Instant,
 }
@@ -95,6 +105,8 @@ pub trait LogControl: Send + Sync {
     fn filter(&self) -> String;
     /// Sets another one; the error says what is wrong with it.
     fn set_filter(&self, filter: &str) -> Result<(), String>;
+    /// Lines lost since the start because the log's disk or pipe was too slow.
+    fn dropped_lines(&self) -> u64;
 }
 
 impl AppState {
@@ -111,6 +123,7 @@ impl AppState {
             watchers: AtomicUsize::new(0),
             metrics: Metrics::default(),
             connections,
+            slow: SlowRequests::default(),
             log,
             started: Instant::now(),
         }))
@@ -174,6 +187,9 @@ where
 async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
     let arrived = Instant::now();
     let (parts, body) = request.into_parts();
+    let mut trace = TraceContext::of(&parts.headers);
+    let span = trace.span(&parts, app.config.log.access_log);
+    let stages = Stages::default();
     let mut body = RequestBody::new(body, parts.headers.contains_key(header::EXPECT));
     let target = guard::check_size(&parts).and_then(|()| route::resolve(parts.uri.path()));
     // A path that is too long or cannot be decoded is a key that cannot be read.
@@ -181,7 +197,10 @@ async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
     let (cors, reply) = match (app.guard.check(&parts), target) {
         (Err(refused), _) => (None, Err(refused)),
         (Ok(cors), Err(invalid)) => (cors, Err(invalid)),
-        (Ok(cors), Ok(target)) => (cors, dispatch(app, &parts, &mut body, target, arrived).await),
+        (Ok(cors), Ok(target)) => {
+            let reply = dispatch(app, &parts, &mut body, target, &stages, arrived);
+            (cors, reply.instrument(span.clone()).await)
+        }
     };
     body.discard();
     let mutation = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
@@ -189,17 +208,22 @@ async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
     if let Some(origin) = cors {
         guard::add_cors(response.headers_mut(), origin, &parts.method, route.allow());
     }
-    let response = finish(app, route, &parts, response);
+    let response = finish(app, route, &parts, &trace, response);
     let took = arrived.elapsed();
     app.metrics.observe(route, response.status(), took);
     if app.config.log.access_log {
         let (method, target, status) = (&parts.method, &parts.uri, response.status().as_u16());
-        tracing::info!(target: ACCESS_TARGET, %method, %target, status, micros = took.as_micros());
+        tracing::info!(target: ACCESS_TARGET, %method, %target, status, micros = took.as_micros(), trace_id = %trace.trace);
     }
+    if !span.is_disabled() {
+        let (status, micros) = (response.status().as_u16(), took.as_micros());
+        span.in_scope(|| tracing::debug!(target: trace::TARGET, status, micros, "answered"));
+    }
+    slow::check(app, route, &parts, response.status(), took, &stages.times(), &trace);
     response
 }
 
-async fn dispatch(app: &Arc<App>, parts: &Parts, body: &mut RequestBody, target: Target, arrived: Instant) -> Reply {
+async fn dispatch(app: &Arc<App>, parts: &Parts, body: &mut RequestBody, target: Target, stages: &Stages, arrived: Instant) -> Reply {
     if parts.method == Method::OPTIONS {
         let mut response = respond::empty(StatusCode::NO_CONTENT);
         response
@@ -219,6 +243,7 @@ async fn dispatch(app: &Arc<App>, parts: &Parts, body: &mut RequestBody, target:
         route,
         argument: target.argument,
         params,
+        stages,
         arrived,
     };
     let call = &mut call;
@@ -261,8 +286,9 @@ async fn dispatch(app: &Arc<App>, parts: &Parts, body: &mut RequestBody, target:
 }
 
 /// What every answer carries.
-fn finish(app: &App, route: Route, parts: &Parts, mut response: Response) -> Response {
+fn finish(app: &App, route: Route, parts: &Parts, trace: &TraceContext, mut response: Response) -> Response {
     let headers = response.headers_mut();
+    headers.insert(&trace::TRACEPARENT, trace.header());
     headers.insert(&respond::METCD_MEMBER, app.member.clone());
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if route.is_data() && !headers.contains_key(&respond::METCD_REVISION) {

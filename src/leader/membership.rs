@@ -237,8 +237,8 @@ impl LeaderService {
                 // It is remembered with the new member: whoever leads now goes on, and answers whoever asks again.
                 return Err(LeaderError::Timeout);
             }
-            if self.entered_alone(id, remove) && self.shared.view().voters.contains(&id) {
-                self.remove(remove, false, deadline).await?;
+            if self.entered_alone(id, remove) {
+                self.carry_on_pair(id, remove, deadline).await?;
             }
             tokio::time::sleep(POLL).await;
         }
@@ -251,6 +251,19 @@ impl LeaderService {
     fn entered_alone(&self, id: u64, remove: u64) -> bool {
         let members = self.shared.reader.members();
         members.iter().any(|member| member.id == id && member.replaces != remove) && members.iter().any(|member| member.id == remove)
+    }
+
+    /// The next step of such a pair, if it is time for it.
+    async fn carry_on_pair(&self, id: u64, remove: u64, deadline: Instant) -> Result<(), LeaderError> {
+        if self.shared.view().voters.contains(&id) {
+            return self.remove(remove, false, deadline).await.map(|_| ());
+        }
+        // A learner by wish waits to be told; others are promoted by the leader's standing duties.
+        let is_content = |member: &MemberRecord| member.id == id && member.wanted_role == MemberRole::Learner as i32;
+        if self.shared.reader.members().iter().any(is_content) && is_caught_up(&self.shared.view(), &self.shared.peers(), id) {
+            self.promote(id, deadline).await?;
+        }
+        Ok(())
     }
 }
 

@@ -18,7 +18,7 @@ use clock::Renewal;
 
 use crate::node::{PeerProgress, Shared};
 use crate::state::outcome::ConflictCode;
-use crate::transport::Transport;
+use crate::transport::{PeerMetrics, Transport};
 
 /// A member to add.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +135,11 @@ impl LeaderService {
     /// Over the shared parts of a node.
     pub fn new(shared: Arc<Shared>, transport: Transport) -> LeaderService {
         LeaderService { shared, transport }
+    }
+
+    /// The queues to the other members, by id.
+    pub fn peer_queues(&self) -> Vec<PeerMetrics> {
+        self.transport.metrics()
     }
 
     /// Finds the leader, waiting for one, and has it carry the request out. A leader that is lost on the way may have begun: the next

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -16,10 +16,9 @@ use crate::leader::clock::LeaseClock;
 use crate::server::admission::Admissions;
 use crate::state::StateReader;
 use crate::state::command::HashReport;
-use crate::state::outcome::Outcome;
 use crate::store::KvStore;
 
-use super::{BarrierError, PeerProgress, ProposeError, ReadGate, WalMetrics};
+use super::{Applied, BarrierError, Histogram, PeerProgress, ProposeError, ReadGate, WalMetrics};
 
 /// What the threads of a node share. Everything here is small, and no lock is held across work.
 pub struct Shared {
@@ -33,7 +32,9 @@ pub struct Shared {
     pub store: Arc<dyn KvStore>,
     /// What the WAL thread did.
     pub wal_metrics: WalMetrics,
-    pub(crate) replies: Mutex<HashMap<u64, oneshot::Sender<Outcome>>>,
+    /// What the other threads did.
+    pub metrics: NodeMetrics,
+    pub(crate) replies: Mutex<HashMap<u64, oneshot::Sender<Applied>>>,
     pub(crate) reads: ReadGate,
     /// When a member was last heard of.
     pub(super) heard: Mutex<HashMap<u64, std::time::Instant>>,
@@ -56,6 +57,21 @@ pub struct Shared {
     pub(crate) admissions: Mutex<Admissions>,
     /// When leases end; runs only while this member leads.
     pub(crate) lease_clock: Mutex<LeaseClock>,
+}
+
+/// Figures of the driver's threads, besides those of the WAL.
+#[derive(Debug, Default)]
+pub struct NodeMetrics {
+    /// Batches of committed entries in the state machine and the store.
+    pub applies: Histogram,
+    /// Making the state durable outside the log: a snapshot file, or a sync of a store on disk.
+    pub snapshots_written: Histogram,
+    /// Snapshots sent to other members, to their end.
+    pub snapshots_sent: Histogram,
+    /// Snapshots of a leader put in place of the state.
+    pub snapshots_installed: Histogram,
+    /// How often another leader, or none, was known than before.
+    pub leader_changes: AtomicU64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -125,6 +141,7 @@ impl Shared {
             reader: parts.reader,
             store: parts.store,
             wal_metrics: WalMetrics::default(),
+            metrics: NodeMetrics::default(),
             replies: Mutex::default(),
             reads: ReadGate::default(),
             heard: Mutex::default(),
@@ -223,6 +240,16 @@ impl Shared {
         self.reader.applied_index()
     }
 
+    /// `limits.max_store_bytes`; 0 is no limit.
+    pub fn max_store_bytes(&self) -> u64 {
+        self.max_store_bytes
+    }
+
+    /// Whether writes are refused because the disk is nearly full.
+    pub fn is_refusing_writes(&self) -> bool {
+        self.write_refusal.read().is_some()
+    }
+
     pub(super) fn check_quota(&self) -> Result<(), ProposeError> {
         let bytes = self.reader.logical_bytes();
         if self.max_store_bytes > 0 && bytes >= self.max_store_bytes {
@@ -271,6 +298,9 @@ impl Shared {
     pub(crate) fn publish_leadership(&self, leadership: (u64, u64)) -> bool {
         self.leadership.send_if_modified(|now| {
             let changed = *now != leadership;
+            if now.1 != leadership.1 {
+                self.metrics.leader_changes.fetch_add(1, Ordering::Relaxed);
+            }
             *now = leadership;
             changed
         })

@@ -1,45 +1,101 @@
 //! Figures of the WAL thread.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
+use super::Histogram;
 use crate::wal::WalStats;
+
+/// A durable append that takes longer is worth a warning.
+const SLOW_APPEND: Duration = Duration::from_millis(100);
+/// An append that takes longer is remembered for a while: it may be why a request is slow.
+const NOTABLE_APPEND: Duration = Duration::from_millis(10);
+/// So many of them.
+const REMEMBERED_APPENDS: usize = 64;
 
 /// Figures of the WAL thread.
 #[derive(Debug, Default)]
 pub struct WalMetrics {
     stats: RwLock<WalStats>,
-    /// Durations of durable appends, by upper bound in microseconds; see [`WAL_BUCKETS_US`].
-    pub append_buckets: [AtomicU64; WAL_BUCKETS_US.len() + 1],
-    /// Sum of the durations in microseconds.
-    pub append_us: AtomicU64,
+    /// Durations of durable appends: write and sync.
+    pub appends: Histogram,
+    /// The syncs among it. With raft-engine and RocksDB, which write and sync in one call, that call.
+    pub syncs: Histogram,
     /// Entries appended.
     pub entries: AtomicU64,
+    /// Bytes of their content.
+    pub entry_bytes: AtomicU64,
+    /// The last [`NOTABLE_APPEND`]s, oldest first.
+    notable: Mutex<VecDeque<Append>>,
 }
 
-/// Upper bounds of the histogram of durable appends, in microseconds.
-pub const WAL_BUCKETS_US: [u64; 12] = [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200, 102_400, 1_000_000];
+/// One durable append.
+#[derive(Debug, Clone, Copy)]
+struct Append {
+    ended: Instant,
+    took: Duration,
+    sync: Duration,
+}
 
-/// A durable append that takes longer is worth a warning.
-const SLOW_APPEND: Duration = Duration::from_millis(100);
+/// What the log's notable appends had to do with a span of time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WalShare {
+    /// Time in them without their syncs.
+    pub write: Duration,
+    /// Time in their syncs.
+    pub sync: Duration,
+}
 
 impl WalMetrics {
-    pub(crate) fn record(&self, took: Duration, entries: usize, stats: WalStats) {
-        let us = took.as_micros() as u64;
-        let bucket = WAL_BUCKETS_US.partition_point(|&bound| bound < us);
-        self.append_buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.append_us.fetch_add(us, Ordering::Relaxed);
+    /// Notes an append that has just ended. `stats` are the log's figures after it.
+    pub(crate) fn record(&self, took: Duration, entries: usize, bytes: usize, stats: WalStats) {
+        let before = std::mem::replace(&mut *self.stats.write(), stats);
+        let sync = stats.sync_time.saturating_sub(before.sync_time).min(took);
+        self.appends.observe(took);
+        self.syncs.observe(sync);
         self.entries.fetch_add(entries as u64, Ordering::Relaxed);
-        *self.stats.write() = stats;
+        self.entry_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        if took > NOTABLE_APPEND {
+            self.remember(Append {
+                ended: Instant::now(),
+                took,
+                sync,
+            });
+        }
         if took > SLOW_APPEND {
             tracing::warn!(
                 took_ms = took.as_millis() as u64,
+                write_ms = (took - sync).as_millis() as u64,
+                sync_ms = sync.as_millis() as u64,
                 entries,
+                bytes,
                 "slow disk: a durable append of the log took more than 100 ms"
             );
         }
+    }
+
+    fn remember(&self, append: Append) {
+        let mut notable = self.notable.lock();
+        if notable.len() >= REMEMBERED_APPENDS {
+            notable.pop_front();
+        }
+        notable.push_back(append);
+    }
+
+    /// Time that notable appends (over 10 ms) which overlap this span took, as far as they are remembered.
+    pub fn share_of(&self, from: Instant, to: Instant) -> WalShare {
+        let mut share = WalShare::default();
+        for append in self.notable.lock().iter() {
+            let begun = append.ended.checked_sub(append.took).unwrap_or(append.ended);
+            if begun < to && append.ended > from {
+                share.write += append.took.saturating_sub(append.sync);
+                share.sync += append.sync;
+            }
+        }
+        share
     }
 
     pub(crate) fn set_stats(&self, stats: WalStats) {
@@ -49,5 +105,42 @@ impl WalMetrics {
     /// The log's own figures.
     pub fn stats(&self) -> WalStats {
         *self.stats.read()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stats(sync_ms: u64) -> WalStats {
+        WalStats {
+            sync_time: Duration::from_millis(sync_ms),
+            ..WalStats::default()
+        }
+    }
+
+    #[test]
+    fn the_sync_is_told_from_the_write_and_only_slow_appends_are_remembered() {
+        let metrics = WalMetrics::default();
+        let before = Instant::now();
+        metrics.record(Duration::from_millis(2), 1, 10, stats(1));
+        metrics.record(Duration::from_millis(50), 3, 90, stats(41));
+        let share = metrics.share_of(before, Instant::now());
+        assert_eq!((share.write, share.sync), (Duration::from_millis(10), Duration::from_millis(40)));
+        assert_eq!(metrics.syncs.view().sum_seconds, 0.041);
+        assert_eq!(metrics.entry_bytes.load(Ordering::Relaxed), 100);
+        let earlier = before - Duration::from_secs(60);
+        assert_eq!(metrics.share_of(earlier, earlier + Duration::from_secs(1)), WalShare::default());
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let metrics = WalMetrics::default();
+        let before = Instant::now();
+        for _ in 0..REMEMBERED_APPENDS + 9 {
+            metrics.record(Duration::from_millis(11), 1, 1, stats(0));
+        }
+        let all = metrics.share_of(before, Instant::now());
+        assert_eq!(all.write, Duration::from_millis(11 * REMEMBERED_APPENDS as u64));
     }
 }

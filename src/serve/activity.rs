@@ -33,7 +33,7 @@ pub struct ServeStatsView {
     pub open: usize,
     /// Connections served since the start.
     pub accepted: u64,
-    /// Connections answered `503` because there were too many.
+    /// Connections answered `429` because there were too many.
     pub turned_away: u64,
     /// Failures of `accept` that made the listener pause.
     pub accept_errors: u64,

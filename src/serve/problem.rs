@@ -17,7 +17,8 @@ const MAX_TURNING_AWAY: usize = 64;
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 64 * 1024;
 
-/// A whole HTTP/1.1 answer with a problem document, after which the connection is closed.
+/// A whole HTTP/1.1 answer with a problem document, after which the connection is closed. Nobody here knows the request's method, so
+/// that each says what is true of a mutation: it was not applied.
 pub(super) fn answer(status: u16, member: u64) -> Vec<u8> {
     let (title, code, detail, more) = match status {
         408 => ("Request Timeout", "request_timeout", "the request head did not arrive in time", ""),
@@ -28,8 +29,8 @@ pub(super) fn answer(status: u16, member: u64) -> Vec<u8> {
             "the request head is too large or has too many fields",
             "",
         ),
-        503 => (
-            "Service Unavailable",
+        429 => (
+            "Too Many Requests",
             "overloaded",
             "too many connections (limits.max_connections)",
             "retry-after: 1\r\n",
@@ -63,7 +64,7 @@ pub(super) fn automatic_status(head: &[u8]) -> Option<u16> {
         .then(|| 400 + u16::from(tens - b'0') * 10 + u16::from(ones - b'0'))
 }
 
-/// Answers `503` to a connection over the limit and closes it, in a task of its own.
+/// Answers `429` to a connection over the limit and closes it, in a task of its own.
 pub(super) fn turn_away(mut stream: TcpStream, shared: &Arc<Shared>) {
     if !shared.connections.enter_turning_away(MAX_TURNING_AWAY) {
         return;
@@ -71,7 +72,7 @@ pub(super) fn turn_away(mut stream: TcpStream, shared: &Arc<Shared>) {
     let shared = shared.clone();
     tokio::spawn(async move {
         let polite = async {
-            stream.write_all(&answer(503, shared.limits.member)).await?;
+            stream.write_all(&answer(429, shared.limits.member)).await?;
             stream.shutdown().await?;
             tokio::io::copy(&mut (&mut stream).take(LINGER_BYTES as u64), &mut tokio::io::sink()).await
         };
@@ -99,7 +100,7 @@ mod tests {
 
     #[test]
     fn answers_are_whole_and_their_bodies_are_json() {
-        for status in [400, 408, 414, 431, 503] {
+        for status in [400, 408, 414, 429, 431] {
             let text = String::from_utf8(answer(status, 7)).expect("ASCII");
             let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
             assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");

@@ -319,7 +319,7 @@ async fn a_peer_that_takes_nothing_of_its_answer_is_cut_off() {
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_hear_503_at_once() {
+async fn connections_over_the_limit_hear_429_at_once() {
     let server = Server::start(
         router(),
         ServeLimits {
@@ -334,7 +334,13 @@ async fn connections_over_the_limit_hear_503_at_once() {
     assert!(read_answer(&mut first).await.ends_with("hello"));
     let mut second = server.connect().await;
     second.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("sent");
-    assert_problem(&read_to_end(&mut second).await, 503, "overloaded");
+    let turned_away = read_to_end(&mut second).await;
+    assert_problem(&turned_away, 429, "overloaded");
+    let text = String::from_utf8_lossy(&turned_away);
+    assert!(
+        text.contains("\r\nretry-after: 1\r\n") && text.contains(r#""outcome":"not_applied""#),
+        "{text}"
+    );
     drop(first);
     let begin = Instant::now();
     while server.stats.view().open > 0 {

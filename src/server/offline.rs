@@ -1,53 +1,66 @@
 //! A member's data for a tool, while no server runs on it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use raft::eraftpb::{Entry, EntryType};
 
 use super::ServerError;
-use super::join::Settled;
 use super::recover;
-use crate::config::Config;
+use crate::config::{Config, StoreBackend};
 use crate::datadir::DataDir;
 use crate::snapshot::CHUNK_BYTES;
 use crate::state::{ConfDecision, Record, State};
-use crate::store::{KvStore, MemoryStore, WriteBatch};
+use crate::store::{KvStore, Scratch, WriteBatch};
+
+/// Bytes of the log read at once.
+const READ_BYTES: u64 = 4 << 20;
 
 /// The state after everything that is in the log, whether it is known to be committed or not: what a quorum has acknowledged is among it,
-/// as far as this member has it. Configuration changes are passed over; the members are as they were. It is a copy in memory: nothing of
-/// it is written to the directory.
+/// as far as this member has it. Configuration changes are passed over; the members are as they were.
+///
+/// Nothing of it is written to the member's own files: a memory store is only filled from them, and the content of one on disk is copied
+/// into a store of its own in `scratch`, which goes with the state. The log is read in pieces.
+///
 ///
 /// # Errors
 /// What a server would refuse to start with.
-pub fn latest_state(config: &Config, data_dir: &DataDir) -> Result<State, ServerError> {
+pub fn latest_state(config: &Config, data_dir: &DataDir, scratch: &Path) -> Result<State, ServerError> {
     let identity = data_dir.identity();
-    let (Some(cluster_id), Some(id)) = (identity.cluster_id, identity.node_id) else {
+    if identity.cluster_id.is_none() || identity.node_id.is_none() {
         return Err(ServerError::Refused(
             "this member has not founded or joined a cluster: there is nothing to recover".into(),
         ));
+    }
+    let (found, wal, log) = recover::open_offline(config, data_dir)?;
+    let mut state = match config.store.backend {
+        StoreBackend::Memory => found,
+        StoreBackend::Sled | StoreBackend::RocksDb => copy(&found, Scratch::create(scratch)?)?,
     };
-    let settled = Settled {
-        id,
-        cluster_id,
-        founds: false,
-    };
-    let found = recover::open(config, data_dir, settled)?;
-    let mut state = copy(&found.state)?;
+    let mut next = state.applied().index + 1;
+    while next <= log.last_index {
+        let entries = wal.entries(next, log.last_index + 1, READ_BYTES)?;
+        next += entries.len() as u64;
+        replay(&mut state, entries)?;
+    }
+    Ok(state)
+}
+
+fn replay(state: &mut State, entries: Vec<Entry>) -> Result<(), ServerError> {
     let mut normal: Vec<Entry> = Vec::new();
-    for entry in found.image.tail {
+    for entry in entries {
         if entry.get_entry_type() == EntryType::EntryNormal {
             normal.push(entry);
             continue;
         }
         state.apply(&std::mem::take(&mut normal))?;
-        pass_over(&mut state, &entry)?;
+        pass_over(state, &entry)?;
     }
     state.apply(&normal)?;
-    Ok(state)
+    Ok(())
 }
 
-fn copy(state: &State) -> Result<State, ServerError> {
-    let copy: Arc<dyn KvStore> = Arc::new(MemoryStore::new());
+fn copy(state: &State, copy: Arc<dyn KvStore>) -> Result<State, ServerError> {
     let mut view = state.snapshot_view();
     while let Some(records) = view.next_records(CHUNK_BYTES)? {
         let mut batch = WriteBatch::default();

@@ -14,7 +14,7 @@ use crate::datadir::DataDir;
 use crate::state::State;
 use crate::state::command::{MemberRecord, MemberRole};
 use crate::store::{self, KvStore};
-use crate::wal::{self, Wal};
+use crate::wal::{self, Recovered, Wal};
 use crate::{recovery, snapshot, snapshot_files};
 
 /// Applied index of a cluster that was just founded.
@@ -71,6 +71,18 @@ pub fn open(config: &Config, data_dir: &DataDir, settled: Settled) -> Result<Fou
         committed_index,
         durable_index,
     })
+}
+
+/// What a member has left, for a tool: its state as it was made durable, and the log that goes on after it. An installation of a snapshot
+/// that was cut off is brought to its end, as a start would do; otherwise nothing is changed.
+pub fn open_offline(config: &Config, data_dir: &DataDir) -> Result<(State, Box<dyn Wal>, Recovered), ServerError> {
+    let snapshot_dir = data_dir.snapshot_dir();
+    let store = store::open(config.store.backend, &data_dir.store_dir())?;
+    let mut wal = wal::open(config.wal.engine, &data_dir.wal_dir(), config.wal.sync)?;
+    let state = open_state(&store, &snapshot_dir)?;
+    let newest = snapshot_files::newest(&snapshot_dir)?.map(|(index, _)| index);
+    let recovered = recovery::settle(wal.as_mut(), &state.applied(), newest)?;
+    Ok((state, wal, recovered))
 }
 
 /// The state of the store, or of a snapshot that is newer. A store on disk keeps a snapshot file only while that is being installed: a

@@ -112,6 +112,7 @@ impl Leases {
             .collect()
     }
 
+    /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.by_id.len()
     }

@@ -46,6 +46,7 @@ pub use lease::LeaseChange;
 use meta::ConfRecord;
 use outcome::{ConflictCode, Outcome, Refusal, Success};
 pub use reader::{Pin, StateReader};
+pub use refound::LiveVersions;
 use shared::{Published, Shared};
 pub use view::{Record, SnapshotView};
 

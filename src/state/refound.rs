@@ -1,12 +1,15 @@
 //! The content of one cluster as the beginning of another: after a restore from a backup, or when a quorum is lost for ever.
 
+use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
 
 use super::command::{MemberRecord, MemberRole};
+use super::key::{split_index_key, split_row_key};
 use super::member::Members;
 use super::meta::ConfRecord;
+use super::row::Version;
 use super::session::Sessions;
-use super::{State, StateError};
+use super::{Record, State, StateError};
 use crate::store::{KvStore, Order, Table, WriteBatch};
 
 impl State {
@@ -55,6 +58,59 @@ impl State {
         core.samples.forget_before(core.meta.revision);
         self.commit(write, Vec::new(), None)
     }
+}
+
+/// Which versions a state keeps when it is refounded: the newest of each key, unless that is a deletion. Told of a snapshot's records in
+/// one pass, it knows them again in a second one, so that nobody has to hold the content. Costs about 24 bytes a key.
+#[derive(Debug, Default)]
+pub struct LiveVersions {
+    live: BTreeSet<(u64, u32)>,
+    /// The user key of the last index record.
+    last_key: Option<Vec<u8>>,
+}
+
+impl LiveVersions {
+    /// Takes note of a record. Those of the index must come in the order of a snapshot: by key, the newest first.
+    ///
+    /// # Errors
+    /// It cannot be decoded.
+    pub fn note(&mut self, record: &Record) -> Result<(), StateError> {
+        if record.table != Table::Index {
+            return Ok(());
+        }
+        let (key, version) = index_version(record)?;
+        if self.last_key.as_deref() == Some(key) {
+            return Ok(());
+        }
+        if !version.is_tombstone {
+            self.live.insert((version.revision, version.position));
+        }
+        self.last_key = Some(key.to_vec());
+        Ok(())
+    }
+
+    /// Whether a record of the index or the revisions is one of a version that is kept.
+    ///
+    /// # Errors
+    /// It cannot be decoded.
+    pub fn keeps(&self, record: &Record) -> Result<bool, StateError> {
+        let at = match record.table {
+            Table::Index => index_version(record).map(|(_, version)| (version.revision, version.position))?,
+            Table::Revision => split_row_key(&record.key).ok_or_else(undecodable)?,
+            Table::Meta | Table::Lease | Table::LeaseKey | Table::Session | Table::Idempotency | Table::Member => return Ok(false),
+        };
+        Ok(self.live.contains(&at))
+    }
+}
+
+fn index_version(record: &Record) -> Result<(&[u8], Version), StateError> {
+    let (key, revision) = split_index_key(&record.key).ok_or_else(undecodable)?;
+    let version = Version::decode_index(revision, &record.value).ok_or_else(undecodable)?;
+    Ok((key, version))
+}
+
+fn undecodable() -> StateError {
+    StateError::Corrupt("a record of the revision tables cannot be decoded".into())
 }
 
 fn empty(store: &dyn KvStore, table: Table, write: &mut WriteBatch) -> Result<(), StateError> {

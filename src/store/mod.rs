@@ -11,6 +11,7 @@ mod files;
 mod memory;
 #[cfg(feature = "rocksdb")]
 mod rocksdb;
+mod scratch;
 mod sled;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod conformance;
 use std::{ops::Bound, ops::ControlFlow, path::Path, sync::Arc};
 
 pub use memory::MemoryStore;
+pub use scratch::Scratch;
 
 use crate::config::StoreBackend;
 

@@ -148,7 +148,13 @@ impl Inner {
         let wanted = match head.uri.path() {
             "/raft" | "/raft/call" | "/raft/snapshot" => Method::POST,
             "/raft/members" => Method::GET,
-            _ => return Err(Problem::new(StatusCode::NOT_FOUND, "unknown_route", "this is the peer listener")),
+            _ => {
+                return Err(Problem::new(
+                    StatusCode::NOT_FOUND,
+                    "unknown_route",
+                    "this is the listener for other members; clients are served at listen.client (port 3379 unless configured)",
+                ));
+            }
         };
         if head.method != wanted {
             return Err(Problem::new(

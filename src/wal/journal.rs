@@ -19,6 +19,7 @@ use std::{
     fs::{File, OpenOptions},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -49,6 +50,7 @@ pub(crate) struct Journal {
     last_seq: [u64; 2],
     buffer: Vec<u8>,
     syncs: u64,
+    sync_time: Duration,
 }
 
 struct Frame {
@@ -88,6 +90,7 @@ impl Journal {
             last_seq: [0; 2],
             buffer: Vec::new(),
             syncs: 0,
+            sync_time: Duration::ZERO,
         };
         Ok((journal, newest_run(frames).into_iter().map(|frame| frame.unit).collect()))
     }
@@ -110,8 +113,10 @@ impl Journal {
         let (file, path) = (&self.halves[self.current], &self.paths[self.current]);
         file.write_all_at(&self.buffer, self.offset).map_err(io_error("write", path))?;
         if self.sync {
+            let begun = Instant::now();
             file.sync_data().map_err(io_error("fdatasync", path))?;
             self.syncs += 1;
+            self.sync_time += begun.elapsed();
         }
         let bytes = self.buffer.len() as u64;
         self.offset += bytes;
@@ -126,6 +131,11 @@ impl Journal {
     /// fdatasyncs so far.
     pub(crate) fn syncs(&self) -> u64 {
         self.syncs
+    }
+
+    /// Time in them.
+    pub(crate) fn sync_time(&self) -> Duration {
+        self.sync_time
     }
 
     fn turn_over(&mut self) -> Result<(), WalError> {

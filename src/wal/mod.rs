@@ -27,6 +27,7 @@ mod rocksdb;
 mod sled;
 
 use std::path::Path;
+use std::time::Duration;
 
 use raft::eraftpb::{Entry, HardState};
 
@@ -68,6 +69,8 @@ pub struct WalStats {
     pub bytes: u64,
     /// fdatasync (or equal) calls that have returned since the start.
     pub syncs: u64,
+    /// Time that appends and compactions spent waiting for their syncs. An engine that writes and syncs in one call counts that call.
+    pub sync_time: Duration,
 }
 
 /// Why a log could not be opened, read or written.

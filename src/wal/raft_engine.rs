@@ -7,7 +7,11 @@
 //! done at open; the sync of an empty batch does nothing, so every unit is a batch of its own; its recovery cuts the last file
 //! at the first damaged batch, whatever follows, which the fence notices.
 
-use std::{ops::ControlFlow, path::Path};
+use std::{
+    ops::ControlFlow,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use ::raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 use raft::eraftpb::Entry;
@@ -47,6 +51,7 @@ pub(crate) struct RaftEngineBackend {
     region: u64,
     sync: bool,
     syncs: u64,
+    sync_time: Duration,
     fence: Fence,
     files: DirBytes,
     _claim: Claim,
@@ -90,6 +95,7 @@ impl RaftEngineBackend {
             region,
             sync,
             syncs: 0,
+            sync_time: Duration::ZERO,
             fence,
             files: DirBytes::new(vec![files]),
             _claim: claim,
@@ -161,8 +167,12 @@ impl Backend for RaftEngineBackend {
             .collect();
         batch.add_entries::<Stored>(self.region, &entries).map_err(engine_error)?;
         batch.put(META_REGION, META_KEY.to_vec(), unit.meta).map_err(engine_error)?;
+        let begun = Instant::now();
         self.engine.write(&mut batch, self.sync).map_err(engine_error)?;
-        self.syncs += u64::from(self.sync);
+        if self.sync {
+            self.syncs += 1;
+            self.sync_time += begun.elapsed();
+        }
         if matches!(unit.remove, Remove::Prefix { .. } | Remove::All) {
             self.engine.purge_expired_files().map_err(engine_error)?;
         }
@@ -173,6 +183,7 @@ impl Backend for RaftEngineBackend {
         WalStats {
             bytes: self.files.get(),
             syncs: self.syncs + self.fence.syncs(),
+            sync_time: self.sync_time,
         }
     }
 }

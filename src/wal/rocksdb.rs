@@ -3,7 +3,11 @@
 //! A unit is one write batch, written with `sync`. RocksDB syncs the files and directories it creates. Its own log is recovered up to the first
 //! damage in its tail, which the fence notices when it was more than a torn write.
 
-use std::{ops::ControlFlow, path::Path};
+use std::{
+    ops::ControlFlow,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use ::rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
 
@@ -26,6 +30,7 @@ pub(crate) struct RocksDbBackend {
     write: WriteOptions,
     sync: bool,
     syncs: u64,
+    sync_time: Duration,
     fence: Fence,
     files: DirBytes,
     _claim: Claim,
@@ -50,6 +55,7 @@ impl RocksDbBackend {
             write,
             sync,
             syncs: 0,
+            sync_time: Duration::ZERO,
             fence,
             files: DirBytes::new(vec![files]),
             _claim: claim,
@@ -121,8 +127,12 @@ impl Backend for RocksDbBackend {
             batch.put(entry_key(*index), record);
         }
         batch.put(META_KEY, &unit.meta);
+        let begun = Instant::now();
         self.db.write_opt(batch, &self.write).map_err(engine_error)?;
-        self.syncs += u64::from(self.sync);
+        if self.sync {
+            self.syncs += 1;
+            self.sync_time += begun.elapsed();
+        }
         if let Remove::Prefix { to } = unit.remove {
             // Whole files below the start go at once instead of waiting for a compaction.
             self.db.delete_file_in_range(entry_key(0), entry_key(to)).map_err(engine_error)?;
@@ -134,6 +144,7 @@ impl Backend for RocksDbBackend {
         WalStats {
             bytes: self.files.get(),
             syncs: self.syncs + self.fence.syncs(),
+            sync_time: self.sync_time,
         }
     }
 }

@@ -224,6 +224,7 @@ impl Backend for SledBackend {
         WalStats {
             bytes: self.files.get(),
             syncs,
+            sync_time: self.journal.sync_time(),
         }
     }
 }

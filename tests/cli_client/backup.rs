@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
-use crate::support::{Done, Server, free_port, metcd, run, until};
+use crate::support::{Done, Running, Server, free_port, metcd, run, until};
 
 fn tool(args: &[&str]) -> Done {
     run(metcd().args(args), b"")
@@ -102,6 +103,81 @@ fn a_backup_begins_a_new_cluster_of_three_with_the_same_content() {
 }
 
 #[test]
+fn a_backup_taken_under_load_is_the_same_content_on_three_fresh_members() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, _old_dir) = Server::cluster(3);
+    old[0].ok(&["put", "before", "x"]);
+    old[0].ok(&["put", "before", "y"]);
+    old[0].ok(&["put", "gone", "x"]);
+    old[0].ok(&["del", "gone"]);
+    let load = [
+        "bench",
+        "put",
+        "--keys",
+        "500",
+        "--duration",
+        "5m",
+        "--warm-up",
+        "0s",
+        "--connections",
+        "8",
+    ];
+    let load = Running(
+        old[1]
+            .command()
+            .args(load)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let revision = |server: &Server| server.json(&["ls", "--count"])["revision"].as_u64().unwrap();
+    until("the load has begun", || revision(&old[0]) > 200);
+    let file = dir.path().join("backup.snap").to_str().unwrap().to_owned();
+    old[2].ok(&["snapshot", "save", &file]);
+    let saved = metcd::snapshot::verify_file(Path::new(&file)).unwrap().revision;
+    until("the load goes on", || revision(&old[0]) > saved);
+    drop(load);
+
+    let ports: Vec<(u16, u16)> = (0..3).map(|_| (free_port(), free_port())).collect();
+    let members: Vec<String> = (1..)
+        .zip(&ports)
+        .map(|(id, (_, peer))| format!("--member={id}=http://127.0.0.1:{peer}"))
+        .collect();
+    let new: Vec<Server> = (1..)
+        .zip(&ports)
+        .map(|(id, (client, peer))| {
+            let own = [
+                format!("--id={id}"),
+                format!("--data-dir={}", dir.path().join(format!("n{id}")).display()),
+            ];
+            let args: Vec<&str> = own.iter().chain(&members).map(String::as_str).collect();
+            let peer_port = format!("--listen-peer=127.0.0.1:{peer}");
+            let restored = tool(&[&["snapshot", "restore", &file, &peer_port][..], &args].concat());
+            assert_eq!(restored.code, 0, "{}", restored.stderr);
+            Server::with(*client, *peer, &args)
+        })
+        .collect();
+    new.iter().for_each(Server::ready);
+    let hash = |server: &Server, revision: u64| {
+        let revision = revision.to_string();
+        server.json(&["hash", "--revision", &revision])["hash"].clone()
+    };
+    let then = hash(&old[0], saved);
+    for server in &new {
+        assert_eq!(hash(server, saved + 1_000_000_000), then);
+        assert_eq!(server.ok(&["get", "before", "--serializable"]), "y");
+        server.fails(3, &["get", "gone", "--serializable"]);
+    }
+    assert!(new[1].json(&["ls", "--count"])["count"].as_u64() > Some(100));
+    // And it goes on from there, alike on all.
+    new[0].ok(&["put", "before", "z"]);
+    let now = revision(&new[0]);
+    let hashes: Vec<_> = new.iter().map(|server| hash(server, now)).collect();
+    assert!(hashes.iter().all(|hash| *hash == hashes[0] && *hash != then), "{hashes:?}");
+}
+
+#[test]
 fn a_damaged_backup_is_refused_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let (_server, file) = saved(dir.path());
@@ -184,6 +260,11 @@ fn a_log_is_dumped_and_verified_without_being_changed() {
     let dump = tool(&["wal", "dump", wal.to_str().unwrap()]);
     assert!(dump.code == 0 && dump.text().starts_with("engine"), "{}", dump.stderr);
     assert_eq!(tool(&["wal", "verify", wal.to_str().unwrap()]).code, 0);
+    assert_eq!(
+        tool(&["wal", "verify", data_dir.to_str().unwrap()]).code,
+        0,
+        "the directory above is understood too"
+    );
     assert!(content(&wal) == before, "nothing was changed");
     assert_eq!(tool(&["wal", "verify", dir.path().to_str().unwrap()]).code, 1);
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Server, metcd, run};
+use crate::support::{Server, free_port, metcd, run};
 
 fn report(server: &Server, args: &[&str]) -> Value {
     server.json(&[&["bench"], args].concat())
@@ -106,6 +106,26 @@ fn what_is_exported_can_be_imported() {
     assert_eq!(two.metcd(&["get", "bytes"]).stdout, every_byte);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no partial file is left");
     assert_eq!(one.ok(&["export", "b"]).lines().count(), 2);
+}
+
+#[test]
+fn a_large_import_takes_a_key_for_a_hundred_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = format!("--data-dir={}", dir.path().join("d").display());
+    // Every transaction of the import carries an Idempotency-Key: 200 of them for 20,000 lines, and nothing to spare.
+    let settings = [&data_dir, "--set=idempotency.max_entries=200", "--set=wal.sync=false"];
+    let server = Server::with(free_port(), free_port(), &settings);
+    server.ready();
+    let lines: String = (0..20_000).map(|n| format!("{{\"key\":\"k{n}\",\"value\":\"{n}\"}}\n")).collect();
+    let file = dir.path().join("all.jsonl");
+    std::fs::write(&file, format!("{lines}{{\"end\":true,\"count\":20000}}\n")).unwrap();
+    assert_eq!(server.ok(&["import", file.to_str().unwrap()]), "imported 20000 keys\n");
+    let list = server.json(&["ls", "--count"]);
+    assert_eq!((&list["count"], &list["revision"]), (&20_000.into(), &201.into()));
+    // The table is full now, which a load without keys does not mind.
+    assert!(server.fails(1, &["put", "a", "b", "--timeout", "1s"]).contains("idempotency"));
+    let load = report(&server, &["put", "-n", "300", "--warm-up", "0s"]);
+    assert_eq!((&load["requests"], &load["failed"]), (&300.into(), &0.into()), "{load}");
 }
 
 #[test]

@@ -5,5 +5,6 @@ mod cluster;
 mod coordination;
 mod keys;
 mod load;
+mod logs;
 mod shell;
 mod support;

@@ -13,7 +13,7 @@ fn a_script_from_a_pipe_is_carried_out_line_by_line() {
     let done = server.metcd_with(&["shell"], script.as_bytes());
     assert_eq!((done.code, done.stderr.as_str()), (0, ""));
     let text = done.text();
-    assert!(text.starts_with("revision 2\nhello-world"), "{text}");
+    assert!(text.starts_with("revision 2\nhello-world\nrevision 3\n"), "{text}");
     for part in ["a\nb c\n", "voter, leader", "ENDPOINT", "a b", "Ctrl-D"] {
         assert!(text.contains(part), "{part}: {text}");
     }

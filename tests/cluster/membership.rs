@@ -301,6 +301,21 @@ async fn a_member_that_is_there_already_replaces_another_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_joined_before_the_request_for_its_pair_came_replaces_too() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let peer_url = cluster.joiner(Some(7)).peer_url.clone();
+    cluster.node(7).start();
+    voters_are(&cluster, leader, &[1, 2, 3, 7]).await;
+    let gone = leader % 3 + 1;
+    let body = json!({ "remove": gone, "add": { "id": 7, "peer_url": peer_url } });
+    let (status, answer) = cluster.call(Method::POST, leader, "/members/replace?timeout=20s", Some(body)).await;
+    assert_eq!(status, 200, "{answer}");
+    let wanted: Vec<u64> = [1, 2, 3, 7].into_iter().filter(|&id| id != gone).collect();
+    voters_are(&cluster, leader, &wanted).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_learner_stays_one_until_it_is_promoted_and_a_removed_learner_stops() {
     let mut cluster = Cluster::start(Setup::of(1)).await;
     for id in [2, 3] {

@@ -9,6 +9,7 @@ mod conventions;
 mod history;
 mod keys;
 mod leases;
+mod observability;
 mod operations;
 mod ranges;
 mod watches;

@@ -89,6 +89,14 @@ impl ClientArgs {
 
 /// `150ms`, `10s`, `1m`, `1h`; a bare number is seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match duration_or_none(text) {
+        Ok(duration) if duration.is_zero() => Err("it must be longer than nothing".to_owned()),
+        other => other,
+    }
+}
+
+/// The same, and `0s`.
+pub(super) fn duration_or_none(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor = match unit {
@@ -99,11 +107,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err("write it like 500ms, 30s, 5m or 1h".to_owned()),
     };
     let number: f64 = number.parse().map_err(|_| "write it like 500ms, 30s, 5m or 1h".to_owned())?;
-    match Duration::try_from_secs_f64(number * factor) {
-        Ok(duration) if duration.is_zero() => Err("it must be longer than nothing".to_owned()),
-        Ok(duration) => Ok(duration),
-        Err(_) => Err("it is too long".to_owned()),
-    }
+    Duration::try_from_secs_f64(number * factor).map_err(|_| "it is too long".to_owned())
 }
 
 /// The bytes of a key as the shell gave them: any but NUL.
@@ -149,5 +153,6 @@ mod tests {
         for bad in ["", "s", "-1s", "1d", "0s", "1e9h", "1..2s", "99999999999999999999h"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+        assert_eq!(duration_or_none("0s"), Ok(Duration::ZERO));
     }
 }

@@ -84,6 +84,9 @@ pub struct DelArgs {
 pub struct LsArgs {
     /// How the keys begin; all keys if left out.
     prefix: Option<OsString>,
+    /// The same, as `del` and `watch` write it.
+    #[arg(long = "prefix", value_name = "PREFIX", hide = true, conflicts_with = "prefix")]
+    prefix_flag: Option<OsString>,
     /// At most so many.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
@@ -209,7 +212,7 @@ pub(super) async fn ls(session: &Session, args: &LsArgs) -> Result<(), CliError>
     if args.count {
         options.limit = None;
     }
-    let range = prefix(args.prefix.as_ref());
+    let range = prefix(args.prefix.as_ref().or(args.prefix_flag.as_ref()));
     let mut left = args.limit.unwrap_or(u64::MAX);
     let mut all = Vec::new();
     loop {

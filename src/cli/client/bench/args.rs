@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::super::args::duration;
+use super::super::args::{duration, duration_or_none};
 
 /// `metcd bench …`
 #[derive(Debug, Subcommand)]
@@ -50,7 +50,7 @@ pub struct LoadArgs {
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(super) rate: Option<f64>,
     /// Load before measuring begins.
-    #[arg(long, default_value = "1s", value_parser = duration, value_name = "TIME")]
+    #[arg(long, default_value = "1s", value_parser = duration_or_none, value_name = "TIME")]
     pub(super) warm_up: Duration,
     /// How many different keys.
     #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]

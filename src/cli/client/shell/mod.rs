@@ -17,6 +17,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use self::complete::Assistant;
+use super::output::Format;
 use super::{ClientArgs, Session, kv, lease, member, ops, runtime, txn, watch};
 use crate::cli::{CliError, one_line, print, usage};
 
@@ -183,7 +184,7 @@ async fn dispatch(session: &Session, command: &ShellLine) -> Result<(), CliError
     match command {
         ShellLine::Set(args) if args.reads_stdin() => Err(CliError::Usage("write the value itself here, not -".to_owned())),
         ShellLine::Set(args) => kv::put(session, args).await,
-        ShellLine::Get(args) => kv::get(session, args).await,
+        ShellLine::Get(args) => kv::get(session, args).await.and_then(|()| end_line(session)),
         ShellLine::Del(args) => kv::del(session, args).await,
         ShellLine::Ls(args) => kv::ls(session, args).await,
         ShellLine::Watch(args) => watch::run(session, args).await,
@@ -199,6 +200,14 @@ async fn dispatch(session: &Session, command: &ShellLine) -> Result<(), CliError
         ShellLine::Status => ops::status(session).await,
         ShellLine::Health => ops::health(session).await,
         ShellLine::Exit => Ok(()),
+    }
+}
+
+/// A value goes into a pipe as it is. Here the output of the next line follows it, so that it needs an end.
+fn end_line(session: &Session) -> Result<(), CliError> {
+    match session.format {
+        Format::Plain if !io::stdout().is_terminal() => print("\n"),
+        Format::Plain | Format::Json | Format::Table => Ok(()),
     }
 }
 

@@ -164,6 +164,17 @@ impl LogCache {
     }
 }
 
+/// The index up to which the log can go once the state is durable at `durable_index`: `keep_entries` stay for followers that are a
+/// little behind, unless those are too many bytes (all up to `bulky_index` go), and what a snapshot offered at `offered_index` builds on
+/// stays in any case. Never beyond `durable_index` (rule 11).
+pub fn compaction_point(durable_index: u64, keep_entries: u64, bulky_index: u64, offered_index: Option<u64>) -> u64 {
+    if mutant!(CompactTooFar) {
+        return durable_index + 2;
+    }
+    let wanted = durable_index.saturating_sub(keep_entries).max(bulky_index);
+    wanted.min(offered_index.unwrap_or(u64::MAX)).min(durable_index)
+}
+
 fn weight(entry: &Entry) -> usize {
     entry.data.len() + entry.context.len() + 64
 }
@@ -234,7 +245,7 @@ impl Storage for LogCache {
                 .chain(&conf.learners)
                 .chain(&conf.voters_outgoing)
                 .chain(&conf.learners_next);
-            metadata.index >= request_index.max(self.start.index) && members.any(|&member| member == to)
+            metadata.index >= request_index.max(self.start.index) && members.any(|&member| member == to || mutant!(OldOffer))
         };
         match self.snapshot.borrow().as_ref() {
             Some(snapshot) if suits(snapshot) => Ok(snapshot.clone()),
@@ -337,6 +348,16 @@ mod tests {
         assert_eq!(log.snapshot(0, 3), Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable)));
         assert!(log.take_snapshot_wish());
         assert_eq!(log.snapshot(10, 2), Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable)));
+    }
+
+    #[test]
+    fn rule_11_nothing_is_cut_beyond_what_is_durable() {
+        assert_eq!(compaction_point(100, 30, 0, None), 70);
+        assert_eq!(compaction_point(100, 30, 90, None), 90, "fewer are kept where they are large");
+        assert_eq!(compaction_point(100, 30, 90, Some(60)), 60, "a snapshot under way builds on them");
+        assert_eq!(compaction_point(100, 0, 0, Some(250)), 100);
+        assert_eq!(compaction_point(100, 0, 120, None), 100);
+        assert_eq!(compaction_point(10, 30, 0, None), 0);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use metcd::state::{SnapshotView, State, StateReader};
 use metcd::store::MemoryStore;
 use metcd::wal::LogStart;
 use metcd::wal::memory::MemoryWal;
-use raft::eraftpb::{ConfChangeV2, Entry, Message};
+use raft::eraftpb::{ConfChangeV2, ConfState, Entry, Message};
 
 use crate::oracle::history::Auditor;
 
@@ -69,6 +69,8 @@ pub enum Input {
 pub enum WalJob {
     Persist(Persist),
     Compact(LogStart),
+    /// Everything before is durable: the apply thread may go on with this configuration.
+    Answer(ConfState),
     Fetch(metcd::consensus::log::FetchWish),
 }
 
@@ -82,7 +84,9 @@ pub enum ApplyJob {
 /// What the apply thread is in the middle of.
 pub enum Applying {
     /// A configuration entry: the driver is asked.
-    Conf(Entry, Option<ConfChangeV2>),
+    Conf(Entry),
+    /// The snapshot is being written, and has no name on the disk yet.
+    Adopting(Arc<[u8]>, LogStart),
     /// The snapshot has its name on the disk, and is not in the store yet.
     Adopted(Arc<[u8]>, LogStart),
 }
@@ -117,6 +121,8 @@ pub struct Process {
     wal_jobs: VecDeque<WalJob>,
     /// A sync is under way; afterwards this number is reported.
     syncing: Option<u64>,
+    /// Index and term of the entries it covers.
+    unsynced: Vec<(u64, u64)>,
     apply_jobs: VecDeque<ApplyJob>,
     is_apply_due: bool,
     applying: Option<Applying>,
@@ -131,6 +137,7 @@ pub struct Process {
     installing: Option<Installing>,
     durable_index: u64,
     is_chore_running: bool,
+    conf_answer: Option<ConfState>,
     in_configuration: bool,
     /// Tick at which it was removed from the configuration.
     removed_at: Option<u64>,

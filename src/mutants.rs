@@ -102,6 +102,8 @@ mod switch {
         OldOffer,
         /// Put back, in the simulation's driver: the state knows a configuration change before the commit index that covers it is durable.
         AnswerConfEarly,
+        /// Put back: the terms of a log are noted twice at a start where its end spans several.
+        NoteTermsTwice,
         /// Put back: a removed leader goes on.
         RemovedLeader,
         /// Put back: the end of a wholly applied log is not known at start.

@@ -51,7 +51,12 @@ impl LogCache {
             snapshot: RefCell::default(),
             snapshot_wanted: Cell::new(false),
         };
-        for (index, term) in term_runs {
+        // The tail brings the runs that begin in it: noted twice, they would not ascend, and terms are looked up by bisection.
+        let tail_begins = tail
+            .first()
+            .filter(|_| !mutant!(NoteTermsTwice))
+            .map_or(u64::MAX, |entry| entry.index);
+        for (index, term) in term_runs.into_iter().take_while(|&(index, _)| index < tail_begins) {
             log.push_term(index, term);
         }
         for entry in tail {
@@ -300,6 +305,18 @@ mod tests {
         assert_eq!(terms, [1, 1, 2, 2, 2, 3, 3, 3]);
         assert_eq!(log.term(2), Err(Error::Store(StorageError::Compacted)));
         assert_eq!(log.term(11), Err(Error::Store(StorageError::Unavailable)));
+    }
+
+    #[test]
+    fn terms_are_right_when_the_tail_spans_several() {
+        let tail = [(6, 2), (7, 2), (8, 3), (9, 3), (10, 5)].map(|(index, term)| entry(index, term));
+        let runs = vec![(4, 1), (5, 2), (8, 3), (10, 5)];
+        let start = LogStart { index: 3, term: 1 };
+        let mut log = LogCache::new(HardState::default(), ConfState::default(), start, runs, tail.to_vec());
+        let terms = |log: &LogCache| (3..=log.last()).map(|index| log.term(index).unwrap()).collect::<Vec<u64>>();
+        assert_eq!(terms(&log), [1, 1, 2, 2, 2, 3, 3, 5]);
+        log.append(&[entry(9, 6)]);
+        assert_eq!(terms(&log), [1, 1, 2, 2, 2, 3, 6]);
     }
 
     #[test]

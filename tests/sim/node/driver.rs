@@ -172,7 +172,7 @@ impl Process {
         self.is_commit_unannounced = commit_unannounced;
         self.send(world, messages);
         for unit in persist {
-            world.oracle.raft.note_entries(self.id, &unit.entries);
+            world.oracle.raft.note_appended(&unit.entries);
             self.persist(world, unit);
         }
         match self.conf_answer.take() {

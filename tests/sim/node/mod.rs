@@ -24,6 +24,7 @@ use metcd::wal::memory::MemoryWal;
 use raft::eraftpb::{ConfChangeV2, ConfState, Entry, Message};
 
 use crate::oracle::history::Auditor;
+use crate::oracle::raft::Written;
 
 pub use serve::{Renewal, Waiter};
 pub use start::{founding_snapshot, peer_url};
@@ -121,8 +122,8 @@ pub struct Process {
     wal_jobs: VecDeque<WalJob>,
     /// A sync is under way; afterwards this number is reported.
     syncing: Option<u64>,
-    /// Index and term of the entries it covers.
-    unsynced: Vec<(u64, u64)>,
+    /// The entries it covers.
+    unsynced: Vec<Written>,
     apply_jobs: VecDeque<ApplyJob>,
     is_apply_due: bool,
     applying: Option<Applying>,

@@ -16,7 +16,7 @@ use metcd::wal::{Wal as _, memory};
 use super::{Failure, Process};
 use crate::machine::Machine;
 use crate::oracle::history::Auditor;
-use crate::oracle::raft::RaftOracle;
+use crate::oracle::raft::{RaftOracle, Written};
 use crate::plan::{ELECTION_TICKS, Plan};
 
 pub const CLUSTER_ID: u64 = 0xc1;
@@ -74,7 +74,7 @@ impl Process {
         let log = &image.recovered;
         let entries = wal.entries(log.start.index + 1, log.last_index + 1, u64::MAX);
         let held = entries.map_err(|error| disk(&error))?;
-        let held: Vec<(u64, u64)> = held.iter().map(|entry| (entry.index, entry.term)).collect();
+        let held: Vec<Written> = held.iter().map(Written::from).collect();
         oracle.note_begin(machine.member, log.start);
         oracle.note_synced(machine.member, &held);
         oracle.note_conf(applied.index, &applied.conf_state);

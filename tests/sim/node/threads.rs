@@ -10,6 +10,7 @@ use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType};
 
 use super::start::{install, write_snapshot};
 use super::{ApplyJob, Applying, Failure, Input, Process, WalJob};
+use crate::oracle::raft::Written;
 use crate::plan::MS;
 use crate::world::{Event, World};
 
@@ -48,7 +49,7 @@ impl Process {
             match job {
                 WalJob::Persist(unit) if unit.snapshot.is_none() => {
                     number = Some(unit.number);
-                    self.unsynced.extend(unit.entries.iter().map(|entry| (entry.index, entry.term)));
+                    self.unsynced.extend(unit.entries.iter().map(Written::from));
                     self.wal.append_unsynced(&WalBatch {
                         entries: unit.entries,
                         hard_state: unit.hard_state,
@@ -95,7 +96,7 @@ impl Process {
             world.oracle.raft.note_begin(self.id, start);
             world.pass_crash_point(self.slot);
         }
-        self.unsynced.extend(unit.entries.iter().map(|entry| (entry.index, entry.term)));
+        self.unsynced.extend(unit.entries.iter().map(Written::from));
         if !unit.entries.is_empty() {
             self.wal.append(&WalBatch {
                 entries: unit.entries,

@@ -9,6 +9,24 @@ use metcd::state::SnapshotView;
 use metcd::wal::LogStart;
 use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
 
+/// An entry on its way to a disk.
+#[derive(Clone, Copy)]
+pub struct Written {
+    index: u64,
+    term: u64,
+    digest: u64,
+}
+
+impl From<&Entry> for Written {
+    fn from(entry: &Entry) -> Written {
+        Written {
+            index: entry.index,
+            term: entry.term,
+            digest: digest(entry),
+        }
+    }
+}
+
 /// What a log holds beyond the reach of a power cut.
 #[derive(Default)]
 struct Synced {
@@ -95,6 +113,7 @@ impl RaftOracle {
         let candidate = match message.get_msg_type() {
             MessageType::MsgRequestVote => node,
             MessageType::MsgRequestVoteResponse if !message.reject => message.to,
+            MessageType::MsgAppend => return message.entries.iter().for_each(|entry| self.note_entry(node, entry.into())),
             _ => return,
         };
         let first = *self.votes.entry((node, message.term)).or_insert(candidate);
@@ -107,19 +126,19 @@ impl RaftOracle {
     }
 
     /// Entries are about to be appended to a log.
-    pub fn note_entries(&mut self, node: u64, entries: &[Entry]) {
-        for entry in entries {
-            if entry.get_entry_type() != EntryType::EntryNormal {
-                self.conf_entries.insert(entry.index);
-            }
-            let digest = digest(entry);
-            let first = *self.entries.entry((entry.index, entry.term)).or_insert(digest);
-            if first != digest {
-                let (index, term) = (entry.index, entry.term);
-                self.fault(format!(
-                    "n{node} has another entry at index {index} of term {term} than somebody else"
-                ));
-            }
+    pub fn note_appended(&mut self, entries: &[Entry]) {
+        let changes = entries.iter().filter(|entry| entry.get_entry_type() != EntryType::EntryNormal);
+        self.conf_entries.extend(changes.map(|entry| entry.index));
+    }
+
+    /// An entry left its node or is on a synced disk: from now on it is the only one of its index and term. (One that a sole voter lost
+    /// before its sync, together with the term it elected itself in, was seen by nobody, and another one may come under both.)
+    fn note_entry(&mut self, node: u64, entry: Written) {
+        let Written { index, term, digest } = entry;
+        if *self.entries.entry((index, term)).or_insert(digest) != digest {
+            self.fault(format!(
+                "n{node} has another entry at index {index} of term {term} than somebody else"
+            ));
         }
     }
 
@@ -134,17 +153,18 @@ impl RaftOracle {
         self.synced.insert(node, Synced { start: start.index, terms });
     }
 
-    /// These entries, (index, term) in the order of their writing, are synced.
-    pub fn note_synced(&mut self, node: u64, entries: &[(u64, u64)]) {
-        let terms = &mut self.synced.entry(node).or_default().terms;
+    /// These entries, in the order of their writing, are synced.
+    pub fn note_synced(&mut self, node: u64, entries: &[Written]) {
         let mut next = 0;
-        for &(index, term) in entries {
-            if index != next {
+        for &entry in entries {
+            self.note_entry(node, entry);
+            let terms = &mut self.synced.entry(node).or_default().terms;
+            if entry.index != next {
                 // Rule 10: whatever was there from here on is gone.
-                terms.split_off(&index);
+                terms.split_off(&entry.index);
             }
-            terms.insert(index, term);
-            next = index + 1;
+            terms.insert(entry.index, entry.term);
+            next = entry.index + 1;
         }
     }
 

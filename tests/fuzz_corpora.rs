@@ -38,6 +38,76 @@ fn every_input_that_was_kept_is_read_without_a_panic() {
     }
 }
 
+/// Mutations of each input in CI; `FUZZ_MUTATIONS` asks for another number.
+const MUTATIONS: u64 = 60;
+
+/// A generator whose sequence the seed decides.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % bound.max(1) as u64) as usize
+    }
+}
+
+/// A few small changes: a flipped bit, another byte, a piece that is cut out, doubled or taken from another input.
+fn mutated(input: &[u8], other: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut data = input.to_vec();
+    for _ in 0..1 + random.below(4) {
+        let at = random.below(data.len() + 1);
+        let length = random.below((data.len() - at + 1).min(16));
+        match random.below(5) {
+            0 => {
+                if let Some(byte) = data.get_mut(at) {
+                    *byte ^= 1 << random.below(8);
+                }
+            }
+            1 => {
+                if let Some(byte) = data.get_mut(at) {
+                    *byte = [0, 1, 0x7f, 0x80, 0xff, b'"', b'%', random.below(256) as u8][random.below(8)];
+                }
+            }
+            2 => drop(data.drain(at..at + length)),
+            3 => {
+                let piece = data[at..at + length].to_vec();
+                data.splice(at..at, piece);
+            }
+            _ => {
+                let from = random.below(other.len() + 1);
+                let piece = other[from..(from + 16).min(other.len())].to_vec();
+                data.splice(at..at, piece);
+            }
+        }
+    }
+    data
+}
+
+#[test]
+fn every_small_change_of_an_input_is_read_without_a_panic() {
+    let mutations = std::env::var("FUZZ_MUTATIONS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(MUTATIONS);
+    for (target, run) in metcd::fuzzing::TARGETS {
+        let mut paths: Vec<PathBuf> = fs::read_dir(corpus(target)).unwrap().map(|file| file.unwrap().path()).collect();
+        paths.sort();
+        let inputs: Vec<Vec<u8>> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
+        for (input, path) in inputs.iter().zip(&paths) {
+            for seed in 0..mutations {
+                let mut random = Random(seed);
+                let other = &inputs[random.below(inputs.len())];
+                let data = mutated(input, other, &mut random);
+                let outcome = std::panic::catch_unwind(|| run(&data));
+                assert!(outcome.is_ok(), "{}, mutation {seed}: {data:?}", path.display());
+            }
+        }
+    }
+}
+
 #[test]
 fn every_target_has_a_program_of_its_own() {
     let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/fuzz_targets");

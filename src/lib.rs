@@ -10,7 +10,7 @@
 //! | [`server`] | a member from start to stop: recover, bind, wire, run, shut down. The wiring is one function |
 //! | [`serve`], [`http`] | connections, then the client API; the one place that knows status codes |
 //! | [`node`] | the handle that front ends hold: propose, read barrier, requests to the leader |
-//! | [`driver`] | four threads around the protocol: queues in, effects out, log, apply, chores |
+//! | [`driver`] | around the protocol: a task on the thread of the peers (queues in, effects out), and threads for log, apply and chores |
 //! | [`consensus`] | PURE: the protocol as a value over raft-rs, inputs in and effects out |
 //! | [`wal`], [`recovery`] | the durable log with its fence; how log and state are made to agree at a start |
 //! | [`transport`] | between the members: lanes, windows, snapshot streams, every message checked first |

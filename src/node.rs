@@ -259,7 +259,10 @@ impl Node {
 
     /// Has the leader carry out a request, here or relayed over the peer listener.
     pub async fn call_leader(&self, request: LeaderRequest, deadline: Instant) -> Result<LeaderReply, LeaderError> {
-        self.leader.call(request, deadline).await
+        tokio::select! {
+            result = self.leader.call(request, deadline) => result,
+            () = self.shared.given_up() => Err(LeaderError::Timeout),
+        }
     }
 
     /// The leader service, for the peer listener.

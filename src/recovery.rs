@@ -142,6 +142,7 @@ mod tests {
             max_inflight: 64,
             max_message_bytes: 1 << 20,
             seed: 7,
+            linger_ticks: 100,
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let refused = Consensus::start(options, image, at(3, 3), 0, &logger).err();

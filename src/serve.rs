@@ -32,13 +32,15 @@ use hyper_util::{rt::TokioExecutor, rt::TokioTimer, server::conn::auto};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
     time::{MissedTickBehavior, interval, sleep},
 };
 
 use activity::Connections;
 pub use activity::{ServeStats, ServeStatsView};
 pub use body::{BodyError, RequestBody, is_body_timeout};
-use connection::{Shared, run_connection};
+pub use connection::Background;
+use connection::{Shared, background_turns, run_connection};
 
 /// Bounds of one listener.
 #[derive(Debug, Clone)]
@@ -141,6 +143,7 @@ pub async fn serve_with<A: Acceptor, S: HttpService>(
     let shared = Arc::new(Shared {
         http: http_builder(&limits),
         connections: Connections::new(stats),
+        turns: Semaphore::new(background_turns()),
         limits,
     });
     let reaping = reap(&shared);

@@ -99,6 +99,9 @@ impl PeerEvents for Echo {
         panic!("{peer} is unreachable");
     }
     fn snapshot_sent(&self, _: u64, _: bool) {}
+    fn answered(&self, _: &SenderIdentity<'_>, messages: Vec<Message>) {
+        let _ = self.arrived_tx.send(messages.len());
+    }
     fn removed(&self, _: String) {}
     fn refused(&self, _: u64, _: &str, _: String) {}
 }
@@ -115,15 +118,22 @@ async fn exchange(window: usize, bytes: usize) {
             member: id,
             incarnation: id,
             boot: 1,
+            peer_url: url.as_str().into(),
         };
         let echo = Arc::new(Echo {
             id,
             transport: OnceLock::new(),
             arrived_tx: arrived_tx.clone(),
         });
-        let transport = Transport::start(identity, TransportLimits::default(), echo.clone()).expect("a transport");
+        let transport = Transport::start(
+            identity,
+            TransportLimits::default(),
+            echo.clone(),
+            tokio::runtime::Handle::current(),
+        )
+        .expect("a transport");
         let _ = echo.transport.set(transport.clone());
-        let server = PeerServer::new(echo, identity, TransportLimits::default());
+        let server = PeerServer::new(echo, identity, TransportLimits::default(), Some(transport.clone()));
         tokio::spawn(serve(listener, server, ServeLimits::default(), std::future::pending()));
         nodes.push((transport, Peer { id, url }));
     }

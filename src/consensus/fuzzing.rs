@@ -81,6 +81,7 @@ fn founder() -> Option<Consensus> {
         max_inflight: 8,
         max_message_bytes: 1 << 20,
         seed: 1,
+        linger_ticks: 100,
     };
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     Consensus::start(options, image, applied, 0, &logger).ok()

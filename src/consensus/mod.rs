@@ -11,6 +11,7 @@
 
 mod announce;
 pub(crate) mod fuzzing;
+mod leaving;
 pub mod log;
 pub mod proposals;
 mod reads;
@@ -60,6 +61,11 @@ pub struct Options {
     pub max_inflight: usize,
     /// Bytes of one append message.
     pub max_message_bytes: u64,
+    /// How long a removed member is accompanied by the leader, and goes on as a voter of the old configuration, at most.
+    pub linger_ticks: u64,
+    /// Bytes of entries that may wait for the state machine in memory. Beyond it a follower takes no appends in, as if they were lost
+    /// on the way, and a leader hands nothing over: both go on as soon as the state machine does.
+    pub max_unapplied_bytes: usize,
     /// Seed of the election timeouts.
     pub seed: u64,
 }
@@ -127,6 +133,8 @@ pub enum Input {
     Compacted(LogStart),
     /// Hand leadership to this member.
     TransferLeader(u64),
+    /// A peer says that this member was removed: see [`Consensus::has_left`].
+    ToldRemoved,
     /// Tell those who have not heard of the commit index; the driver's answer to [`Effects::commit_unannounced`].
     Announce,
     /// Start an election now (a sole voter does at start).
@@ -206,6 +214,7 @@ pub struct Consensus {
     cluster_time_ms: u64,
     leader_clock: Option<(u64, u64, u64)>,
     announcements: announce::Announcements,
+    leaving: leaving::Leaving,
     /// Refusals that were logged.
     refused: BTreeSet<(u64, Implausible)>,
     effects: Effects,
@@ -273,9 +282,11 @@ impl Consensus {
             cluster_time_ms,
             leader_clock: None,
             announcements: announce::Announcements::default(),
+            leaving: leaving::Leaving::default(),
             refused: BTreeSet::new(),
             effects: Effects::default(),
         };
+        consensus.note_own_membership();
         consensus.draw_election_timeout();
         Ok(consensus)
     }
@@ -303,6 +314,7 @@ impl Consensus {
             }
             Input::Unreachable(peer) => self.node.report_unreachable(peer),
             Input::Compacted(to) => self.node.mut_store().compact(to),
+            Input::ToldRemoved => self.handle_told_removed(),
             Input::Announce => self.announce_to_all(),
             Input::TransferLeader(to) => self.node.transfer_leader(to),
             Input::Campaign => {
@@ -354,7 +366,10 @@ impl Consensus {
 
     /// To be called exactly when the state machine applies the entry (rule 22).
     pub fn apply_conf_change(&mut self, change: &ConfChangeV2) -> Result<ConfState, Error> {
+        let before = self.matched_before_change();
         let conf_state = self.node.apply_conf_change(change)?;
+        self.note_departures(before);
+        self.note_own_membership();
         // A snapshot from before the change does not name a member that it added, and raft refuses a snapshot that does not name the receiver.
         if !mutant!(OldOffer) {
             self.node.mut_store().offer_snapshot(None);
@@ -415,6 +430,7 @@ impl Consensus {
             self.attempt += 1;
         }
         self.announce_to_all();
+        self.accompany_the_departing();
         let settled = self.applied_index.min(self.node.raft.raft_log.persisted);
         self.node.mut_store().trim(settled, MAX_CACHED_BYTES);
     }
@@ -437,6 +453,12 @@ impl Consensus {
             return;
         }
         self.heard.insert(message.from, self.tick);
+        self.note_departing(&message);
+        let brings_entries =
+            matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgPropose) && !message.entries.is_empty();
+        if brings_entries && self.is_apply_behind() {
+            return;
+        }
         if message.get_msg_type() == MessageType::MsgPropose {
             self.stamp_entries(&mut message);
         }
@@ -512,7 +534,16 @@ impl Consensus {
         }
     }
 
+    /// More waits for the state machine than is to be held in memory. What is applied leaves the cache down to [`MAX_CACHED_BYTES`], so
+    /// what is above has not been.
+    fn is_apply_behind(&self) -> bool {
+        self.node.store().cached_bytes() > MAX_CACHED_BYTES + self.options.max_unapplied_bytes
+    }
+
     fn hand_over_proposals(&mut self) {
+        if self.is_leader() && self.is_apply_behind() {
+            return;
+        }
         if !self.proposals.has_queued() || self.node.raft.leader_id == raft::INVALID_ID || self.node.raft.lead_transferee.is_some() {
             return;
         }

@@ -121,6 +121,8 @@ mod tests {
             election_ticks: 20,
             max_inflight: 64,
             max_message_bytes: 1 << 20,
+            linger_ticks: 100,
+            max_unapplied_bytes: 1 << 20,
             seed: 7,
         };
         let hard_state = HardState {

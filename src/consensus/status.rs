@@ -15,6 +15,8 @@ pub struct View {
     pub term: u64,
     /// Known leader.
     pub leader: Option<u64>,
+    /// It is this member, or was heard of within the last election timeout.
+    pub is_led: bool,
     /// Commit index.
     pub commit_index: u64,
     /// Index up to which the log is durable here.
@@ -35,6 +37,8 @@ pub struct View {
     pub voters: Vec<u64>,
     /// Its learners, ascending.
     pub learners: Vec<u64>,
+    /// On the leader: removed members that still have to hear of it, ascending.
+    pub leaving: Vec<u64>,
 }
 
 impl Consensus {
@@ -57,6 +61,7 @@ impl Consensus {
             role,
             term: raft.term,
             leader: (raft.leader_id != raft::INVALID_ID).then_some(raft.leader_id),
+            is_led: self.is_led(),
             commit_index: raft.raft_log.committed,
             persisted_index: raft.raft_log.persisted,
             log_start: raft.store().start(),
@@ -67,6 +72,7 @@ impl Consensus {
             conf_pending: raft.has_pending_conf(),
             voters,
             learners,
+            leaving: self.leaving(),
         }
     }
 
@@ -103,6 +109,12 @@ impl Consensus {
             .collect();
         peers.sort_unstable_by_key(|peer| peer.id);
         peers
+    }
+
+    /// Whether this member leads, or heard its leader within the last election timeout.
+    pub(super) fn is_led(&self) -> bool {
+        let leader = self.node.raft.leader_id;
+        leader != raft::INVALID_ID && (leader == self.options.id || self.is_heard(leader))
     }
 
     fn is_heard(&self, peer: u64) -> bool {

@@ -96,8 +96,12 @@ pub enum Event {
     },
     /// A peer could not be reached.
     Unreachable(u64),
+    /// A peer says that this member was removed.
+    ToldRemoved,
     /// Hand leadership over.
     Transfer(u64),
+    /// There is no quorum any more and this member stops: nobody waits for results from now on.
+    GiveUp,
     /// End all threads in order.
     Stop,
 }

@@ -1,5 +1,5 @@
-//! The loop around [`Consensus`]: queues in, effects out. One thread owns the protocol, one the log, one the state machine, one makes
-//! snapshots; this file is the first of them and the wiring of all four.
+//! The loop around [`Consensus`]: queues in, effects out. One task, on the thread of the peers, owns the protocol; one thread owns the log,
+//! one the state machine, one makes snapshots. This file is the first of them and the wiring of all four.
 //!
 //! ```text
 //!  Node ──propose/read──▶ Driver ──Persist──▶ WAL thread ──Persisted──▶ Driver
@@ -8,23 +8,29 @@
 //! ```
 //!
 //! Queues: events to the driver are unbounded in themselves and bounded at their sources (`raft.proposal_queue` proposals, one gathered
-//! read, the transport's windows, one unit per thread below). Work for the WAL and apply threads is bounded by raft: uncommitted bytes,
-//! in-flight appends, committed bytes per Ready.
+//! read, the transport's windows, one unit per thread below). Work for the WAL thread is bounded by raft: uncommitted bytes, in-flight
+//! appends. Work for the apply thread by the protocol: see [`crate::consensus::Options::max_unapplied_bytes`].
 
 mod apply;
 mod chores;
 mod event;
 mod log_size;
+#[cfg(test)]
+mod tests;
 mod wal;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType, Snapshot};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinHandle;
 
 use log_size::LogSize;
 
@@ -53,10 +59,6 @@ const MAX_KEPT_BYTES: u64 = 64 << 20;
 const MIN_BYTES_BETWEEN_SNAPSHOTS: u64 = 128 << 20;
 /// How long an offered snapshot is kept for followers that may ask for it again.
 const OFFER_TICKS: u64 = 600;
-/// A removed member goes on so long, as a voter of the old configuration: whoever does not know yet that its removal is committed may need
-/// its vote. It ends at once when a peer tells it.
-const LINGER: Duration = Duration::from_secs(10);
-
 /// What the driver needs besides the protocol.
 pub struct Options {
     /// Length of a tick.
@@ -69,16 +71,22 @@ pub struct Options {
     pub snapshot_dir: PathBuf,
 }
 
-/// The threads, to be joined after [`Event::Stop`].
+/// The task and the threads, to be joined after [`Event::Stop`].
 pub struct Threads {
-    driver: std::thread::JoinHandle<()>,
+    driver: JoinHandle<()>,
+    others: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl Threads {
-    /// Waits until every thread has ended.
-    pub fn join(self) {
-        if self.driver.join().is_err() {
-            tracing::error!("the driver thread panicked");
+    /// Waits until all of them have ended.
+    pub async fn join(self) {
+        if let Err(error) = self.driver.await {
+            tracing::error!(%error, "the driver ended abnormally");
+        }
+        let others = self.others;
+        let joined = tokio::task::spawn_blocking(move || others.into_iter().all(|thread| thread.join().is_ok()));
+        if !matches!(joined.await, Ok(true)) {
+            tracing::error!("a thread of the driver ended abnormally");
         }
     }
 }
@@ -108,7 +116,7 @@ struct Driver {
     shared: Arc<Shared>,
     transport: Transport,
     options: Options,
-    events: Receiver<Event>,
+    events: UnboundedReceiver<Event>,
     wal_tx: Sender<WalJob>,
     apply_tx: Sender<ApplyJob>,
     chore_tx: Sender<Chore>,
@@ -128,15 +136,13 @@ struct Driver {
     chore_running: bool,
     /// A configuration change that raft has taken, and the apply thread has not heard of yet.
     conf_answer: Option<ConfAnswer>,
-    in_configuration: bool,
-    /// Tick at which it was removed from the configuration.
-    removed_at: Option<u64>,
     peers: Vec<Peer>,
     /// The leader that was last published, for the log.
     led_by: u64,
+    given_up: bool,
 }
 
-/// Starts the threads. `events` is the receiving end of what `shared` sends to.
+/// Starts the driver on `runtime` and the threads around it. `events` is the receiving end of what `shared` sends to.
 #[allow(clippy::too_many_arguments, reason = "the wiring of the node: each is a station of its own")]
 #[expect(
     clippy::disallowed_methods,
@@ -149,8 +155,9 @@ pub fn start(
     shared: Arc<Shared>,
     transport: Transport,
     options: Options,
-    events: Receiver<Event>,
+    events: UnboundedReceiver<Event>,
     durable_index: u64,
+    runtime: &Handle,
 ) -> std::io::Result<Threads> {
     let (wal_tx, wal_rx) = channel();
     let (apply_tx, apply_rx) = channel();
@@ -159,7 +166,6 @@ pub fn start(
     let apply_thread = apply::spawn(state, apply_rx, shared.clone(), options.snapshot_dir.clone())?;
     let chore_thread = chores::spawn(chore_rx, shared.clone(), options.snapshot_dir.clone())?;
     let now = Instant::now();
-    let in_configuration = is_configured(&core, shared.id);
     let driver = Driver {
         core,
         shared,
@@ -182,45 +188,37 @@ pub fn start(
         last_snapshot_bytes: 0,
         chore_running: false,
         conf_answer: None,
-        in_configuration,
-        removed_at: None,
         peers: Vec::new(),
         led_by: raft::INVALID_ID,
+        given_up: false,
     };
-    let driver = std::thread::Builder::new().name("driver".into()).spawn(move || {
-        driver.run();
-        for thread in [wal_thread, apply_thread, chore_thread] {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the driver panicked");
-            }
-        }
-    })?;
-    Ok(Threads { driver })
-}
-
-fn is_configured(core: &Consensus, id: u64) -> bool {
-    let view = core.view();
-    view.voters.contains(&id) || view.learners.contains(&id)
+    Ok(Threads {
+        driver: runtime.spawn(driver.run()),
+        others: vec![wal_thread, apply_thread, chore_thread],
+    })
 }
 
 impl Driver {
-    fn run(mut self) {
+    async fn run(mut self) {
         if self.core.view().voters == [self.shared.id] {
             self.core.step(Input::Campaign);
         }
         self.update_peers();
+        let mut timer = pin!(tokio::time::sleep_until(self.next_tick.into()));
         loop {
             self.perform();
-            let wake_at = self.announce_at.map_or(self.next_tick, |at| at.min(self.next_tick));
-            let timeout = wake_at.saturating_duration_since(Instant::now());
-            match self.events.recv_timeout(timeout) {
-                Ok(event) => {
-                    if self.take_events(event) {
+            let wake_at = self.announce_at.map_or(self.next_tick, |at| at.min(self.next_tick)).into();
+            if timer.deadline() != wake_at {
+                timer.as_mut().reset(wake_at);
+            }
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(event) => if self.take_events(event) {
                         return self.stop();
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return self.stop(),
+                    },
+                    None => return self.stop(),
+                },
+                () = &mut timer => {}
             }
             self.make_ticks();
         }
@@ -245,6 +243,8 @@ impl Driver {
 
     fn handle(&mut self, event: Event) -> bool {
         match event {
+            // Neither proposed nor answered: the one who waits sees that it never will be.
+            Event::Propose { .. } if self.given_up => {}
             Event::Propose { proposal, reply } => {
                 let seq = self.core.propose(proposal);
                 if let Some(reply) = reply {
@@ -301,7 +301,12 @@ impl Driver {
             Event::Installed(start) => self.handle_installed(start),
             Event::Durable { index, bytes } => self.handle_durable(index, bytes),
             Event::Unreachable(peer) => self.core.step(Input::Unreachable(peer)),
+            Event::ToldRemoved => self.core.step(Input::ToldRemoved),
             Event::Transfer(to) => self.core.step(Input::TransferLeader(to)),
+            Event::GiveUp => {
+                self.given_up = true;
+                self.shared.replies.lock().clear();
+            }
             Event::Stop => return true,
         }
         false
@@ -567,14 +572,7 @@ impl Driver {
     }
 
     fn update_peers(&mut self) {
-        let own = self.shared.id;
-        let members = self.shared.reader.members().into_iter().filter(|member| member.id != own);
-        let peers: Vec<Peer> = members
-            .map(|member| Peer {
-                id: member.id,
-                url: member.peer_url,
-            })
-            .collect();
+        let peers = self.shared.admissions.lock().peers(&self.shared.reader, &self.core.leaving());
         if peers != self.peers {
             self.peers.clone_from(&peers);
             self.transport.set_peers(peers);
@@ -583,15 +581,9 @@ impl Driver {
 
     /// A member that was removed stops; it must not campaign, vote or serve again.
     fn check_membership(&mut self) {
-        let configured = is_configured(&self.core, self.shared.id);
-        if self.in_configuration && !configured {
-            self.removed_at = Some(self.ticks);
-        }
-        let linger_ticks = (LINGER.as_millis() / self.options.tick.as_millis().max(1)) as u64;
-        if self.removed_at.is_some_and(|at| self.ticks - at >= linger_ticks) {
+        if self.core.has_left() {
             self.shared.fail(Fatal::removed(self.shared.id));
         }
-        self.in_configuration = configured;
     }
 
     fn stop(mut self) {

@@ -207,6 +207,7 @@ fn gauges(app: &App) -> Vec<Row> {
             "Revision below which history is gone",
             reader.compacted_revision(),
         ),
+        ("leases", "Leases, those of `?ttl=` too", reader.lease_count() as u64),
         ("connections", "Open connections of clients", app.connections.view().open as u64),
         ("watchers", "Open watches and waits", app.watchers.load(Ordering::Relaxed) as u64),
         ("uptime_seconds", "Seconds since the start", app.started.elapsed().as_secs()),

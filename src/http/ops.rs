@@ -124,6 +124,7 @@ pub(super) fn status(call: &mut Call<'_>) -> Reply {
         "not_ready_reason": status.not_ready_reason,
         "quarantined": status.quarantined,
         "proposals_pending": status.proposals_pending,
+        "leases": reader.lease_count(),
         "watchers": app.watchers.load(std::sync::atomic::Ordering::Relaxed),
         "peers": status.peers,
         "uptime_seconds": app.started.elapsed().as_secs(),

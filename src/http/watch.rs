@@ -26,6 +26,7 @@ use super::respond;
 use super::route::check_key;
 use super::span;
 use super::{App, WatchSlot};
+use crate::serve::Background;
 use crate::state::command::KeySpan;
 use crate::state::outcome::KeyValue;
 use crate::state::watch::{Change, Event, EventKind, WatchFilter, Watcher};
@@ -76,6 +77,7 @@ pub(super) async fn watch(call: &mut Call<'_>) -> Reply {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+    response.extensions_mut().insert(Background);
     Ok(response)
 }
 
@@ -176,12 +178,14 @@ impl Feed {
     async fn wake(&mut self) -> Wake {
         let node = &self.slot.app().node;
         let wake = tokio::select! {
+            // In this order: a connection that could not be written to for a while has changes waiting, and needs no progress.
+            biased;
+            () = node.shutting_down() => Wake::Failed(Problem::ShuttingDown.into()),
             changes = self.watcher.next() => match changes {
                 Ok(changes) => Wake::Changes(changes),
                 Err(error) => Wake::Failed(error.into()),
             },
             () = sleep_until(self.progress_at) => Wake::Progress,
-            () = node.shutting_down() => Wake::Failed(Problem::ShuttingDown.into()),
         };
         match node.ensure_serving() {
             Ok(()) => wake,
@@ -198,13 +202,30 @@ impl Feed {
         Ok(self.format.error(&error.problem))
     }
 
+    /// The messages of the next changes that are encoded once for all: a single one as it is, several as one piece, because each piece costs
+    /// the connection more than copying does.
+    fn shared_messages(&mut self) -> Bytes {
+        let mut pieces = Vec::new();
+        let mut bytes = 0;
+        while bytes < PIECE_BYTES
+            && let Some(change) = self.changes.front().filter(|change| change.events.len() <= SHARED_EVENTS)
+        {
+            let message = self.format.shared(change);
+            bytes += message.len();
+            pieces.push(message);
+            self.changes.pop_front();
+        }
+        match pieces.len() {
+            1 => pieces.swap_remove(0),
+            _ => pieces.concat().into(),
+        }
+    }
+
     /// Some of what waits to be sent: the next change, or a part of it if it is large.
     fn piece(&mut self) -> Bytes {
         let Some(change) = self.changes.front() else { return Bytes::new() };
         if change.events.len() <= SHARED_EVENTS {
-            let message = self.format.shared(change);
-            self.changes.pop_front();
-            return message;
+            return self.shared_messages();
         }
         let mut out = Vec::with_capacity(PIECE_BYTES);
         if self.next_event == 0 {

@@ -160,6 +160,7 @@ mod tests {
             role: Role::Leader,
             term: 2,
             leader: Some(1),
+            is_led: true,
             commit_index: 5,
             persisted_index: 5,
             log_start: LogStart { index: 1, term: 1 },
@@ -170,6 +171,7 @@ mod tests {
             conf_pending: false,
             voters: vec![1],
             learners: vec![2],
+            leaving: vec![],
         };
         let peer = |match_index, active, snapshot| PeerProgress {
             id: 2,

@@ -66,6 +66,12 @@ pub async fn run(shared: Arc<Shared>, duties: Duties) {
     }
 }
 
+/// Lets the allocator give freed memory back. mimalloc does so a second after it was freed, but only when it is given back a block as
+/// large as one of its pages: an idle member would keep for ever what a burst, a start or a compaction took.
+fn release_memory() {
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(1 << 20)));
+}
+
 struct Round {
     shared: Arc<Shared>,
     duties: Duties,
@@ -86,6 +92,7 @@ impl Round {
         if slow {
             self.looked = Instant::now();
             self.report_hash();
+            release_memory();
         }
         self.publish_self(&view);
         if !leads {
@@ -201,7 +208,7 @@ impl Round {
     }
 
     fn report_hash(&self) {
-        if let Some(report) = self.shared.take_hash_report() {
+        if let Some(report) = self.shared.due_hash_report() {
             self.propose(Body::HashReport(report));
         }
     }

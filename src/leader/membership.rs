@@ -65,6 +65,7 @@ impl LeaderService {
             Some(id) => id,
             None => free_id(&self.shared, &members),
         };
+        let again = member.clone();
         let wanted_role = if member.voter { MemberRole::Voter } else { MemberRole::Learner };
         let record = MemberRecord {
             id,
@@ -72,6 +73,7 @@ impl LeaderService {
             peer_url: member.peer_url,
             client_url: member.client_url.unwrap_or_default(),
             incarnation: member.incarnation.unwrap_or(0),
+            bound_by_url: member.incarnation.is_none(),
             wanted_role: wanted_role as i32,
             replaces,
             feature_level: 0,
@@ -81,13 +83,15 @@ impl LeaderService {
             ..Default::default()
         };
         self.shared.change(change, deadline).await?;
-        if reader.members().iter().any(|there| there.id == id) {
-            return Ok(LeaderReply::Member { id, existed: false });
+        match reader.members().into_iter().find(|there| there.id == id) {
+            Some(there) if there.peer_url == again.peer_url => Ok(LeaderReply::Member { id, existed: false }),
+            // Another request has given this id away meanwhile: what there is now decides.
+            Some(_) => Box::pin(self.enter(again, replaces, deadline)).await,
+            None => Err(conflict(
+                ConflictCode::ChangeInProgress,
+                format!("another change came first; member {id} was not added"),
+            )),
         }
-        Err(conflict(
-            ConflictCode::ChangeInProgress,
-            format!("another change came first; member {id} was not added"),
-        ))
     }
 
     pub(super) async fn promote(&self, id: u64, deadline: Instant) -> Result<LeaderReply, LeaderError> {
@@ -113,7 +117,13 @@ impl LeaderService {
                 deadline,
             )
             .await?;
-        Ok(LeaderReply::Done)
+        if self.shared.reader.applied().conf_state.voters.contains(&id) {
+            return Ok(LeaderReply::Done);
+        }
+        Err(conflict(
+            ConflictCode::ChangeInProgress,
+            format!("another change came first; member {id} was not promoted"),
+        ))
     }
 
     pub(super) async fn remove(&self, id: u64, force: bool, deadline: Instant) -> Result<LeaderReply, LeaderError> {
@@ -227,8 +237,20 @@ impl LeaderService {
                 // It is remembered with the new member: whoever leads now goes on, and answers whoever asks again.
                 return Err(LeaderError::Timeout);
             }
+            if self.entered_alone(id, remove) && self.shared.view().voters.contains(&id) {
+                self.remove(remove, false, deadline).await?;
+            }
             tokio::time::sleep(POLL).await;
         }
+    }
+}
+
+impl LeaderService {
+    /// The new member was there before the replacement was asked for (it registered itself, perhaps): nothing remembers the pair, so
+    /// the request carries out the second half itself.
+    fn entered_alone(&self, id: u64, remove: u64) -> bool {
+        let members = self.shared.reader.members();
+        members.iter().any(|member| member.id == id && member.replaces != remove) && members.iter().any(|member| member.id == remove)
     }
 }
 

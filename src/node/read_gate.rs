@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -19,6 +19,8 @@ pub(super) struct Round {
 #[derive(Debug, Default)]
 pub struct ReadGate {
     gathering: Mutex<Gathering>,
+    /// No round is confirmed any more.
+    closed: AtomicBool,
     sent: Mutex<HashMap<u64, Arc<Round>>>,
 }
 
@@ -52,6 +54,20 @@ impl ReadGate {
         let round = std::mem::take(&mut gathering.round);
         self.sent.lock().insert(gathering.next_token, round);
         Some(gathering.next_token)
+    }
+
+    /// Whoever waits is woken without an index, and nobody waits from now on.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.gathering.lock().round.confirmed.notify_waiters();
+        for (_, round) in self.sent.lock().drain() {
+            round.confirmed.notify_waiters();
+        }
+    }
+
+    /// To be asked after enlisting for the notification: [`close`](Self::close) sets this first.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// A quorum confirmed: readers of this round may read at `index`.

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::consensus::View;
 use crate::driver::{Event, Fatal};
 use crate::leader::clock::LeaseClock;
+use crate::server::admission::Admissions;
 use crate::state::StateReader;
 use crate::state::command::HashReport;
 use crate::state::outcome::Outcome;
@@ -36,7 +37,7 @@ pub struct Shared {
     pub(crate) reads: ReadGate,
     /// When a member was last heard of.
     pub(super) heard: Mutex<HashMap<u64, std::time::Instant>>,
-    pub(super) events: std::sync::mpsc::Sender<Event>,
+    pub(super) events: tokio::sync::mpsc::UnboundedSender<Event>,
     pub(super) published: RwLock<Arc<Published>>,
     pub(super) leadership: watch::Sender<(u64, u64)>,
     pub(super) phase: watch::Sender<Phase>,
@@ -51,6 +52,8 @@ pub struct Shared {
     pub(super) max_store_bytes: u64,
     pub(super) wal_engine: &'static str,
     pub(super) started: std::time::Instant,
+    /// Who may speak to this member.
+    pub(crate) admissions: Mutex<Admissions>,
     /// When leases end; runs only while this member leads.
     pub(crate) lease_clock: Mutex<LeaseClock>,
 }
@@ -70,6 +73,8 @@ pub enum Phase {
     Running,
     /// Asked to stop: no new work.
     Stopping,
+    /// The same, and what waits for a quorum is answered without one.
+    GivenUp,
     /// Stopped in order.
     Closed,
     /// Cannot go on.
@@ -87,7 +92,7 @@ pub struct SharedParts {
     /// The store.
     pub store: Arc<dyn KvStore>,
     /// To the driver.
-    pub events: std::sync::mpsc::Sender<Event>,
+    pub events: tokio::sync::mpsc::UnboundedSender<Event>,
     /// The protocol at the start.
     pub view: View,
     /// `raft.proposal_queue`.
@@ -100,6 +105,8 @@ pub struct SharedParts {
     pub max_store_bytes: u64,
     /// `wal.engine`.
     pub wal_engine: &'static str,
+    /// Who may speak to this member.
+    pub admissions: Admissions,
 }
 
 impl Shared {
@@ -135,6 +142,7 @@ impl Shared {
             max_store_bytes: parts.max_store_bytes,
             wal_engine: parts.wal_engine,
             started: std::time::Instant::now(),
+            admissions: Mutex::new(parts.admissions),
             lease_clock: Mutex::default(),
         }
     }
@@ -169,10 +177,30 @@ impl Shared {
         });
     }
 
+    /// There is no quorum any more: whoever waits for one is answered with what is known. Only for a member that stops.
+    pub fn give_up(&self) {
+        self.phase.send_if_modified(|phase| {
+            let stopping = *phase == Phase::Stopping;
+            if stopping {
+                *phase = Phase::GivenUp;
+            }
+            stopping
+        });
+        self.reads.close();
+        self.send(Event::GiveUp);
+    }
+
+    /// Resolves when nothing that waits for a quorum is waited for any more.
+    pub async fn given_up(&self) {
+        let is_over = |phase: &Phase| !matches!(phase, Phase::Running | Phase::Stopping);
+        // An error means that the node is gone altogether.
+        let _ = self.phases().wait_for(is_over).await;
+    }
+
     /// Everything has ended; the peers need not be heard any more.
     pub fn close(&self) {
         self.phase.send_if_modified(|phase| {
-            let stopping = *phase == Phase::Stopping;
+            let stopping = matches!(phase, Phase::Stopping | Phase::GivenUp);
             if stopping {
                 *phase = Phase::Closed;
             }
@@ -218,8 +246,11 @@ impl Shared {
         *self.hash_report.lock() = Some(report);
     }
 
-    pub(crate) fn take_hash_report(&self) -> Option<HashReport> {
-        self.hash_report.lock().take()
+    /// The own report that the log does not have yet: proposed again until it does.
+    pub(crate) fn due_hash_report(&self) -> Option<HashReport> {
+        let mut report = self.hash_report.lock();
+        report.take_if(|report| !self.reader.lacks_hash_report(report));
+        report.clone()
     }
 
     /// Why writes that grow the store are refused (507), or that they are not.
@@ -258,6 +289,11 @@ impl Shared {
     /// The protocol as it was at the last tick.
     pub fn view(&self) -> View {
         self.published.read().view.clone()
+    }
+
+    /// Whether this member leads or heard its leader within the last election timeout, as of the last tick.
+    pub(crate) fn is_led(&self) -> bool {
+        self.published.read().view.is_led
     }
 
     /// The leader's knowledge of the members as of the last tick; empty elsewhere.
@@ -304,9 +340,12 @@ impl Shared {
             self.send(Event::ReadWanted);
         }
         let mut index = round.index.load(Ordering::Acquire);
-        if index == 0 {
+        if index == 0 && !self.reads.is_closed() {
             confirmed.await;
             index = round.index.load(Ordering::Acquire);
+        }
+        if index == 0 {
+            return Err(BarrierError::ShuttingDown);
         }
         if self.applied_index() < index {
             self.reader.wait_applied(index).await;
@@ -322,7 +361,7 @@ impl Shared {
     /// Why nothing may be answered from this member's state now, or that it may.
     pub(super) fn serving(&self) -> Result<(), BarrierError> {
         match &*self.phase.borrow() {
-            Phase::Running | Phase::Stopping => {}
+            Phase::Running | Phase::Stopping | Phase::GivenUp => {}
             Phase::Closed | Phase::Failed(_) => return Err(BarrierError::ShuttingDown),
         }
         if let Some(reason) = self.reader.divergence(self.id) {

@@ -101,12 +101,22 @@ pub(super) struct Activity {
     /// The end of an answer may not be written out yet.
     unflushed: AtomicBool,
     http2: AtomicBool,
+    background: AtomicBool,
     order: AtomicU8,
     drained_since_ms: AtomicU64,
     waker: AtomicWaker,
 }
 
 impl Activity {
+    /// Whether the connection takes turns with others of its kind.
+    pub(super) fn is_background(&self) -> bool {
+        self.background.load(Relaxed)
+    }
+
+    pub(super) fn set_background(&self, is_background: bool) {
+        self.background.store(is_background, Relaxed);
+    }
+
     fn new(clock: Arc<Clock>) -> Activity {
         Activity {
             in_flight: AtomicU32::new(0),
@@ -115,6 +125,7 @@ impl Activity {
             stalled_since_ms: AtomicU64::new(0),
             unflushed: AtomicBool::new(false),
             http2: AtomicBool::new(false),
+            background: AtomicBool::new(false),
             order: AtomicU8::new(NO_ORDER),
             drained_since_ms: AtomicU64::new(0),
             waker: AtomicWaker::new(),

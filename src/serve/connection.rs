@@ -12,7 +12,7 @@ use std::{
 use axum::http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper_util::{rt::TokioExecutor, server::conn::auto};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::Semaphore};
 use tower::util::Oneshot;
 
 use super::{
@@ -27,6 +27,19 @@ pub(super) struct Shared {
     pub(super) http: auto::Builder<TokioExecutor>,
     pub(super) connections: Connections,
     pub(super) limits: ServeLimits,
+    /// Turns of the connections whose answers are [`Background`]: so many of them run at a time.
+    pub(super) turns: Semaphore,
+}
+
+/// An extension of a response that goes on for long and whose pieces nobody waits for more than anybody else: a watch. While it is
+/// under way its connection takes turns with the others of that kind, [`background_turns`] of them at a time, so that ten thousand of them that are
+/// woken by one change do not stand in the runtime's queue before the requests that come meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub struct Background;
+
+/// Half of the runtime's threads, but one at least.
+pub(super) fn background_turns() -> usize {
+    (tokio::runtime::Handle::current().metrics().num_workers() / 2).max(1)
 }
 
 /// Counts the connection out, however its task ends.
@@ -60,6 +73,7 @@ pub(super) async fn run_connection<A: Acceptor, S: HttpService>(
     let io = Watched::new(io, activity.clone(), shared.limits.member);
     let mut connection = pin!(shared.http.serve_connection(io, service));
     let mut draining = false;
+    let mut turn = pin!(None);
     poll_fn(|cx| {
         activity.register(cx.waker());
         match activity.order() {
@@ -70,6 +84,17 @@ pub(super) async fn run_connection<A: Acceptor, S: HttpService>(
                 connection.as_mut().graceful_shutdown();
             }
             Order::Cut => return Poll::Ready(()),
+        }
+        // Held while the connection runs, which is not for long: it stops when its buffers are full.
+        let mut _turn = None;
+        if activity.is_background() {
+            if turn.is_none() {
+                turn.set(Some(shared.turns.acquire()));
+            }
+            if let Some(waiting) = turn.as_mut().as_pin_mut() {
+                _turn = ready!(waiting.poll(cx)).ok();
+                turn.set(None);
+            }
         }
         // How a connection fails is its client's affair; what matters here is that it is over.
         connection.as_mut().poll(cx).map(|outcome| {
@@ -108,6 +133,7 @@ impl<S: HttpService> hyper::service::Service<Request<Incoming>> for Tracked<S> {
     type Future = TrackedFuture<Oneshot<S, Request<RequestBody>>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.activity.set_background(false);
         let in_flight = InFlight::begin(&self.activity, request.version() == Version::HTTP_2);
         let mut request = request.map(|body| RequestBody::new(body, self.body_timeout));
         if let Some(remote) = self.remote {
@@ -116,6 +142,7 @@ impl<S: HttpService> hyper::service::Service<Request<Incoming>> for Tracked<S> {
         TrackedFuture {
             inner: Oneshot::new(self.inner.clone(), request),
             in_flight: Some(in_flight),
+            activity: self.activity.clone(),
         }
     }
 }
@@ -126,6 +153,7 @@ pin_project_lite::pin_project! {
         #[pin]
         inner: F,
         in_flight: Option<InFlight>,
+        activity: Arc<Activity>,
     }
 }
 
@@ -138,6 +166,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let response = ready!(this.inner.poll(cx))?;
+        if response.extensions().get::<Background>().is_some() {
+            this.activity.set_background(true);
+        }
         // A future is not polled after it is done, so the mark is there.
         let Some(in_flight) = this.in_flight.take() else {
             return Poll::Pending;

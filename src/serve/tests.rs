@@ -398,3 +398,55 @@ async fn shutdown_is_bounded_by_its_grace() {
     assert!(read_to_end(&mut busy).await.is_empty());
     server.stopped().await;
 }
+
+/// `/background` goes on for long and says so.
+fn with_background() -> Router {
+    let answer = || async {
+        let pieces = (0..64).map(|_| Ok::<_, std::convert::Infallible>(Bytes::from(vec![b'x'; 256 << 10])));
+        let mut response = axum::response::Response::new(Body::from_stream(futures_util::stream::iter(pieces)));
+        response.extensions_mut().insert(Background);
+        response
+    };
+    router().route("/background", get(answer))
+}
+
+const GET_BACKGROUND: &[u8] = b"GET /background HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+
+#[tokio::test]
+async fn background_answers_take_turns_and_one_that_is_not_read_holds_none() {
+    let server = Server::start(with_background(), ServeLimits::default()).await;
+    let mut stopped = Vec::new();
+    for _ in 0..8 {
+        let mut stream = server.connect().await;
+        stream.write_all(GET_BACKGROUND).await.expect("sent");
+        stopped.push(stream);
+    }
+    for _ in 0..3 {
+        let mut stream = server.connect().await;
+        stream.write_all(GET_BACKGROUND).await.expect("sent");
+        assert!(read_to_end(&mut stream).await.len() > 16 << 20);
+        let mut other = server.connect().await;
+        other.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("sent");
+        assert!(read_answer(&mut other).await.ends_with("hello"));
+    }
+    for mut stream in stopped {
+        assert!(read_to_end(&mut stream).await.len() > 16 << 20);
+    }
+}
+
+#[tokio::test]
+async fn shutdown_ends_background_answers_that_wait_for_their_turn() {
+    let limits = ServeLimits {
+        shutdown_grace: SHORT,
+        ..ServeLimits::default()
+    };
+    let mut server = Server::start(with_background(), limits).await;
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        let mut stream = server.connect().await;
+        stream.write_all(GET_BACKGROUND).await.expect("sent");
+        streams.push(stream);
+    }
+    server.order_stop();
+    server.stopped().await;
+}

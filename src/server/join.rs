@@ -4,15 +4,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use raft::eraftpb::Message;
 use serde::Deserialize;
 use serde_json::json;
+use tokio::runtime::Handle;
 
 use super::ServerError;
+use super::admission::MemberTable;
 use crate::config::Config;
 use crate::datadir::{DataDir, founding_cluster_id};
 use crate::driver::Event;
 use crate::node::{Phase, Shared};
-use crate::transport::{FetchError, Identity, Peer, PeerEvents, Transport, TransportLimits};
+use crate::transport::{FetchError, Identity, Peer, PeerEvents, SenderIdentity, Transport, TransportLimits};
 
 /// Between two rounds over the URLs to join.
 const RETRY: Duration = Duration::from_secs(1);
@@ -43,7 +46,7 @@ pub async fn settle(config: &Config, data_dir: &mut DataDir) -> Result<Settled, 
         return found(config, data_dir).await;
     }
     let client = http_client()?;
-    let (id, cluster_id) = register(config, data_dir.node_id(), &client).await?;
+    let (id, cluster_id) = register(config, data_dir.node_id(), data_dir.identity().incarnation, &client).await?;
     data_dir.set_cluster(cluster_id, id)?;
     Ok(Settled {
         id,
@@ -70,6 +73,7 @@ struct NoEvents;
 impl PeerEvents for NoEvents {
     fn unreachable(&self, _peer: u64) {}
     fn snapshot_sent(&self, _peer: u64, _ok: bool) {}
+    fn answered(&self, _sender: &SenderIdentity<'_>, _messages: Vec<Message>) {}
     fn removed(&self, _detail: String) {}
     fn refused(&self, _peer: u64, _code: &str, _detail: String) {}
 }
@@ -84,11 +88,13 @@ async fn found(config: &Config, data_dir: &DataDir) -> Result<Settled, ServerErr
         member: id,
         incarnation: data_dir.identity().incarnation,
         boot: data_dir.boot(),
+        peer_url: config.advertise.peer_url.as_str().into(),
     };
-    let transport = Transport::start(identity, TransportLimits::default(), Arc::new(NoEvents)).map_err(no_client)?;
+    let own_incarnation = identity.incarnation;
+    let transport = Transport::start(identity, TransportLimits::default(), Arc::new(NoEvents), Handle::current()).map_err(no_client)?;
     for member in config.cluster.members.iter().filter(|member| member.id != id) {
         match transport.fetch_members(&member.peer_url, PROBE_TIMEOUT).await {
-            Ok(table) => check_is_new(&table, id, identity.incarnation).map_err(|what| {
+            Ok(table) => check_is_new(&table, id, own_incarnation).map_err(|what| {
                 ServerError::Refused(format!(
                     "{} is empty, and member {} at {} {what}: a member that lost its disk must not vote again. Remove member {id} from the cluster, then start this one under a new id with --join",
                     data_dir.path().display(),
@@ -111,14 +117,6 @@ async fn found(config: &Config, data_dir: &DataDir) -> Result<Settled, ServerErr
         cluster_id,
         founds: true,
     })
-}
-
-/// `GET /raft/members`.
-#[derive(Debug, Deserialize)]
-struct MemberTable {
-    members: Vec<crate::state::command::MemberRecord>,
-    #[serde(default)]
-    removed: Vec<u64>,
 }
 
 /// Whether `id` was never used by another data directory; otherwise the rest of a sentence about the member that knows it.
@@ -163,8 +161,12 @@ struct Problem {
     detail: String,
 }
 
-async fn register(config: &Config, id: Option<u64>, client: &reqwest::Client) -> Result<(u64, u64), ServerError> {
-    let mut request = json!({ "peer_url": config.advertise.peer_url, "client_url": config.advertise.client_url });
+async fn register(config: &Config, id: Option<u64>, incarnation: u64, client: &reqwest::Client) -> Result<(u64, u64), ServerError> {
+    let mut request = json!({
+        "peer_url": config.advertise.peer_url,
+        "client_url": config.advertise.client_url,
+        "incarnation": incarnation.to_string(),
+    });
     if let Some(id) = id {
         request["id"] = json!(id);
     }
@@ -260,7 +262,7 @@ mod tests {
             incarnation,
             ..Default::default()
         };
-        let table = json!({ "members": [record(1, 0), record(2, 77)], "removed": [3] });
+        let table = json!({ "cluster_id": "c1", "members": [record(1, 0), record(2, 77)], "removed": [3] });
         assert_eq!(check_is_new(&table, 1, 55), Ok(()));
         assert_eq!(check_is_new(&table, 2, 77), Ok(()));
         assert_eq!(check_is_new(&table, 4, 55), Ok(()));

@@ -1,18 +1,23 @@
 //! A member from start to stop. [`run`] reads as the diagram of the node: what is on disk, the protocol over it, the two listeners, the
 //! duties, and the way back in the opposite order.
 
+pub mod admission;
 mod join;
 mod offline;
+mod peer_thread;
 mod peers;
 mod recover;
+mod stop;
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::time::Instant;
+use tokio::sync::mpsc::{channel, unbounded_channel};
+
+use admission::Admissions;
+use peer_thread::PeerThread;
 
 pub use offline::latest_state;
 pub(crate) use peers::Queued;
@@ -20,18 +25,20 @@ pub(crate) use peers::Queued;
 use crate::config::Config;
 use crate::consensus::{self, Consensus};
 use crate::datadir::DataDir;
-use crate::driver::{self, Event};
+use crate::driver;
 use crate::http::{self, AppState};
 use crate::leader::{Duties, LeaderService, run_duties};
-use crate::node::{Node, Phase, Role, Shared, SharedParts};
+use crate::node::{Node, Phase, Shared, SharedParts};
 use crate::serve::{self, Plain, ServeLimits, ServeStats};
 use crate::telemetry::LogHandle;
 use crate::transport::{Identity, PeerServer, Transport, TransportLimits};
 
 /// The whole stop takes no longer than this.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
-/// Time for a leader to hand over.
-const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
+/// A removed member is accompanied, or goes on as a voter of the old configuration, so long at most.
+const LINGER: Duration = Duration::from_secs(10);
+/// Entries that wait for the state machine in memory. The replay at a start may hold more: the log is bounded by other limits.
+const MAX_UNAPPLIED_BYTES: usize = 128 << 20;
 /// Between two looks at the disk's free space.
 const DISK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -99,9 +106,10 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         member: id,
         incarnation: data_dir.identity().incarnation,
         boot: data_dir.boot(),
+        peer_url: config.advertise.peer_url.as_str().into(),
     };
     #[expect(clippy::disallowed_methods, reason = "its senders are bounded one by one: see the driver")]
-    let (events_tx, events_rx) = channel();
+    let (events_tx, events_rx) = unbounded_channel();
     let applied = found.state.applied();
     let applied_index = applied.index;
     let core = Consensus::start(
@@ -123,9 +131,18 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         serve_from_index: found.committed_index,
         max_store_bytes: config.limits.max_store_bytes,
         wal_engine: config.wal.engine.name(),
+        admissions: Admissions::new(id, identity.cluster_id, identity.incarnation),
     }));
-    let transport = Transport::start(identity, transport_limits(&config), Arc::new(peers::Events(shared.clone())))
-        .map_err(|error| ServerError::Refused(format!("cannot make an HTTP client: {error}")))?;
+    let peer_thread = PeerThread::start()?;
+    let (strangers_tx, strangers_rx) = channel(1);
+    let intake = Arc::new(peers::Intake::new(shared.clone(), strangers_tx));
+    let transport = Transport::start(
+        identity.clone(),
+        transport_limits(&config),
+        Arc::new(peers::Events::new(shared.clone(), intake.clone())),
+        peer_thread.handle().clone(),
+    )
+    .map_err(|error| ServerError::Refused(format!("cannot make an HTTP client: {error}")))?;
     let options = driver::Options {
         tick: config.raft.tick,
         snapshot_entries: config.raft.snapshot_entries,
@@ -141,12 +158,14 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         options,
         events_rx,
         found.durable_index,
+        peer_thread.handle(),
     )?;
     let leader = Arc::new(LeaderService::new(shared.clone(), transport.clone()));
     let node = Node::new(shared.clone(), leader.clone());
 
-    let peer_service = Arc::new(peers::Service::new(node.clone(), data_dir.snapshot_dir()));
-    let peer_app = PeerServer::new(peer_service, identity, transport_limits(&config));
+    let peer_service = Arc::new(peers::Service::new(node.clone(), intake, data_dir.snapshot_dir()));
+    let peer_app = PeerServer::new(peer_service, identity.clone(), transport_limits(&config), Some(transport.clone()));
+    tokio::spawn(peers::meet_strangers(shared.clone(), transport.clone(), strangers_rx));
     let connections = Arc::new(ServeStats::default());
     let client_app = http::service(AppState::new(
         node.clone(),
@@ -155,7 +174,18 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         Some(Arc::new(log)),
     ));
     let limits = serve_limits(&config, id);
-    let peer_server = tokio::spawn(serve::serve(peer_listener, peer_app, limits.clone(), closing(shared.clone())));
+    let peer_listener = peer_listener.into_std()?;
+    let serve_peers = {
+        let (limits, closing) = (limits.clone(), closing(shared.clone()));
+        async move {
+            // Made anew, because a listener belongs to the runtime on which it was made.
+            match TcpListener::from_std(peer_listener) {
+                Ok(listener) => serve::serve(listener, peer_app, limits, closing).await,
+                Err(error) => tracing::error!(%error, "cannot serve the peers"),
+            }
+        }
+    };
+    let peer_server = peer_thread.handle().spawn(serve_peers);
     let client_server = tokio::spawn(serve::serve_with(
         client_listener,
         Plain,
@@ -168,7 +198,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     if applied_index == 0 {
         tokio::spawn(join::find_peers(config.clone(), shared.clone()));
     }
-    tokio::spawn(peers::ask_whether_welcome(shared.clone(), transport));
+    tokio::spawn(peers::ask_whether_welcome(shared.clone(), transport.clone()));
     tokio::spawn(watch_disk(shared.clone(), data_dir.path().to_owned(), config.limits.min_free_disk));
     tracing::info!(id, client = %config.advertise.client_url, peer = %config.advertise.peer_url, "serving");
 
@@ -176,7 +206,15 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         () = &mut stop => None,
         reason = failed(&shared) => Some(reason),
     };
-    let orderly = shut_down(&shared, &leader, client_server, peer_server, threads);
+    let orderly = stop::shut_down(stop::Running {
+        shared,
+        leader,
+        transport,
+        client_server,
+        peer_server,
+        threads,
+        peer_thread,
+    });
     if tokio::time::timeout(STOP_WITHIN, orderly).await.is_err() {
         tracing::warn!("the orderly stop took too long and was cut short; nothing acknowledged is lost");
     }
@@ -193,36 +231,6 @@ async fn bind(what: &'static str, flag: &'static str, address: std::net::SocketA
         address,
         source,
     })
-}
-
-/// Intake first, then what was taken in, then the threads: leadership goes while requests in flight are still answered.
-async fn shut_down(
-    shared: &Arc<Shared>,
-    leader: &LeaderService,
-    client_server: tokio::task::JoinHandle<()>,
-    peer_server: tokio::task::JoinHandle<()>,
-    threads: driver::Threads,
-) {
-    shared.begin_stop();
-    let view = shared.view();
-    if view.role == Role::Leader && view.voters.len() > 1 {
-        let rest: Vec<u64> = view.voters.into_iter().filter(|&voter| voter != shared.id).collect();
-        match leader.hand_over(&rest, Instant::now() + HAND_OVER_WITHIN).await {
-            Ok(()) => tracing::info!("handed leadership over"),
-            Err(error) => tracing::info!(%error, "could not hand leadership over; the others elect a leader"),
-        }
-    }
-    log_join(client_server.await);
-    shared.send(Event::Stop);
-    log_join(tokio::task::spawn_blocking(move || threads.join()).await);
-    shared.close();
-    log_join(peer_server.await);
-}
-
-fn log_join(result: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = result {
-        tracing::error!(%error, "a part of the server ended abnormally");
-    }
 }
 
 async fn failed(shared: &Shared) -> String {
@@ -286,6 +294,8 @@ fn protocol_options(config: &Config, identity: &Identity) -> consensus::Options 
         election_ticks: config.raft.election_ticks,
         max_inflight: config.raft.max_inflight,
         max_message_bytes: config.raft.max_message_bytes,
+        max_unapplied_bytes: MAX_UNAPPLIED_BYTES,
+        linger_ticks: (LINGER.as_millis() / config.raft.tick.as_millis().max(1)) as u64,
         seed: identity.incarnation ^ identity.boot,
     }
 }

@@ -11,9 +11,10 @@ use prost::Message;
 use raft::eraftpb::Entry;
 
 use super::command::{
-    Body, Command, Compare, CompareOp, CompareTarget, Conditions, Delete, DeleteRange, EntryPayload, FEATURE_LEVEL, HashReport, KeySpan,
-    LeaseGrant, Put, Stamp, Txn, TxnGet, TxnOp, TxnOpBody,
+    Body, Command, Compare, CompareOp, CompareTarget, Conditions, Delete, DeleteRange, EntryPayload, FEATURE_LEVEL, KeySpan, LeaseGrant,
+    Put, Stamp, Txn, TxnGet, TxnOp, TxnOpBody,
 };
+use super::divergence::Reports;
 use super::idempotency::IdempotencyTable;
 use super::key::{IndexSpan, descending, push_escaped, row_key};
 use super::kv;
@@ -38,6 +39,7 @@ pub(super) struct Core {
     pub(super) leases: Leases,
     pub(super) idempotency: IdempotencyTable,
     pub(super) members: Members,
+    pub(super) reports: Reports,
 }
 
 impl Core {
@@ -49,6 +51,7 @@ impl Core {
             leases: Leases::load(store)?,
             idempotency: IdempotencyTable::load(store)?,
             members: Members::load(store)?,
+            reports: Reports::load(store)?,
         })
     }
 
@@ -90,8 +93,6 @@ pub(super) struct Gathered {
     pub(super) write: WriteBatch,
     /// To be published.
     pub(super) events: Vec<RowEvent>,
-    /// To be compared.
-    pub(super) reports: Vec<HashReport>,
 }
 
 /// The changes of one call of `apply`, not yet written.
@@ -102,8 +103,6 @@ pub(super) struct Batch<'a> {
     overlay: BTreeMap<Bytes, Pending>,
     /// The changes of keys, in order.
     events: Vec<RowEvent>,
-    /// Hash reports met.
-    reports: Vec<HashReport>,
     /// Changes of the command at hand: their revision is the next one, taken when the command is done.
     position: u32,
     /// Term of the entry at hand.
@@ -120,7 +119,6 @@ impl<'a> Batch<'a> {
             write: WriteBatch::default(),
             overlay: BTreeMap::new(),
             events: Vec::new(),
-            reports: Vec::new(),
             position: 0,
             term: 0,
             escaped: Vec::new(),
@@ -128,12 +126,11 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// What is to be written, published and compared.
+    /// What is to be written and published.
     pub(super) fn finish(self) -> Gathered {
         Gathered {
             write: self.write,
             events: self.events,
-            reports: self.reports,
         }
     }
 
@@ -230,7 +227,7 @@ impl<'a> Batch<'a> {
                 Success::Done
             }),
             Body::HashReport(report) => {
-                self.reports.push(report.clone());
+                self.core.reports.note(report);
                 Ok(Success::Done)
             }
         };

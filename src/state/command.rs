@@ -489,4 +489,8 @@ pub struct MemberRecord {
     /// Feature level it advertises.
     #[prost(uint32, tag = "8")]
     pub feature_level: u32,
+    /// Added by hand, before its data directory was known: the first one that comes from `peer_url` is it, and no other.
+    #[prost(bool, tag = "9")]
+    #[serde(default)]
+    pub bound_by_url: bool,
 }

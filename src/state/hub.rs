@@ -19,8 +19,9 @@ use super::command::KeySpan;
 use super::row::Row;
 use super::watch::Shareable;
 
-/// Bytes of rows held in the ring, at most (but one revision always fits).
-const RING_BYTES: usize = 32 << 20;
+/// Bytes of rows held in the ring, at most (but one revision always fits). Events and encoded forms that watchers asked for come on top,
+/// about thrice as much.
+const RING_BYTES: usize = 16 << 20;
 /// Revisions held in the ring, at most.
 const RING_REVISIONS: usize = 16_384;
 /// Revisions noted per group, at most.
@@ -171,6 +172,13 @@ impl Hub {
         let first = self.ring.front()?.revision();
         let at = usize::try_from(revision.checked_sub(first)?).ok()?;
         self.ring.get(at).cloned()
+    }
+
+    /// The changes after `position`, of any key, if all of them are still in memory.
+    pub(super) fn recent_after(&self, position: u64) -> Option<impl Iterator<Item = &Arc<Shareable>>> {
+        let first = self.ring.front()?.revision();
+        let at = usize::try_from((position + 1).checked_sub(first)?).ok()?;
+        (at < self.ring.len()).then(|| self.ring.range(at..))
     }
 
     /// The state was replaced: nothing in memory is of use. Returns all groups, to be woken.

@@ -112,6 +112,10 @@ impl Leases {
             .collect()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
     /// Every lease, by id.
     pub(super) fn all(&self) -> Vec<LeaseInfo> {
         self.by_id

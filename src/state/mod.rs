@@ -41,7 +41,7 @@ use raft::eraftpb::{ConfChange, ConfChangeV2, ConfState, Entry, EntryType};
 use crate::store::{KvStore, StoreError, WriteBatch};
 use apply::{Batch, Core, Gathered, RowEvent};
 use command::{HashReport, MemberRecord, MemberRole, MembershipChange};
-use divergence::HASH_REPORT_INTERVAL;
+use divergence::{Due, HASH_REPORT_INTERVAL};
 use gc::Cursor;
 pub use lease::LeaseChange;
 use meta::ConfRecord;
@@ -109,7 +109,7 @@ pub struct State {
     shared: Arc<Shared>,
     garbage: Cursor,
     lease_changes: Vec<LeaseChange>,
-    hash_report: Option<(u64, u128)>,
+    hash_report: Option<Due>,
 }
 
 /// A configuration entry, looked at.
@@ -124,6 +124,7 @@ impl State {
     pub fn open(store: Arc<dyn KvStore>) -> Result<State, StateError> {
         let mut core = Core::load(&*store)?;
         let garbage = Cursor::load(&*store)?;
+        let hash_report = Due::load(&*store)?;
         let shared = Arc::new(Shared::new(store.clone(), published(&mut core)));
         Ok(State {
             store,
@@ -131,7 +132,7 @@ impl State {
             shared,
             garbage,
             lease_changes: Vec::new(),
-            hash_report: None,
+            hash_report,
         })
     }
 
@@ -141,7 +142,7 @@ impl State {
         self.core = Core::load(&*self.store)?;
         self.garbage = Cursor::load(&*self.store)?;
         self.lease_changes.clear();
-        self.hash_report = None;
+        self.hash_report = Due::load(&*self.store)?;
         self.shared.republish(published(&mut self.core));
         Ok(())
     }
@@ -170,7 +171,7 @@ impl State {
             });
         }
         self.core.raise_feature_level();
-        self.commit(WriteBatch::default(), Vec::new())
+        self.commit(WriteBatch::default(), Vec::new(), None)
     }
 
     /// Where the state stands.
@@ -190,6 +191,7 @@ impl State {
     /// Entries at or below the applied index are passed over. After an error the state must not be used any more: the node stops.
     pub fn apply(&mut self, entries: &[Entry]) -> Result<Vec<(ProposalId, Outcome)>, StateError> {
         let mut results = Vec::new();
+        let mut due = None;
         let mut batch = Batch::new(&*self.store, &mut self.core);
         for entry in entries {
             if entry.index <= batch.core.meta.applied_index {
@@ -203,27 +205,26 @@ impl State {
                 )));
             }
             batch.apply_entry(entry, &mut results)?;
-            if let Some(report) = batch.core.pass(entry) {
-                self.hash_report = Some(report);
-            }
+            due = batch.core.pass(entry).or(due);
         }
-        let Gathered { write, events, reports } = batch.finish();
-        self.commit(write, events)?;
-        if !reports.is_empty() {
-            let mut known = self.shared.reports.lock();
-            reports.iter().for_each(|report| known.note(report));
-        }
+        let Gathered { write, events } = batch.finish();
+        self.commit(write, events, due)?;
         Ok(results)
     }
 
-    /// Writes the batch with all that changed besides, and publishes it.
-    fn commit(&mut self, mut write: WriteBatch, events: Vec<RowEvent>) -> Result<(), StateError> {
+    /// Writes the batch with all that changed besides, and publishes it. `due`: the own report, if an agreed index was passed.
+    fn commit(&mut self, mut write: WriteBatch, events: Vec<RowEvent>, due: Option<Due>) -> Result<(), StateError> {
+        if let Some(due) = due {
+            due.store(&mut write);
+            self.hash_report = Some(due);
+        }
         let core = &mut self.core;
         core.sessions.store(&mut write);
         let has_samples = core.samples.store(&mut write);
         let has_leases = core.leases.store(&mut write);
         let has_idempotency = core.idempotency.store(&mut write);
         let has_members = core.members.store(&mut write);
+        let has_reports = core.reports.store(&mut write);
         core.meta.store(&mut write);
         self.store.write(write)?;
         self.lease_changes = core.leases.take_changes();
@@ -244,6 +245,9 @@ impl State {
                 }
                 if has_members {
                     published.members.clone_from(&core.members);
+                }
+                if has_reports {
+                    published.reports.clone_from(&core.reports);
                 }
             },
             events,
@@ -298,10 +302,8 @@ impl State {
             core.meta.conf = ConfRecord::from(&conf_state);
             core.change_members(&change);
         }
-        if let Some(report) = core.pass(entry) {
-            self.hash_report = Some(report);
-        }
-        self.commit(WriteBatch::default(), Vec::new())?;
+        let due = core.pass(entry);
+        self.commit(WriteBatch::default(), Vec::new(), due)?;
         if change.proposer == 0 || raft_change.leave_joint() {
             return Ok(None);
         }
@@ -353,10 +355,11 @@ impl State {
         std::mem::take(&mut self.lease_changes)
     }
 
-    /// This member's report of its own state, once after each applied index that is a multiple of [`HASH_REPORT_INTERVAL`]: to be proposed.
+    /// This member's report of its own state, once after each applied index that is a multiple of [`HASH_REPORT_INTERVAL`]: to be proposed
+    /// until [`StateReader::lacks_hash_report`] says that it is not needed any more. After a restart one that the log does not have comes again.
     pub fn take_hash_report(&mut self, own_id: u64) -> Option<HashReport> {
-        let (index, hash) = self.hash_report.take()?;
-        Some(HashReport {
+        let Due { index, hash } = self.hash_report.take()?;
+        self.core.reports.lacks(own_id, index).then(|| HashReport {
             member: own_id,
             index,
             hash: Bytes::copy_from_slice(&hash.to_be_bytes()),
@@ -366,12 +369,12 @@ impl State {
 
 impl Core {
     /// Moves past an entry. Returns the report due after it, if one is.
-    fn pass(&mut self, entry: &Entry) -> Option<(u64, u128)> {
+    fn pass(&mut self, entry: &Entry) -> Option<Due> {
         (self.meta.applied_index, self.meta.applied_term) = (entry.index, entry.term);
-        entry
-            .index
-            .is_multiple_of(HASH_REPORT_INTERVAL)
-            .then(|| (entry.index, self.meta.fingerprint()))
+        entry.index.is_multiple_of(HASH_REPORT_INTERVAL).then(|| Due {
+            index: entry.index,
+            hash: self.meta.fingerprint(),
+        })
     }
 
     /// Brings the member table in line with the configuration that has just become the current one.
@@ -402,6 +405,7 @@ fn published(core: &mut Core) -> Published {
         leases: core.leases.clone(),
         members: core.members.clone(),
         samples: core.samples.clone(),
+        reports: core.reports.clone(),
         idempotency: core.idempotency.oldest(),
     }
 }

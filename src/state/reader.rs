@@ -4,7 +4,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::apply::missing_row;
-use super::command::{KeySpan, MemberRecord};
+use super::command::{HashReport, KeySpan, MemberRecord};
 use super::key::{IndexSpan, descending, escaped};
 use super::kv::{self, Hit};
 use super::outcome::KeyValue;
@@ -332,6 +332,11 @@ impl StateReader {
         })
     }
 
+    /// How many leases there are.
+    pub fn lease_count(&self) -> usize {
+        self.shared.with(|published| published.leases.len())
+    }
+
     /// All leases, by id.
     pub fn leases(&self) -> Vec<LeaseInfo> {
         let leases = self.shared.with(|published| published.leases.clone());
@@ -416,14 +421,19 @@ impl StateReader {
 
     /// Why this member must not serve: its state differs from an agreeing majority's.
     pub fn divergence(&self, own_id: u64) -> Option<String> {
-        let conf_state = self.shared.with(|published| published.conf_state.clone());
-        self.shared.reports.lock().divergence(own_id, &conf_state.voters)
+        self.shared
+            .with(|published| published.reports.divergence(own_id, &published.conf_state.voters))
     }
 
     /// Why no member may take writes: the members' states differ, and no majority agrees.
     pub fn disagreement(&self) -> Option<String> {
-        let conf_state = self.shared.with(|published| published.conf_state.clone());
-        self.shared.reports.lock().disagreement(&conf_state.voters)
+        self.shared
+            .with(|published| published.reports.disagreement(&published.conf_state.voters))
+    }
+
+    /// Whether this report is still to be proposed: the log does not have it, and its index is not forgotten yet.
+    pub fn lacks_hash_report(&self, report: &HashReport) -> bool {
+        self.shared.with(|published| published.reports.lacks(report.member, report.index))
     }
 
     /// Opens a watch that begins after `after_revision` (delivers `after_revision + 1` and on).

@@ -36,6 +36,7 @@ impl State {
         let core = &mut self.core;
         core.members = Members::default();
         core.sessions = Sessions::default();
+        core.reports.forget();
         for member in members {
             core.members.insert(MemberRecord {
                 wanted_role: MemberRole::Voter as i32,
@@ -52,7 +53,7 @@ impl State {
         meta.compacted_revision = meta.revision;
         meta.forgotten_bytes = dead_bytes;
         core.samples.forget_before(core.meta.revision);
-        self.commit(write, Vec::new())
+        self.commit(write, Vec::new(), None)
     }
 }
 

@@ -30,7 +30,6 @@ pub(super) struct Shared {
     progress: watch::Sender<Progress>,
     pins: Mutex<BTreeMap<u64, usize>>,
     pub(super) hub: Mutex<Hub>,
-    pub(super) reports: Mutex<Reports>,
 }
 
 /// What waiters wait for.
@@ -47,6 +46,7 @@ pub(super) struct Published {
     pub(super) conf_state: Arc<ConfState>,
     pub(super) leases: Leases,
     pub(super) members: Members,
+    pub(super) reports: Reports,
     pub(super) samples: Samples,
     /// Stamp of the oldest idempotency record, and their number.
     pub(super) idempotency: (Option<u64>, usize),
@@ -68,7 +68,6 @@ impl Shared {
             published: RwLock::new(published),
             progress: watch::Sender::new(progress),
             pins: Mutex::new(BTreeMap::new()),
-            reports: Mutex::new(Reports::default()),
         }
     }
 

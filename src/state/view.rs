@@ -11,6 +11,7 @@ use std::sync::Arc;
 use prost::Message;
 
 use super::apply::{Core, missing_row};
+use super::divergence::REPORTS_KEY;
 use super::gc::{CURSOR_KEY, Cursor};
 use super::key::{row_key, split_index_key};
 use super::kv::row_of;
@@ -150,6 +151,7 @@ impl SnapshotView {
         };
         push(META_KEY, self.core.meta.encode_to_vec());
         push(SAMPLES_KEY, self.core.samples.encode());
+        push(REPORTS_KEY, self.core.reports.encode());
         push(CURSOR_KEY, Cursor::clean_until(self.compacted_revision).encode());
         false
     }

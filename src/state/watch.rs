@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::StateError;
 use super::command::KeySpan;
-use super::hub::Group;
+use super::hub::{Group, Hub};
 use super::key::{row_key, split_row_key};
 use super::kv;
 use super::outcome::KeyValue;
@@ -286,7 +286,7 @@ impl Watcher {
         let hub = self.shared.hub.lock();
         let state = self.group.state.lock();
         if self.position < state.base {
-            return Plan::History { until: state.base };
+            return self.plan_behind(&hub, state.base);
         }
         let again = u64::from(mutant!(WatchTwice) && self.position.is_multiple_of(16));
         let from = state.revisions.partition_point(|revision| *revision + again <= self.position);
@@ -302,6 +302,27 @@ impl Watcher {
             bytes += recent.as_ref().map_or(STEP_BYTES, |change| change.bytes());
             revisions.push((*revision, recent));
         }
+        Plan::Exact { revisions, until }
+    }
+
+    /// The group's list does not reach back to the position. As long as the changes are in memory they are taken from there, with what
+    /// other watchers made of them: many watchers that fall behind together would otherwise each decode and encode the same history.
+    fn plan_behind(&self, hub: &Hub, base: u64) -> Plan {
+        // What is compacted is not delivered, though it may still be in memory: the answer must not depend on that.
+        let is_kept = self.position >= self.shared.compacted_revision();
+        let Some(recent) = hub.recent_after(self.position).filter(|_| is_kept) else {
+            return Plan::History { until: base };
+        };
+        let mut bytes = 0;
+        let mut revisions: Vec<(u64, Option<Arc<Shareable>>)> = Vec::new();
+        for change in recent.take(BATCH_CHANGES).take_while(|change| change.revision() <= base) {
+            if bytes > BATCH_BYTES {
+                break;
+            }
+            bytes += change.bytes();
+            revisions.push((change.revision(), Some(change.clone())));
+        }
+        let until = revisions.last().map_or(self.position, |(revision, _)| *revision);
         Plan::Exact { revisions, until }
     }
 

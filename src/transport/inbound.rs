@@ -20,8 +20,9 @@ use http_body_util::Full;
 use serde_json::json;
 
 use super::{
-    Busy, Identity, PeerService, Refusal, TransportLimits,
-    lane::RefusalLog,
+    Busy, Identity, PeerService, Refusal, Transport, TransportLimits,
+    lane::{LaneKind, RefusalLog},
+    ride,
     snapshot_in::{ReceiveError, Receiver},
     validate,
     window::{Delivered, Streams, WindowLimits},
@@ -50,6 +51,8 @@ struct Inner {
     streams: Streams,
     snapshots: Receiver,
     refusals: RefusalLog,
+    /// For answers that ride.
+    transport: Option<Transport>,
 }
 
 /// A request that gets no `200`.
@@ -100,8 +103,9 @@ impl From<ReceiveError> for Problem {
 }
 
 impl PeerServer {
-    /// Serves `service` under `identity`.
-    pub fn new(service: Arc<dyn PeerService>, identity: Identity, limits: TransportLimits) -> PeerServer {
+    /// Serves `service` under `identity`. With the transport that sends to the same peers, its control lanes may put what they have for
+    /// a peer into the answer to that peer's own request.
+    pub fn new(service: Arc<dyn PeerService>, identity: Identity, limits: TransportLimits, transport: Option<Transport>) -> PeerServer {
         let (streams, snapshots, refusals) = (Streams::default(), Receiver::new(), RefusalLog::default());
         PeerServer(Arc::new(Inner {
             service,
@@ -110,6 +114,7 @@ impl PeerServer {
             streams,
             snapshots,
             refusals,
+            transport,
         }))
     }
 }
@@ -174,7 +179,7 @@ impl Inner {
         }
     }
 
-    fn check_cluster(&self, addressing: &Addressing) -> Result<(), Refusal> {
+    fn check_cluster(&self, addressing: &Addressing<'_>) -> Result<(), Refusal> {
         let (theirs, own) = (addressing.sender.cluster_id, self.identity.cluster_id);
         if theirs == own {
             return Ok(());
@@ -192,7 +197,7 @@ impl Inner {
         )
     }
 
-    fn check_sender(&self, addressing: &Addressing) -> Result<(), Refusal> {
+    fn check_sender(&self, addressing: &Addressing<'_>) -> Result<(), Refusal> {
         if addressing.to != self.identity.member {
             let detail = format!(
                 "this is member {}, not {}: a peer URL is wrong",
@@ -221,7 +226,7 @@ impl Inner {
             .or_else(|refusal| self.note(addressing, refusal))
     }
 
-    fn note(&self, addressing: &Addressing, refusal: Refusal) -> Result<(), Refusal> {
+    fn note(&self, addressing: &Addressing<'_>, refusal: Refusal) -> Result<(), Refusal> {
         self.refusals.note(addressing.sender.member, refusal.code, &refusal.detail);
         Err(refusal)
     }
@@ -238,23 +243,40 @@ impl Inner {
         for message in &messages {
             validate::check(message, from, self.identity.member).map_err(Problem::invalid)?;
         }
+        let asks = ride::asks(&messages);
         let step = |messages| self.service.step(from, messages);
         let Some(position) = position else {
             step(messages)?;
-            return Ok(empty_answer());
+            return Ok(self.answer_messages(from, LaneKind::Control, asks).await);
         };
         let limits = WindowLimits {
             gap_timeout: self.limits.gap_timeout,
             max_held_bytes: self.limits.max_body_bytes,
         };
         match self.streams.of(from).deliver(position, messages, body.len(), limits, step).await? {
-            Delivered::Stepped => Ok(empty_answer()),
+            Delivered::Stepped => Ok(self.answer_messages(from, LaneKind::Append, asks).await),
             Delivered::Stale => Err(Problem::new(
                 StatusCode::CONFLICT,
                 "stale_stream",
                 format!("batch {position} is no longer wanted"),
             )),
         }
+    }
+
+    /// The `200` to messages, with what the node has for the sender if that comes soon.
+    async fn answer_messages(&self, from: u64, kind: LaneKind, asks: bool) -> Answer {
+        let rides = self.transport.as_ref().filter(|_| asks).and_then(|transport| transport.rides(from));
+        let Some(rides) = rides else { return empty_answer() };
+        let body = rides.wait(kind).await;
+        if body.is_empty() {
+            return empty_answer();
+        }
+        let mut answer = Response::new(Full::new(body));
+        *answer.headers_mut() = wire::own_headers(&self.identity, from);
+        answer
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        answer
     }
 
     async fn relay<B>(&self, headers: &HeaderMap, body: B) -> Result<Answer, Problem>

@@ -11,6 +11,7 @@ use std::{
 };
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
+use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use parking_lot::Mutex;
 use protobuf::Message as _;
@@ -22,8 +23,10 @@ use tokio::{
 };
 
 use super::{
-    MEMBER_REMOVED, PeerEvents, TransportLimits,
-    wire::{Epoch, StreamPosition, encode_into},
+    Identity, MEMBER_REMOVED, PeerEvents, TransportLimits,
+    ride::Rides,
+    validate,
+    wire::{Addressing, Epoch, StreamPosition, decode_batch, encode_into},
 };
 
 /// Below this size a lane keeps two POSTs in flight and lets the rest gather: small batches cost processor time, not bandwidth.
@@ -72,6 +75,7 @@ struct Counters {
     posts: AtomicU64,
     messages: AtomicU64,
     bytes: AtomicU64,
+    rides: AtomicU64,
     dropped: AtomicU64,
     failures: AtomicU64,
 }
@@ -79,8 +83,10 @@ struct Counters {
 /// A reading of a lane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LaneMetrics {
-    /// Bodies sent.
+    /// Requests sent.
     pub posts: u64,
+    /// Bodies that went in the answer to a request of the peer instead.
+    pub rides: u64,
     /// Messages in them.
     pub messages: u64,
     /// Bytes of them.
@@ -174,6 +180,7 @@ impl Queue {
     pub(super) fn metrics(&self) -> LaneMetrics {
         LaneMetrics {
             posts: self.counters.posts.load(Relaxed),
+            rides: self.counters.rides.load(Relaxed),
             messages: self.counters.messages.load(Relaxed),
             bytes: self.counters.bytes.load(Relaxed),
             dropped: self.counters.dropped.load(Relaxed),
@@ -244,8 +251,15 @@ enum Taken {
 pub(super) struct Destination {
     pub(super) peer: u64,
     pub(super) url: Url,
-    pub(super) addressing: HeaderValue,
-    pub(super) boot: u64,
+    /// Who speaks to whom: goes with every request.
+    pub(super) headers: HeaderMap,
+    pub(super) identity: Identity,
+}
+
+/// Messages that came in the answer to a POST, and who says so.
+struct Answer {
+    headers: HeaderMap,
+    body: Bytes,
 }
 
 /// The task of a lane.
@@ -260,18 +274,17 @@ pub(super) struct Lane {
     seq: u64,
     backoff: Duration,
     refusals: Arc<RefusalLog>,
+    rides: Arc<Rides>,
 }
 
 /// How a POST ended.
 enum Outcome {
-    Queued,
+    /// What came back with it: usually nothing, or the messages that answer those sent.
+    Queued(Option<Answer>),
     /// The receiver's queue is full.
     Busy,
     /// It is there, and says no.
-    Refused {
-        code: String,
-        detail: String,
-    },
+    Refused { code: String, detail: String },
     /// It is not there, or not well.
     Failed(String),
 }
@@ -284,11 +297,10 @@ impl Lane {
         events: Arc<dyn PeerEvents>,
         destination: Destination,
         refusals: Arc<RefusalLog>,
+        rides: Arc<Rides>,
     ) -> Lane {
-        let headers = HeaderMap::from_iter([
-            (super::wire::PEER, destination.addressing.clone()),
-            (CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
-        ]);
+        let mut headers = destination.headers.clone();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         Lane {
             queue,
             client,
@@ -300,6 +312,7 @@ impl Lane {
             seq: 0,
             backoff: FIRST_BACKOFF,
             refusals,
+            rides,
         }
     }
 
@@ -315,12 +328,16 @@ impl Lane {
         // One timer for the lane, pushed on only when it fires: a timer per POST would cost more than the rest of the bookkeeping.
         let mut watchdog = pin!(sleep(timeout));
         loop {
-            match self.queue.take(in_flight.len(), &self.limits) {
+            let taken = self.in_flight_for_queue(in_flight.len());
+            match self.queue.take(taken, &self.limits) {
                 Taken::Closed => return,
                 Taken::Batch { messages, bytes } => {
-                    if let Some(request) = self.request(&messages, bytes) {
+                    if let Some(body) = self.encode(&messages, bytes)
+                        && let Some(body) = self.ride(body)
+                    {
+                        let request = self.request(body);
                         post_id += 1;
-                        in_flight.push(post(post_id, self.epoch, self.client.clone(), request));
+                        in_flight.push(post(post_id, self.epoch, self.client.clone(), request, self.limits.max_body_bytes));
                         started.push_back((post_id, Instant::now()));
                     }
                     continue;
@@ -350,7 +367,28 @@ impl Lane {
         }
     }
 
-    fn request(&mut self, messages: &VecDeque<(Message, usize)>, bytes: usize) -> Option<Request> {
+    /// What counts as in flight for the next batch: one that can ride takes no place.
+    fn in_flight_for_queue(&self, posts: usize) -> usize {
+        if self.queue.kind == LaneKind::Control && self.rides.is_any() {
+            0
+        } else {
+            posts
+        }
+    }
+
+    /// Sends a body in the answer to a request of the peer, if one waits; otherwise it is given back.
+    fn ride(&self, body: Bytes) -> Option<Bytes> {
+        if self.queue.kind != LaneKind::Control {
+            return Some(body);
+        }
+        let returned = self.rides.give(body).err();
+        if returned.is_none() {
+            self.queue.counters.rides.fetch_add(1, Relaxed);
+        }
+        returned
+    }
+
+    fn encode(&self, messages: &VecDeque<(Message, usize)>, bytes: usize) -> Option<Bytes> {
         let mut body = Vec::with_capacity(bytes + 5 * messages.len());
         for (message, _) in messages {
             if let Err(err) = encode_into(&mut body, message) {
@@ -369,16 +407,20 @@ impl Lane {
             return None;
         }
         let counters = &self.queue.counters;
-        counters.posts.fetch_add(1, Relaxed);
         counters.messages.fetch_add(messages.len() as u64, Relaxed);
         counters.bytes.fetch_add(body.len() as u64, Relaxed);
+        Some(body.into())
+    }
+
+    fn request(&mut self, body: Bytes) -> Request {
+        self.queue.counters.posts.fetch_add(1, Relaxed);
         let mut request = Request::new(Method::POST, self.destination.url.clone());
         *request.headers_mut() = self.headers.clone();
         if self.queue.kind == LaneKind::Append {
             self.seq += 1;
             let position = StreamPosition {
                 epoch: Epoch {
-                    boot: self.destination.boot,
+                    boot: self.destination.identity.boot,
                     count: self.epoch,
                 },
                 seq: self.seq,
@@ -386,14 +428,38 @@ impl Lane {
             request.headers_mut().insert(super::wire::STREAM, position.header());
         }
         *request.body_mut() = Some(body.into());
-        Some(request)
+        request
+    }
+
+    /// The messages of an answer, checked as those of a request are (rule 27).
+    fn take_answer(&self, answer: Answer) {
+        let Destination { peer, identity, .. } = &self.destination;
+        let sender = Addressing::parse(&answer.headers).filter(|addressing| {
+            (addressing.sender.cluster_id, addressing.sender.member, addressing.to) == (identity.cluster_id, *peer, identity.member)
+        });
+        let checked = sender
+            .ok_or_else(|| "it does not say that it is from this peer to this member".to_owned())
+            .and_then(|addressing| {
+                let messages = decode_batch(&answer.body).map_err(|err| err.to_string())?;
+                messages
+                    .iter()
+                    .try_for_each(|message| validate::check(message, *peer, identity.member))?;
+                Ok((addressing.sender, messages))
+            });
+        match checked {
+            Ok((sender, messages)) => self.events.answered(&sender, messages),
+            Err(reason) => self.refusals.note(*peer, "invalid_answer", &reason),
+        }
     }
 
     fn settle(&mut self, epoch: u64, outcome: Outcome) {
         let peer = self.destination.peer;
-        if let Outcome::Queued = outcome {
+        if let Outcome::Queued(answer) = outcome {
             self.backoff = FIRST_BACKOFF;
             self.queue.come_up();
+            if let Some(answer) = answer {
+                self.take_answer(answer);
+            }
             return;
         }
         self.queue.counters.failures.fetch_add(1, Relaxed);
@@ -403,7 +469,7 @@ impl Lane {
             self.seq = 0;
         }
         match outcome {
-            Outcome::Queued | Outcome::Busy => {}
+            Outcome::Queued(_) | Outcome::Busy => {}
             Outcome::Refused { code, detail } => {
                 self.queue.go_down(MAX_BACKOFF);
                 self.refusals.note(peer, &code, &detail);
@@ -426,9 +492,9 @@ impl Lane {
 }
 
 /// One POST. Never repeated.
-async fn post(id: u64, epoch: u64, client: Client, request: Request) -> (u64, u64, Outcome) {
+async fn post(id: u64, epoch: u64, client: Client, request: Request, max_answer_bytes: usize) -> (u64, u64, Outcome) {
     let outcome = match client.execute(request).await {
-        Ok(response) if response.status() == StatusCode::OK => Outcome::Queued,
+        Ok(response) if response.status() == StatusCode::OK => read_messages(response, max_answer_bytes).await,
         Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => Outcome::Busy,
         Ok(response) if response.status() == StatusCode::PRECONDITION_FAILED => {
             let (code, detail) = read_problem(response).await;
@@ -442,6 +508,28 @@ async fn post(id: u64, epoch: u64, client: Client, request: Request) -> (u64, u6
         Err(err) => Outcome::Failed(super::outbound::with_sources(&err)),
     };
     (id, epoch, outcome)
+}
+
+/// The messages that came with a `200`.
+async fn read_messages(mut response: reqwest::Response, max_bytes: usize) -> Outcome {
+    if response.content_length() == Some(0) {
+        return Outcome::Queued(None);
+    }
+    let headers = std::mem::take(response.headers_mut());
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() <= max_bytes => body.extend_from_slice(&chunk),
+            Ok(Some(_)) => return Outcome::Failed(format!("its answer is larger than {max_bytes} bytes")),
+            Ok(None) => break,
+            // What was sent is queued there; the answer is lost, as any message may be.
+            Err(_) => return Outcome::Queued(None),
+        }
+    }
+    Outcome::Queued((!body.is_empty()).then(|| Answer {
+        headers,
+        body: body.into(),
+    }))
 }
 
 /// Code and detail of a problem document, as far as there is one. At most 64 KiB are read.

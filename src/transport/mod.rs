@@ -11,7 +11,7 @@
 //! - `send` never blocks. A full queue, a dead or refusing peer: the messages are dropped and the peer is reported unreachable;
 //!   raft retries what still matters.
 //! - A body is sent at most once (rule 17): no retries here, none in `reqwest`, no redirects, no proxies.
-//! - `200` means queued, never persisted.
+//! - `200` means queued, never persisted. It may carry messages of the receiver, which are checked like those of a request ([`ride`]).
 //! - Only a known sender, the right receiver, the right cluster and a bounded size get through (rule 27).
 //! - A snapshot handed in is reported sent or failed exactly once, on every path (rule 28).
 //!
@@ -21,6 +21,7 @@ pub(crate) mod fuzzing;
 mod inbound;
 mod lane;
 mod outbound;
+mod ride;
 mod snapshot_in;
 mod snapshot_out;
 mod validate;
@@ -30,6 +31,7 @@ mod wire;
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -45,7 +47,7 @@ pub use outbound::{FetchError, PeerMetrics, Transport};
 pub use wire::{SenderIdentity, WireError};
 
 /// Who this node is to its peers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The cluster.
     pub cluster_id: u64,
@@ -55,6 +57,8 @@ pub struct Identity {
     pub incarnation: u64,
     /// Grows with every start: append streams of an earlier start never mix with this one's.
     pub boot: u64,
+    /// Where this node is reached: told with every request, so that a member which does not know it can ask it who it is.
+    pub peer_url: Arc<str>,
 }
 
 /// A member to send to.
@@ -118,6 +122,8 @@ pub trait PeerEvents: Send + Sync + 'static {
     fn unreachable(&self, peer: u64);
     /// `RawNode::report_snapshot`; exactly once for each snapshot handed in.
     fn snapshot_sent(&self, peer: u64, ok: bool);
+    /// Checked messages that came in the answer to a request. Dropped if the sender is not admitted or the queue is full.
+    fn answered(&self, sender: &SenderIdentity<'_>, messages: Vec<Message>);
     /// A peer knows this member as removed: the node must stop and say so.
     fn removed(&self, detail: String);
     /// A peer refuses this node (`412`) for another reason. Called each time; the transport logs it once per peer and code.
@@ -144,7 +150,7 @@ pub struct Busy;
 /// What the peer listener asks of the node. Cluster id and receiver are checked before any of it.
 pub trait PeerService: Send + Sync + 'static {
     /// Whether the sender is a member with this incarnation. Called for every request: must be cheap.
-    fn admit(&self, sender: &SenderIdentity) -> Result<(), Refusal>;
+    fn admit(&self, sender: &SenderIdentity<'_>) -> Result<(), Refusal>;
     /// Enqueues checked messages. A heartbeat's or append's commit is *not* checked against the log here.
     fn step(&self, from: u64, messages: Vec<Message>) -> Result<(), Busy>;
     /// Carries out a relayed request, if this node leads.

@@ -11,8 +11,9 @@ use tokio::runtime::Handle;
 use super::{
     Identity, Peer, PeerEvents, SnapshotSource, TransportLimits, http_client,
     lane::{Destination, Lane, LaneKind, LaneMetrics, Pushed, Queue, RefusalLog, read_problem},
+    ride::Rides,
     snapshot_out::{self, Report},
-    wire::{self, Addressing},
+    wire,
 };
 use crate::leader::{LeaderError, LeaderReply, LeaderRequest};
 
@@ -41,6 +42,7 @@ struct PeerHandle {
     destination: Destination,
     control: Arc<Queue>,
     append: Arc<Queue>,
+    rides: Arc<Rides>,
     snapshot_underway: Arc<Mutex<bool>>,
 }
 
@@ -93,15 +95,15 @@ pub enum FetchError {
 }
 
 impl Transport {
-    /// Makes a transport without peers. Must be called within a tokio runtime: its tasks run there.
-    pub fn start(identity: Identity, limits: TransportLimits, events: Arc<dyn PeerEvents>) -> reqwest::Result<Transport> {
+    /// Makes a transport without peers, whose tasks run on `runtime`.
+    pub fn start(identity: Identity, limits: TransportLimits, events: Arc<dyn PeerEvents>, runtime: Handle) -> reqwest::Result<Transport> {
         Ok(Transport(Arc::new(Inner {
             side_client: http_client(&limits, 2)?,
             identity,
             limits: Arc::new(limits),
             events,
             peers: RwLock::default(),
-            runtime: Handle::current(),
+            runtime,
             refusals: Arc::default(),
         })))
     }
@@ -126,9 +128,10 @@ impl Transport {
         let destination = Destination {
             peer: peer.id,
             url: url_of(&peer.url, "raft")?,
-            addressing: Addressing::new(&inner.identity, peer.id).header(),
-            boot: inner.identity.boot,
+            headers: wire::own_headers(&inner.identity, peer.id),
+            identity: inner.identity.clone(),
         };
+        let rides = Arc::new(Rides::default());
         let lane = |kind| {
             let queue = Arc::new(Queue::new(kind, &inner.limits));
             // A client each, so that no lane's connections serve another.
@@ -141,6 +144,7 @@ impl Transport {
                 inner.events.clone(),
                 destination.clone(),
                 inner.refusals.clone(),
+                rides.clone(),
             );
             inner.runtime.spawn(lane.run());
             Ok(queue)
@@ -151,6 +155,7 @@ impl Transport {
             url: peer.url.clone(),
             control,
             append,
+            rides,
             snapshot_underway: Arc::default(),
             destination,
         })
@@ -221,7 +226,7 @@ impl Transport {
             .0
             .side_client
             .post(url)
-            .header(wire::PEER, peer.destination.addressing.clone())
+            .headers(peer.destination.headers.clone())
             .header(wire::DEADLINE_MS, deadline.as_millis().to_string())
             .timeout(deadline + CALL_SLACK)
             .json(request)
@@ -261,7 +266,7 @@ impl Transport {
             .0
             .side_client
             .get(url_of(url, "raft/members")?)
-            .header(wire::PEER, Addressing::new(&self.0.identity, 0).header())
+            .headers(wire::own_headers(&self.0.identity, 0))
             .timeout(timeout)
             .send()
             .await
@@ -277,6 +282,11 @@ impl Transport {
         }
         let body = read_answer(response).await.map_err(FetchError::Unreachable)?;
         serde_json::from_slice(&body).map_err(|err| FetchError::Unreachable(format!("its answer is no JSON: {err}")))
+    }
+
+    /// The rides to this peer, if it is one.
+    pub(super) fn rides(&self, peer: u64) -> Option<Arc<Rides>> {
+        self.0.peers.read().get(&peer).map(|handle| handle.rides.clone())
     }
 
     /// Whom this node sends to, ascending.

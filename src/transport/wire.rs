@@ -15,6 +15,8 @@ use super::Identity;
 
 /// Names cluster, sender, its incarnation and the receiver; one header instead of four, because each costs on every message.
 pub(super) const PEER: HeaderName = HeaderName::from_static("metcd-peer");
+/// Where the sender is reached. A header of its own, so that members which do not know it yet still understand the other one.
+pub(super) const PEER_URL: HeaderName = HeaderName::from_static("metcd-peer-url");
 /// Place of an append batch in its stream.
 pub(super) const STREAM: HeaderName = HeaderName::from_static("metcd-stream");
 /// How long the sender of a relayed request waits, in milliseconds.
@@ -27,41 +29,55 @@ const MAX_MESSAGES: usize = 1 << 16;
 /// Fields this build does not know, in one body. Newer members may add some.
 const MAX_UNKNOWN_FIELDS: usize = 1 << 16;
 
-/// Who sends a request, as its header says.
+/// Who sends a request, as its headers say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SenderIdentity {
+pub struct SenderIdentity<'a> {
     /// The sender's cluster.
     pub cluster_id: u64,
     /// The sender; 0 if it has no id yet.
     pub member: u64,
     /// Its data directory.
     pub incarnation: u64,
+    /// Where it says it is reached: its word only, and nothing is believed because of it.
+    pub peer_url: Option<&'a str>,
 }
 
-/// The header's content: the sender and the receiver it means (0: whoever listens there).
+/// The headers' content: the sender and the receiver it means (0: whoever listens there).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Addressing {
-    pub(super) sender: SenderIdentity,
+pub(super) struct Addressing<'a> {
+    pub(super) sender: SenderIdentity<'a>,
     pub(super) to: u64,
 }
 
-impl Addressing {
-    pub(super) fn new(own: &Identity, to: u64) -> Addressing {
+/// The headers of every request of `own` to `to`.
+pub(super) fn own_headers(own: &Identity, to: u64) -> HeaderMap {
+    let addressing = Addressing::new(own, to);
+    let mut headers = HeaderMap::from_iter([(PEER, addressing.header())]);
+    if let Ok(url) = HeaderValue::from_str(&own.peer_url) {
+        headers.insert(PEER_URL, url);
+    }
+    headers
+}
+
+impl<'a> Addressing<'a> {
+    fn new(own: &Identity, to: u64) -> Addressing<'_> {
         Addressing {
             sender: SenderIdentity {
                 cluster_id: own.cluster_id,
                 member: own.member,
                 incarnation: own.incarnation,
+                peer_url: Some(&own.peer_url),
             },
             to,
         }
     }
 
-    pub(super) fn header(&self) -> HeaderValue {
+    fn header(&self) -> HeaderValue {
         let SenderIdentity {
             cluster_id,
             member,
             incarnation,
+            peer_url: _,
         } = self.sender;
         let text = format!(
             "cluster={cluster_id:016x};from={member};incarnation={incarnation:016x};to={}",
@@ -71,7 +87,7 @@ impl Addressing {
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))
     }
 
-    pub(super) fn parse(headers: &HeaderMap) -> Option<Addressing> {
+    pub(super) fn parse(headers: &'a HeaderMap) -> Option<Addressing<'a>> {
         let text = headers.get(PEER)?.to_str().ok()?;
         let mut parts = text.split(';');
         let mut part = |name: &str| parts.next()?.strip_prefix(name)?.strip_prefix('=');
@@ -80,6 +96,7 @@ impl Addressing {
             cluster_id: hex(part("cluster")?)?,
             member: part("from")?.parse().ok()?,
             incarnation: hex(part("incarnation")?)?,
+            peer_url: headers.get(PEER_URL).and_then(|url| url.to_str().ok()),
         };
         let to = part("to")?.parse().ok()?;
         parts.next().is_none().then_some(Addressing { sender, to })
@@ -374,14 +391,15 @@ mod tests {
             member: 3,
             incarnation: u64::MAX,
             boot: 4,
+            peer_url: "http://[::1]:6380".into(),
         };
-        let addressing = Addressing::new(&own, 2);
         let position = StreamPosition {
             epoch: Epoch { boot: 4, count: 7 },
             seq: 9,
         };
-        let headers = HeaderMap::from_iter([(PEER, addressing.header()), (STREAM, position.header())]);
-        assert_eq!(Addressing::parse(&headers), Some(addressing));
+        let mut headers = own_headers(&own, 2);
+        headers.insert(STREAM, position.header());
+        assert_eq!(Addressing::parse(&headers), Some(Addressing::new(&own, 2)));
         assert_eq!(StreamPosition::parse(&headers), Ok(Some(position)));
         assert_eq!(Addressing::parse(&HeaderMap::new()), None);
     }

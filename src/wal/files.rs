@@ -10,10 +10,12 @@
 //! ```
 
 use std::{
+    cell::Cell,
     fs::{self, File, OpenOptions, TryLockError},
     hash::{BuildHasher, Hasher, RandomState},
     io,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use super::WalError;
@@ -49,8 +51,37 @@ pub(crate) fn sync_tree(dir: &Path) -> Result<(), WalError> {
     sync_dir(dir)
 }
 
-/// Sum of the sizes of the files in `dir` (not below).
-pub(crate) fn dir_bytes(dir: &Path) -> u64 {
+/// How long a size that was looked up is good enough for a status page.
+const SIZE_GOOD_FOR: Duration = Duration::from_secs(1);
+
+/// Sum of the sizes of the files in some directories (not below). Asked after every batch, so it is looked up at most once a second.
+pub(crate) struct DirBytes {
+    dirs: Vec<PathBuf>,
+    known: Cell<Option<(Instant, u64)>>,
+}
+
+impl DirBytes {
+    pub(crate) fn new(dirs: Vec<PathBuf>) -> Self {
+        Self {
+            dirs,
+            known: Cell::new(None),
+        }
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        let now = Instant::now();
+        match self.known.get() {
+            Some((at, bytes)) if now.duration_since(at) < SIZE_GOOD_FOR => bytes,
+            _ => {
+                let bytes = self.dirs.iter().map(|dir| dir_bytes(dir)).sum();
+                self.known.set(Some((now, bytes)));
+                bytes
+            }
+        }
+    }
+}
+
+fn dir_bytes(dir: &Path) -> u64 {
     fs::read_dir(dir).map_or(0, |entries| {
         entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
     })

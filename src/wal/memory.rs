@@ -88,6 +88,11 @@ impl Disk {
         }
     }
 
+    /// Syncs that were tried, whether they succeeded or not.
+    pub fn syncs(&self) -> u64 {
+        self.0.lock().syncs
+    }
+
     /// Lets the call after the next `after` calls of this kind fail, once, for example with `StorageFull` (ENOSPC) or `Other` (EIO).
     pub fn fail(&self, at: FaultAt, after: u64, kind: io::ErrorKind) {
         self.0.lock().faults.push((at, after, kind));

@@ -114,7 +114,7 @@ pub trait Wal: Send {
     /// Empties the log after a snapshot was installed: it begins anew after `start`, with `hard_state`. One atomic unit, durable on return.
     fn reset(&mut self, start: LogStart, hard_state: &HardState) -> Result<(), WalError>;
 
-    /// The current figures; cheap.
+    /// The figures; cheap. Sizes of files may be a second old.
     fn stats(&self) -> WalStats;
 
     /// `sled`, `raft-engine`, `rocksdb` or `memory`.

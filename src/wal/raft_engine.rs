@@ -7,10 +7,7 @@
 //! done at open; the sync of an empty batch does nothing, so every unit is a batch of its own; its recovery cuts the last file
 //! at the first damaged batch, whatever follows, which the fence notices.
 
-use std::{
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-};
+use std::{ops::ControlFlow, path::Path};
 
 use ::raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 use raft::eraftpb::Entry;
@@ -19,7 +16,7 @@ use super::{
     WalError, WalStats,
     checked::{Backend, Visit},
     fence::Fence,
-    files::{Claim, dir_bytes, sync_tree},
+    files::{Claim, DirBytes, sync_tree},
     record::{Meta, Remove, Unit},
 };
 
@@ -51,7 +48,7 @@ pub(crate) struct RaftEngineBackend {
     sync: bool,
     syncs: u64,
     fence: Fence,
-    files: PathBuf,
+    files: DirBytes,
     _claim: Claim,
 }
 
@@ -94,7 +91,7 @@ impl RaftEngineBackend {
             sync,
             syncs: 0,
             fence,
-            files,
+            files: DirBytes::new(vec![files]),
             _claim: claim,
         })
     }
@@ -174,7 +171,7 @@ impl Backend for RaftEngineBackend {
 
     fn stats(&self) -> WalStats {
         WalStats {
-            bytes: dir_bytes(&self.files),
+            bytes: self.files.get(),
             syncs: self.syncs + self.fence.syncs(),
         }
     }

@@ -3,10 +3,7 @@
 //! A unit is one write batch, written with `sync`. RocksDB syncs the files and directories it creates. Its own log is recovered up to the first
 //! damage in its tail, which the fence notices when it was more than a torn write.
 
-use std::{
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-};
+use std::{ops::ControlFlow, path::Path};
 
 use ::rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
 
@@ -14,7 +11,7 @@ use super::{
     WalError, WalStats,
     checked::{Backend, Visit},
     fence::Fence,
-    files::{Claim, dir_bytes},
+    files::{Claim, DirBytes},
     record::{Meta, Remove, Unit},
 };
 
@@ -30,7 +27,7 @@ pub(crate) struct RocksDbBackend {
     sync: bool,
     syncs: u64,
     fence: Fence,
-    files: PathBuf,
+    files: DirBytes,
     _claim: Claim,
 }
 
@@ -54,7 +51,7 @@ impl RocksDbBackend {
             sync,
             syncs: 0,
             fence,
-            files,
+            files: DirBytes::new(vec![files]),
             _claim: claim,
         })
     }
@@ -135,7 +132,7 @@ impl Backend for RocksDbBackend {
 
     fn stats(&self) -> WalStats {
         WalStats {
-            bytes: dir_bytes(&self.files),
+            bytes: self.files.get(),
             syncs: self.syncs + self.fence.syncs(),
         }
     }

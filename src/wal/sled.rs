@@ -39,7 +39,7 @@ use super::{
     WalError, WalStats,
     checked::{Backend, Visit, lost},
     fence::Fence,
-    files::{Claim, io_error, sync_dir, sync_tree},
+    files::{Claim, DirBytes, io_error, sync_dir, sync_tree},
     journal::{self, Journal},
     record::{Meta, Remove, Unit, record_length},
 };
@@ -88,7 +88,7 @@ pub(crate) struct SledBackend {
     meta: Option<Vec<u8>>,
     table: Table,
     fence: Fence,
-    dir: PathBuf,
+    files: DirBytes,
     _claim: Claim,
 }
 
@@ -125,7 +125,6 @@ impl SledBackend {
             .spawn(move || keeper.run())
             .map_err(io_error("start the thread for", dir))?;
         let fence = Fence::open(&fence_path, options.sync)?;
-        let dir = dir.to_owned();
         Ok(Self {
             keeper: Some(keeper),
             shared,
@@ -136,7 +135,7 @@ impl SledBackend {
             meta,
             table,
             fence,
-            dir,
+            files: DirBytes::new(vec![dir.to_owned(), dir.join("sled")]),
             _claim: claim,
         })
     }
@@ -221,14 +220,9 @@ impl Backend for SledBackend {
     }
 
     fn stats(&self) -> WalStats {
-        let own: u64 = journal::paths(&self.dir)
-            .iter()
-            .filter_map(|path| path.metadata().ok())
-            .map(|m| m.len())
-            .sum();
         let syncs = self.journal.syncs() + self.table.syncs.load(Ordering::Relaxed) + self.fence.syncs();
         WalStats {
-            bytes: own + self.table.bytes(),
+            bytes: self.files.get(),
             syncs,
         }
     }
@@ -508,10 +502,6 @@ impl Table {
         };
         table.check_blobs()?;
         Ok(table)
-    }
-
-    fn bytes(&self) -> u64 {
-        self.file.metadata().map_or(0, |metadata| metadata.len())
     }
 
     fn meta(&self) -> Result<Option<Vec<u8>>, WalError> {

@@ -48,6 +48,15 @@ impl Writers {
 
     /// With a pause after each write.
     pub fn start_slow(urls: &[String], count: usize, prefix: &str, pause: Duration) -> Writers {
+        Writers::begin(urls, count, prefix, pause, "")
+    }
+
+    /// Requests that may wait for 25 s.
+    pub fn start_patient(urls: &[String], count: usize, prefix: &str) -> Writers {
+        Writers::begin(urls, count, prefix, Duration::ZERO, "?timeout=25s")
+    }
+
+    fn begin(urls: &[String], count: usize, prefix: &str, pause: Duration, query: &'static str) -> Writers {
         let record = Arc::new(Mutex::new(Record::default()));
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
@@ -59,7 +68,7 @@ impl Writers {
                 let mut number = 0;
                 while !stop.load(Ordering::Relaxed) {
                     number += 1;
-                    write_one(&http, &url, &format!("{prefix}{writer}-{number}"), &record).await;
+                    write_one(&http, (&url, query), &format!("{prefix}{writer}-{number}"), &record).await;
                     if !pause.is_zero() {
                         tokio::time::sleep(pause).await;
                     }
@@ -91,9 +100,9 @@ impl Writers {
     }
 }
 
-async fn write_one(http: &reqwest::Client, url: &str, key: &str, record: &Mutex<Record>) {
+async fn write_one(http: &reqwest::Client, (url, query): (&str, &str), key: &str, record: &Mutex<Record>) {
     let begun = Instant::now();
-    let sent = http.put(format!("{url}/{key}")).body(format!("value of {key}")).send().await;
+    let sent = http.put(format!("{url}/{key}{query}")).body(format!("value of {key}")).send().await;
     let took = begun.elapsed();
     match sent {
         Ok(answer) if answer.status().is_success() => {

@@ -14,4 +14,5 @@ mod chaos;
 mod failover;
 mod membership;
 mod recovery;
+mod returning;
 mod trouble;

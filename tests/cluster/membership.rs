@@ -19,7 +19,7 @@ async fn roles(cluster: &Cluster, asked: u64) -> Option<Vec<(u64, String)>> {
 }
 
 /// Waits until `asked` knows exactly these voters and nobody else.
-async fn voters_are(cluster: &Cluster, asked: u64, voters: &[u64]) {
+pub async fn voters_are(cluster: &Cluster, asked: u64, voters: &[u64]) {
     let wanted: Vec<(u64, String)> = voters.iter().map(|&id| (id, "voter".to_owned())).collect();
     eventually(&format!("voters {voters:?}"), SOON, async || {
         let mut found = roles(cluster, asked).await?;
@@ -228,6 +228,76 @@ async fn a_replacement_goes_by_one_joint_change() {
     );
     check(&cluster, 7, "w", &record).await;
     cluster.same_content(&wanted).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_21_of_changes_at_once_each_takes_effect_or_is_refused() {
+    let cluster = Cluster::start(Setup::of(3)).await;
+    for round in 0..3 {
+        let adding = (1..=8).map(|n| {
+            let id = 10 * (round + 1) + n;
+            // Nobody listens there: they stay learners that were never heard of.
+            let body = json!({ "id": id, "peer_url": format!("http://127.0.0.1:{}", 1_000 + id), "role": "learner" });
+            // Some do not wait for the others' changes to be done.
+            let timeout = if n % 2 == 0 { "20s" } else { "60ms" };
+            let path = format!("/members?timeout={timeout}");
+            let cluster = &cluster;
+            async move { (id, cluster.call(Method::POST, id % 3 + 1, &path, Some(body)).await) }
+        });
+        let answers = futures_util::future::join_all(adding).await;
+        let present: Vec<u64> = roles(&cluster, 1).await.unwrap().into_iter().map(|(id, _)| id).collect();
+        assert!(answers.iter().any(|(_, (status, _))| *status == 201), "{answers:?}");
+        for (id, (status, answer)) in answers {
+            match status {
+                201 => assert!(present.contains(&id), "{id} was added, and is not there: {answer}"),
+                409 => assert!(!present.contains(&id), "{id} was refused, and is there: {answer}"),
+                // Not known at the deadline, or never begun.
+                503 | 504 => {}
+                other => panic!("{other} {answer}"),
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_21_of_those_who_want_one_id_at_once_one_gets_it() {
+    let cluster = Cluster::start(Setup::of(3)).await;
+    let add = async |n: u64, id: Option<u64>| {
+        let mut body = json!({ "peer_url": format!("http://127.0.0.1:{}", 1_000 + n), "role": "learner" });
+        if let Some(id) = id {
+            body["id"] = json!(id);
+        }
+        cluster.call(Method::POST, n % 3 + 1, "/members?timeout=20s", Some(body)).await
+    };
+    // The same id for different addresses.
+    let answers = futures_util::future::join_all((1..=6).map(|n| add(n, Some(50)))).await;
+    let (added, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|(status, _)| *status == 201);
+    assert_eq!(added.len(), 1, "{answers:?}");
+    assert!(refused.iter().all(|(status, _)| *status == 409), "{refused:?}");
+    // No id: each gets one of its own.
+    let answers = futures_util::future::join_all((11..=16).map(|n| add(n, None))).await;
+    let mut ids: Vec<u64> = answers
+        .iter()
+        .map(|(status, answer)| if *status == 201 { answer["id"].as_u64().unwrap() } else { 0 })
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert!(ids.len() == 6 && !ids.contains(&0), "{answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_there_already_replaces_another_one() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let peer_url = cluster.joiner(Some(4)).peer_url.clone();
+    cluster.node(4).start();
+    cluster.ready(4).await;
+    let body = json!({ "remove": leader, "add": { "id": 4, "peer_url": peer_url } });
+    let (status, answer) = cluster.call(Method::POST, 4, "/members/replace?timeout=25s", Some(body)).await;
+    assert_eq!((status, answer["id"].as_u64()), (200, Some(4)), "{answer}");
+    let rest: Vec<u64> = (1..=4).filter(|&id| id != leader).collect();
+    voters_are(&cluster, 4, &rest).await;
+    assert_eq!(cluster.node(leader).ended(SOON).await.code(), Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -211,6 +211,27 @@ async fn rule_27_strangers_on_either_port_change_nothing() {
     assert!(cluster.put(other, "k", "v").await.unwrap().is_success());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_30_overload_is_refused_and_the_leader_stays() {
+    let cluster = Cluster::start(Setup::of(3).set("raft.proposal_queue=8")).await;
+    let leader = cluster.leader().await;
+    let term = cluster.status(leader).await["term"].clone();
+    let writers = Writers::start(&cluster.urls(), 96, "w");
+    writers.progress(3_000).await;
+    let record = writers.stop().await;
+    let overloaded = record
+        .refused
+        .iter()
+        .filter(|(_, reason)| reason.contains("\"overloaded\""))
+        .count();
+    assert!(overloaded > 0, "nobody was refused");
+    assert_eq!(overloaded, record.refused.len(), "{:?}", record.refused.first());
+    assert!(record.unknown.is_empty(), "{:?}", record.unknown.first());
+    assert_eq!(cluster.leader().await, leader);
+    assert_eq!(cluster.status(leader).await["term"], term, "leadership was never lost");
+    check(&cluster, leader, "w", &record).await;
+}
+
 /// A small file system on the data directory of member 1, or `None` where that is not allowed.
 fn small_disk(cluster: &mut Cluster, megabytes: u64) -> Option<Unmount> {
     let disk = cluster.node(1).data_dir.clone();

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use crate::support::Server;
+use crate::support::{Server, wait_until};
 
 const JSON: (&str, &str) = ("Accept", "application/json");
 
@@ -181,4 +181,94 @@ fn serializable_reads_wait_for_the_revision_they_are_given() {
         .get("/a?consistency=serializable&min_revision=99&timeout=100ms")
         .refused(504, "timeout");
     server.get("/a?consistency=eventual").refused(400, "invalid_request");
+}
+
+#[test]
+fn a_wait_without_a_tag_waits_for_the_next_change() {
+    let server = Server::start();
+    server.put("/a", "one");
+    let unchanged = server.get("/a?wait=100ms");
+    assert_eq!((unchanged.status, unchanged.header("etag")), (304, "\"2\""));
+    let watching = || server.get("/status").json()["watchers"] == 1;
+    let waiting = server.begin("GET", "/a?wait=20s", &[], b"");
+    wait_until(watching);
+    server.put("/b", "another key");
+    server.put("/a", "two");
+    let changed = waiting.finish(false);
+    assert_eq!(
+        (changed.status, changed.text().as_str(), changed.header("etag")),
+        (200, "two", "\"4\"")
+    );
+}
+
+#[test]
+fn a_key_with_a_ttl_takes_its_lease_along_and_a_put_that_fails_leaves_none() {
+    let server = Server::start();
+    let leases = || server.get("/v1/leases").json()["leases"].as_array().unwrap().len();
+    server.put("/a?ttl=60s", "x");
+    assert_eq!(leases(), 1);
+    server
+        .send("PUT", "/a?ttl=60s", &[("If-None-Match", "*")], b"y")
+        .refused(412, "precondition_failed");
+    assert_eq!(leases(), 1);
+    // Rewritten with another ttl: one lease again, not two.
+    server.put("/a?ttl=90s", "y");
+    assert_eq!(leases(), 1);
+    let shared = server.post("/v1/leases", &json!({"ttl": 60})).json()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    server.put(&format!("/a?lease={shared}"), "z");
+    assert_eq!(leases(), 1);
+    server.put("/b?ttl=60s", "x");
+    server.delete("/b");
+    assert_eq!(leases(), 1);
+    // A lease that was attached stays when its key goes.
+    server.delete("/a");
+    assert_eq!(server.get("/v1/leases").json()["leases"], json!([{"id": shared, "ttl": 60}]));
+}
+
+#[test]
+fn every_mutation_takes_an_idempotency_key_and_what_was_decided_is_recorded() {
+    let server = Server::start();
+    let send = |method, target, key, body: &str| server.send(method, target, &[("Idempotency-Key", key)], body.as_bytes());
+    let twice = |method, target, key, body: &str| {
+        let (first, again) = (send(method, target, key, body), send(method, target, key, body));
+        assert_eq!(
+            (again.status, &again.body, again.header("idempotent-replayed")),
+            (first.status, &first.body, "true")
+        );
+        first
+    };
+    let txn = json!({"then": [{"put": {"key": "a", "value": "1"}}]}).to_string();
+    assert_eq!(twice("POST", "/v1/txn", "txn", &txn).status, 200);
+    assert_eq!(server.get("/a").header("etag"), "\"2\"");
+    assert_eq!(twice("POST", "/v1/leases", "grant", r#"{"ttl":60}"#).status, 201);
+    assert_eq!(server.get("/v1/leases").json()["leases"].as_array().unwrap().len(), 1);
+    assert_eq!(twice("PUT", "/b?prev=true", "prev", "x").json()["prev"], json!(null));
+    assert_eq!(twice("DELETE", "/v1/kv?prefix=b", "range", "").json()["deleted"], 1);
+    let conditional = || server.send("PUT", "/a", &[("Idempotency-Key", "412"), ("If-None-Match", "*")], b"x");
+    conditional().refused(412, "precondition_failed");
+    server.delete("/a");
+    let replayed = conditional();
+    replayed.refused(412, "precondition_failed");
+    assert_eq!(replayed.header("idempotent-replayed"), "true");
+    // Refused before it was decided: not recorded, and the key is free.
+    send("PUT", "/c?ttl=1x", "refused", "x").refused(400, "invalid_request");
+    assert_eq!(send("PUT", "/c", "refused", "x").status, 201);
+}
+
+#[test]
+fn a_full_table_of_idempotency_keys_refuses_new_ones_and_forgets_none_early() {
+    let server = Server::start_with(&["idempotency.max_entries=2"]);
+    let put = |key| server.send("PUT", "/a", &[("Idempotency-Key", key)], b"x");
+    assert_eq!((put("one").status, put("two").status), (201, 204));
+    let full = put("three");
+    full.refused(429, "overloaded");
+    assert_eq!(
+        (full.json()["outcome"].as_str(), full.header("retry-after")),
+        (Some("not_applied"), "1")
+    );
+    assert_eq!(put("one").header("idempotent-replayed"), "true");
+    assert_eq!(server.put("/a", "y").status, 204);
 }

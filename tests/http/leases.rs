@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{PATIENCE, Server};
+use crate::support::{PATIENCE, Server, wait_until};
 
 #[test]
 fn a_lease_is_granted_shown_kept_alive_and_revoked() {
@@ -55,4 +55,35 @@ fn a_key_with_a_ttl_goes_by_itself_unless_it_is_rewritten() {
     assert_eq!(server.get("/v1/leases").json()["leases"], json!([]));
     server.put("/a?ttl=1s&lease=1", "").refused(400, "invalid_request");
     server.put("/a?ttl=1x", "").refused(400, "invalid_request");
+}
+
+#[test]
+fn an_expired_lease_takes_all_its_keys_in_one_revision() {
+    let server = Server::start();
+    let id = server.post("/v1/leases", &json!({"ttl": 0.3})).json()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    for key in ["a", "b", "c"] {
+        assert_eq!(server.put(&format!("/{key}?lease={id}"), "x").status, 201);
+    }
+    wait_until(|| server.get("/a").status == 404);
+    let left = server.get("/v1/kv");
+    assert_eq!((&left.json()["kvs"], left.revision()), (&json!([]), 5));
+    server.get(&format!("/v1/leases/{id}")).refused(404, "lease_not_found");
+}
+
+#[test]
+fn a_lease_that_is_kept_alive_stays() {
+    let server = Server::start();
+    let id = server.post("/v1/leases", &json!({"ttl": 2})).json()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    server.put(&format!("/a?lease={id}"), "x");
+    let remaining = || server.get(&format!("/v1/leases/{id}")).json()["remaining"].as_f64().unwrap();
+    wait_until(|| remaining() < 1.5);
+    let before = remaining();
+    assert_eq!(server.post(&format!("/v1/leases/{id}/keepalive"), &json!({})).status, 200);
+    assert!(remaining() > before, "a renewal gives the full ttl again");
 }

@@ -6,6 +6,7 @@
 mod support;
 
 mod conventions;
+mod history;
 mod keys;
 mod leases;
 mod operations;

@@ -1,8 +1,10 @@
 //! Section 3: lists, streams, range deletes, transactions.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Server};
+use crate::support::{Answer, Server, wait_until};
 
 const NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
 
@@ -165,4 +167,101 @@ fn a_transaction_compares_and_runs_one_branch_in_one_revision() {
     server
         .post("/v1/txn", &json!({"then": [{"put": {"key": "l", "value": "", "lease": "99"}}]}))
         .refused(404, "lease_not_found");
+}
+
+#[test]
+fn a_stream_goes_on_in_its_revision_while_that_is_compacted() {
+    let server = large(100);
+    let mut stream = server.begin("GET", "/v1/kv", &[NDJSON], b"");
+    let revision = stream.head().revision();
+    assert_eq!(server.delete("/v1/kv?prefix=").json()["deleted"], 10_000);
+    let now = server.get("/a").revision();
+    assert_eq!(server.post("/v1/compact", &json!({"revision": now})).status, 200);
+    server.get(&format!("/v1/kv?revision={}", revision - 1)).refused(410, "compacted");
+    let mut body = Vec::new();
+    while let Some(chunk) = stream.chunk() {
+        body.extend(chunk);
+    }
+    assert!(body.ends_with(b"{\"end\":true,\"count\":10000}\n"));
+}
+
+#[test]
+fn a_stream_that_takes_too_long_breaks_off_without_its_end() {
+    let server = large_with(100, &["limits.max_stream=1s"]);
+    let mut stream = server.begin("GET", "/v1/kv", &[NDJSON], b"");
+    assert_eq!(stream.head().status, 200);
+    // Unread, it is more than the buffers of the sockets hold.
+    let begun = Instant::now();
+    wait_until(|| begun.elapsed() > Duration::from_millis(1500));
+    let (mut body, mut is_broken) = (Vec::new(), false);
+    loop {
+        match stream.try_chunk() {
+            Ok(Some(chunk)) => body.extend(chunk),
+            Ok(None) => break,
+            Err(_) => {
+                is_broken = true;
+                break;
+            }
+        }
+    }
+    assert!(is_broken, "{} bytes came, and an end", body.len());
+    assert!(!body.windows(7).any(|part| part == b"{\"end\":"));
+}
+
+/// 100 keys in each transaction, of 1,000 bytes each.
+fn large(batches: u32) -> Server {
+    large_with(batches, &[])
+}
+
+fn large_with(batches: u32, settings: &[&str]) -> Server {
+    let server = Server::start_with(settings);
+    let value = "x".repeat(1000);
+    for batch in 0..batches {
+        let puts: Vec<Value> = (0..100)
+            .map(|at| json!({"put": {"key": format!("{batch:03}-{at:02}"), "value": value}}))
+            .collect();
+        assert_eq!(server.post("/v1/txn", &json!({"then": puts})).status, 200);
+    }
+    server
+}
+
+#[test]
+fn a_transaction_compares_every_target_with_every_operator() {
+    let server = Server::start();
+    server.put("/other", "");
+    server.put("/a", "m");
+    server.put("/a", "n");
+    let id = server.post("/v1/leases", &json!({"ttl": 60})).json()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    server.put(&format!("/b?lease={id}"), "");
+    let holds = |key: &str, target: &str, op: &str, value: Value| {
+        let compare = json!({"key": key, "target": target, "op": op, "value": value});
+        server.post("/v1/txn", &json!({"compare": [compare]})).json()["succeeded"]
+            .as_bool()
+            .unwrap()
+    };
+    for (target, low, is, high) in [
+        ("value", json!("m"), json!("n"), json!("o")),
+        ("version", json!(1), json!(2), json!(3)),
+        ("create_revision", json!(2), json!(3), json!(4)),
+        ("mod_revision", json!(3), json!(4), json!(5)),
+    ] {
+        let results = |value: &Value| ["=", "!=", "<", ">"].map(|op| holds("a", target, op, value.clone()));
+        assert_eq!(results(&low), [false, true, false, true], "{target}");
+        assert_eq!(results(&is), [true, false, false, false], "{target}");
+        assert_eq!(results(&high), [false, true, true, false], "{target}");
+    }
+    assert!(holds("b", "lease", "=", json!(id)) && !holds("a", "lease", "=", json!(id)));
+    for target in ["version", "create_revision", "mod_revision"] {
+        assert!(holds("absent", target, "=", json!(0)), "{target}");
+    }
+    let compare = json!({"key": "a", "target": "version", "op": "=", "value": 2});
+    let many = |count: usize| server.post("/v1/txn", &json!({"compare": vec![compare.clone(); count]}));
+    assert_eq!(many(128).status, 200);
+    many(129).refused(400, "invalid_request");
+    let get = json!({"get": {"key": "a"}});
+    assert_eq!(server.post("/v1/txn", &json!({"then": vec![get; 128]})).status, 200);
+    assert_eq!(server.get("/a").revision(), 5);
 }

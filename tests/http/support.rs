@@ -11,6 +11,16 @@ use serde_json::Value;
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Waits for something that will be so.
+#[track_caller]
+pub fn wait_until(mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it does not happen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// A running single node, stopped when dropped.
 pub struct Server {
     child: Child,
@@ -201,12 +211,18 @@ impl Exchange {
 
     /// The next chunk of a chunked body; `None` after the last one. Panics if the body breaks off.
     pub fn chunk(&mut self) -> Option<Vec<u8>> {
-        let size = self.line().expect("a chunk");
-        let size = usize::from_str_radix(&size, 16).unwrap_or_else(|_| panic!("a chunk size: {size:?}"));
+        self.try_chunk().expect("a chunk")
+    }
+
+    /// As [`chunk`](Self::chunk), with an error if the body breaks off.
+    pub fn try_chunk(&mut self) -> std::io::Result<Option<Vec<u8>>> {
+        let mut size = String::new();
+        self.reader.read_line(&mut size)?;
+        let size = usize::from_str_radix(size.trim_end(), 16).map_err(|_| std::io::ErrorKind::UnexpectedEof)?;
         let mut chunk = vec![0; size + 2];
-        self.reader.read_exact(&mut chunk).unwrap();
+        self.reader.read_exact(&mut chunk)?;
         chunk.truncate(size);
-        (size > 0).then_some(chunk)
+        Ok((size > 0).then_some(chunk))
     }
 
     /// The whole answer.

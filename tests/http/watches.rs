@@ -121,3 +121,62 @@ fn watches_are_counted_and_checked() {
         assert_eq!(server.get(&format!("/v1/watch?{bad}")).status, 400, "{bad}");
     }
 }
+
+#[test]
+fn a_watch_of_puts_passes_deletes_over_and_still_tells_how_far_it_is() {
+    let server = Server::start();
+    let mut puts = Lines::open(&server, "/v1/watch?prefix=&only=put", &[NDJSON]);
+    assert_eq!(puts.json(), json!({"type": "open", "revision": 1}));
+    server.put("/a", "x");
+    server.delete("/a");
+    server.put("/a", "y");
+    assert_eq!(
+        (puts.json()["revision"].clone(), puts.json()["revision"].clone()),
+        (json!(2), json!(4))
+    );
+}
+
+#[test]
+fn a_reader_that_stops_is_fed_from_history_when_it_returns() {
+    let server = Server::start();
+    let mut stopped = Lines::open(&server, "/v1/watch?prefix=k", &[NDJSON]);
+    assert_eq!(stopped.json()["type"], "open");
+    // More than the sockets' buffers hold, and more revisions than a group of watchers remembers.
+    let value = "x".repeat(20_000);
+    for number in 0..1200u32 {
+        assert!(server.put(&format!("/k{}", number % 7), &value).status < 300);
+    }
+    for revision in 2..=1201u32 {
+        let change = stopped.json();
+        assert_eq!((&change["type"], &change["revision"]), (&json!("change"), &json!(revision)));
+        assert_eq!(change["events"][0]["kv"]["value"].as_str().map(str::len), Some(20_000));
+    }
+}
+
+#[test]
+fn a_reader_that_stops_beyond_compaction_is_told_so_within_the_stream() {
+    let server = Server::start();
+    let mut stopped = Lines::open(&server, "/v1/watch?prefix=k", &[NDJSON]);
+    assert_eq!(stopped.json()["type"], "open");
+    let value = "x".repeat(20_000);
+    let mut last = 0;
+    for number in 0..1200u32 {
+        last = server.put(&format!("/k{}", number % 7), &value).revision();
+    }
+    assert_eq!(server.post("/v1/compact", &json!({"revision": last})).status, 200);
+    let mut seen = 1;
+    loop {
+        let message = stopped.json();
+        if message["type"] == "error" {
+            assert_eq!(
+                (&message["code"], &message["compacted_revision"]),
+                (&json!("compacted"), &json!(last))
+            );
+            break;
+        }
+        seen += 1;
+        assert_eq!((&message["type"], &message["revision"]), (&json!("change"), &json!(seen)));
+    }
+    assert!(seen < last, "what was compacted cannot all have been delivered");
+    assert_eq!(stopped.exchange.chunk(), None);
+}

@@ -169,7 +169,7 @@ impl World {
         if view.joint || view.conf_pending || !conf.voters_outgoing.is_empty() || self.oracle.raft.conf_in_flight() {
             return false;
         }
-        // A member that is behind may not know a newer one, and would not let it speak: see the README.
+        // By the newest configuration alone: a member with an older one may need more voters than that one counts.
         let has_conf = |id: &u64| {
             let process = self.machines[*id as usize - 1].process.as_ref();
             process.is_some_and(|process| process.reader.applied().conf_state == conf)

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use metcd::server::admission::MemberTable;
 use raft::eraftpb::Message;
 
 use crate::plan::{Micros, Plan, SECOND};
@@ -25,17 +26,14 @@ pub enum PacketBody {
     Raft(Message),
     /// A refusal: the receiver was removed from the cluster.
     Removed,
+    /// `GET /raft/members`, at the address that the receiver named when it spoke under this incarnation.
+    AskMembers,
+    /// Its answer.
+    Members(MemberTable),
     /// A request that only the leader answers, on behalf of this call of the sender.
     ToLeader { call: u64, lease: u64 },
     /// Its answer: the lease's ttl, or nothing.
     FromLeader { call: u64, ttl_ms: Option<u64>, gone: bool },
-}
-
-impl Packet {
-    /// The receiver was removed, says the sender.
-    pub fn body_is_removal(&self) -> bool {
-        matches!(self.body, PacketBody::Removed)
-    }
 }
 
 /// The links.

@@ -134,8 +134,15 @@ fn tell(stats: &Stats, seeds: u64, wall: f64) {
         stats.operations, stats.retries, stats.unknown, stats.not_applied, stats.checked
     );
     println!(
-        "cluster: {} terms with a leader, {} configuration entries, {} snapshots, {} installed, {} removed members, {} equal states compared, {} reads from the log",
-        stats.elections, stats.conf_changes, stats.snapshots, stats.installs, stats.removed, stats.compared, stats.fetches
+        "cluster: {} terms with a leader, {} configuration entries, {} snapshots, {} installed, {} introductions, {} removed members, {} equal states compared, {} reads from the log",
+        stats.elections,
+        stats.conf_changes,
+        stats.snapshots,
+        stats.installs,
+        stats.introductions,
+        stats.removed,
+        stats.compared,
+        stats.fetches
     );
     println!(
         "leases: {} granted, {} renewals, {} expired; watches: {} revisions delivered",

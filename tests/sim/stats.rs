@@ -21,6 +21,7 @@ pub struct Stats {
     pub elections: u64,
     pub snapshots: u64,
     pub installs: u64,
+    pub introductions: u64,
     pub conf_changes: u64,
     pub fetches: u64,
     pub removed: u64,
@@ -45,6 +46,7 @@ impl Stats {
         self.elections += other.elections;
         self.snapshots += other.snapshots;
         self.installs += other.installs;
+        self.introductions += other.introductions;
         self.conf_changes += other.conf_changes;
         self.fetches += other.fetches;
         self.removed += other.removed;

@@ -1,6 +1,6 @@
 //! The state machine from outside: against a model, by its rules, its watches and its snapshots.
 
-mod bench;
+mod backends;
 mod model;
 mod property;
 mod rules;

@@ -19,7 +19,8 @@ use raft::eraftpb::Entry;
 use crate::model::{Keys, Model};
 use crate::support::{CLUSTER, TERM, all_keys, command, drain, entry, everything, member, payload, records_of};
 
-const KEYS: [&[u8]; 9] = [b"a", b"a\0", b"a\0b", b"ab", b"b/1", b"b/2", b"b/3", b"\0", b"\xff\xff"];
+/// The keys of the random commands: awkward to order and to escape.
+pub const KEYS: [&[u8]; 9] = [b"a", b"a\0", b"a\0b", b"ab", b"b/1", b"b/2", b"b/3", b"\0", b"\xff\xff"];
 
 fn key() -> impl Strategy<Value = Bytes> {
     (0..KEYS.len()).prop_map(|at| Bytes::from_static(KEYS[at]))
@@ -138,18 +139,18 @@ fn idempotency() -> impl Strategy<Value = Option<Idempotency>> {
 
 /// One entry of the log: new commands, and how many of the earlier ones are proposed once more before them.
 #[derive(Debug, Clone)]
-struct Step {
-    commands: Vec<(Body, Option<Idempotency>)>,
+pub struct Step {
+    pub commands: Vec<(Body, Option<Idempotency>)>,
     again: usize,
     /// Ends the call of `apply`.
-    ends_call: bool,
+    pub ends_call: bool,
     /// After the call: open the store anew.
-    reopens: bool,
+    pub reopens: bool,
     /// After the call: look for garbage in so many rows.
-    garbage: usize,
+    pub garbage: usize,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+pub fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = (
         proptest::collection::vec((body(), idempotency()), 0..4),
         prop_oneof![4 => Just(0usize), 1 => 1usize..4],
@@ -167,8 +168,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..25)
 }
 
-/// The log of the steps, and what the model says of each command as it comes (`None`: applied before).
-fn log_of(steps: &[Step], model: &mut Model) -> Vec<(Entry, Vec<Option<Outcome>>)> {
+/// The log of the steps from `first_index` on, and what the model says of each command as it comes (`None`: applied before).
+pub fn log_of(steps: &[Step], first_index: u64, model: &mut Model) -> Vec<(Entry, Vec<Option<Outcome>>)> {
     let mut log = Vec::new();
     let mut proposed: Vec<Command> = Vec::new();
     for (n, step) in steps.iter().enumerate() {
@@ -186,7 +187,10 @@ fn log_of(steps: &[Step], model: &mut Model) -> Vec<(Entry, Vec<Option<Outcome>>
             commands.push(new);
         }
         let low_water = (proposed.len() as u64).saturating_sub(8);
-        log.push((entry(n as u64 + 2, time_ms, &payload(1, 1, low_water, commands)), expected));
+        log.push((
+            entry(first_index + n as u64, time_ms, &payload(1, 1, low_water, commands)),
+            expected,
+        ));
     }
     log
 }
@@ -198,7 +202,7 @@ fn fresh() -> (Arc<dyn KvStore>, State) {
     (store, state)
 }
 
-fn check_reads(reader: &StateReader, model: &Model) {
+pub fn check_reads(reader: &StateReader, model: &Model) {
     let compacted = model.compacted_revision;
     assert_eq!((reader.revision(), reader.compacted_revision()), (model.revision(), compacted));
     for (revision, keys) in model.at.iter().enumerate().skip(1) {
@@ -294,7 +298,7 @@ fn expected_changes(model: &Model, filter: &WatchFilter, after: u64) -> Vec<Chan
     changes.filter(|change| !change.events.is_empty()).collect()
 }
 
-fn check_watches_from_history(reader: &StateReader, model: &Model) {
+pub fn check_watches_from_history(reader: &StateReader, model: &Model) {
     let b_only = WatchFilter {
         span: KeySpan::prefix(b"b"),
         ..everything(true)
@@ -313,7 +317,7 @@ fn check_watches_from_history(reader: &StateReader, model: &Model) {
     }
 }
 
-fn check_the_rest(reader: &StateReader, model: &Model) {
+pub fn check_the_rest(reader: &StateReader, model: &Model) {
     let leases: Vec<(u64, (u64, bool))> = reader
         .leases()
         .iter()
@@ -329,7 +333,7 @@ fn check_the_rest(reader: &StateReader, model: &Model) {
     assert_eq!(reader.recompute_hash(revision).unwrap(), hash);
 }
 
-fn check_outcome(found: &Outcome, expected: &Option<Outcome>) {
+pub fn check_outcome(found: &Outcome, expected: &Option<Outcome>) {
     match expected {
         Some(expected) => assert_eq!(found, expected),
         None => assert!(found.replayed, "applied twice: {found:?}"),
@@ -342,7 +346,7 @@ proptest! {
     #[test]
     fn everything_observable_is_as_in_the_model(steps in steps()) {
         let mut model = Model::new();
-        let log = log_of(&steps, &mut model);
+        let log = log_of(&steps, 2, &mut model);
         let (store, mut state) = fresh();
         let live_filter = WatchFilter { span: KeySpan::prefix(b"b"), ..everything(false) };
         let mut live = state.reader().watch(live_filter.clone(), 1).unwrap();
@@ -388,7 +392,7 @@ proptest! {
     #[test]
     fn equal_logs_make_equal_states_however_they_are_sliced_collected_and_copied(steps in steps()) {
         let mut model = Model::new();
-        let log = log_of(&steps, &mut model);
+        let log = log_of(&steps, 2, &mut model);
         let entries: Vec<Entry> = log.into_iter().map(|(entry, _)| entry).collect();
         let (_, mut at_once) = fresh();
         at_once.apply(&entries).unwrap();

@@ -45,6 +45,7 @@ pub struct Events {
     pub snapshots: Mutex<Vec<(u64, bool)>>,
     pub removed: Mutex<Vec<String>>,
     pub refused: Mutex<Vec<(u64, String)>>,
+    pub answered: Mutex<Vec<Message>>,
 }
 
 impl Events {
@@ -59,6 +60,9 @@ impl PeerEvents for Events {
     }
     fn snapshot_sent(&self, peer: u64, ok: bool) {
         self.snapshots.lock().push((peer, ok));
+    }
+    fn answered(&self, _: &SenderIdentity<'_>, messages: Vec<Message>) {
+        self.answered.lock().extend(messages);
     }
     fn removed(&self, detail: String) {
         self.removed.lock().push(detail);
@@ -102,7 +106,7 @@ impl Recorder {
 }
 
 impl PeerService for Recorder {
-    fn admit(&self, _: &SenderIdentity) -> Result<(), Refusal> {
+    fn admit(&self, _: &SenderIdentity<'_>) -> Result<(), Refusal> {
         self.refusal.lock().clone().map_or(Ok(()), Err)
     }
     fn step(&self, _: u64, messages: Vec<Message>) -> Result<(), Busy> {
@@ -165,6 +169,7 @@ pub fn identity(id: u64) -> Identity {
         member: id,
         incarnation: 100 + id,
         boot: 1,
+        peer_url: format!("http://127.0.0.1:{id}").into(),
     }
 }
 
@@ -175,10 +180,15 @@ impl Node {
     }
 
     pub fn start_at(listener: TcpListener, id: u64, limits: TransportLimits) -> Node {
+        Node::answering(listener, id, limits, None)
+    }
+
+    /// A node whose own messages may ride in its answers.
+    pub fn answering(listener: TcpListener, id: u64, limits: TransportLimits, transport: Option<Transport>) -> Node {
         let address = listener.local_addr().expect("address");
         let recorder = Arc::new(Recorder::new(id));
         let (stop, stopped) = oneshot::channel::<()>();
-        let server = PeerServer::new(recorder.clone(), identity(id), limits);
+        let server = PeerServer::new(recorder.clone(), identity(id), limits, transport);
         let task = tokio::spawn(serve(
             listener,
             server,
@@ -219,7 +229,7 @@ impl Node {
 
 pub fn transport(id: u64, limits: TransportLimits, peers: Vec<Peer>) -> (Transport, Arc<Events>) {
     let events = Arc::new(Events::default());
-    let transport = Transport::start(identity(id), limits, events.clone()).expect("a transport");
+    let transport = Transport::start(identity(id), limits, events.clone(), tokio::runtime::Handle::current()).expect("a transport");
     transport.set_peers(peers);
     (transport, events)
 }

@@ -155,10 +155,17 @@ async fn rule_27_wrong_cluster_wrong_receiver_and_unknown_senders_are_refused() 
     let node = Node::start(2).await;
     let refused_as = async |identity: Identity, peer: Peer| {
         let events = std::sync::Arc::new(Events::default());
-        let transport = Transport::start(identity, TransportLimits::default(), events.clone()).expect("a transport");
+        let from = identity.member;
+        let transport = Transport::start(
+            identity,
+            TransportLimits::default(),
+            events.clone(),
+            tokio::runtime::Handle::current(),
+        )
+        .expect("a transport");
         let to = peer.id;
         transport.set_peers(vec![peer]);
-        transport.send(vec![append(identity.member, to, 1, 10)]);
+        transport.send(vec![append(from, to, 1, 10)]);
         eventually("refused", || !events.refused.lock().is_empty()).await;
         events.refused.lock()[0].1.clone()
     };
@@ -428,7 +435,13 @@ async fn the_member_list_is_open_to_whoever_knows_the_cluster() {
         cluster_id: 9,
         ..identity(1)
     };
-    let stranger = Transport::start(stranger, TransportLimits::default(), std::sync::Arc::new(Events::default())).expect("a transport");
+    let stranger = Transport::start(
+        stranger,
+        TransportLimits::default(),
+        std::sync::Arc::new(Events::default()),
+        tokio::runtime::Handle::current(),
+    )
+    .expect("a transport");
     let refused = stranger.fetch_members(&node.url(), PATIENCE).await;
     assert!(
         matches!(refused, Err(FetchError::Refused { status: 412, ref code, .. }) if code == "cluster_mismatch"),
@@ -450,4 +463,48 @@ async fn peers_that_change_their_address_get_new_lanes() {
     transport.send(vec![append(1, 2, 2, 10)]);
     eventually("the second", || second.recorder.indexes() == [2]).await;
     assert_eq!(first.recorder.indexes(), [1]);
+}
+
+#[tokio::test]
+async fn what_answers_a_request_rides_in_its_answer() {
+    let limits = TransportLimits::default;
+    let (back, _) = transport(2, limits(), vec![]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let node = Node::answering(listener, 2, limits(), Some(back.clone()));
+    let (there, events) = transport(1, limits(), vec![node.peer()]);
+    // Where nobody listens: only a ride can arrive.
+    back.set_peers(vec![Peer {
+        id: 1,
+        url: "http://127.0.0.1:9".into(),
+    }]);
+    there.send(vec![append(1, 2, 4, 10)]);
+    eventually("the append", || node.recorder.indexes() == [4]).await;
+    let acknowledgement = message(MessageType::MsgAppendResponse, 2, 1, 5);
+    back.send(vec![acknowledgement.clone()]);
+    eventually("its answer", || *events.answered.lock() == [acknowledgement.clone()]).await;
+    let lane = back.metrics()[0].control;
+    assert_eq!((lane.rides, lane.posts), (1, 0));
+}
+
+#[tokio::test]
+async fn rule_27_messages_in_an_answer_need_the_right_sender_receiver_and_cluster() {
+    let limits = TransportLimits::default;
+    // Who answers calls itself 3, and is asked as 2.
+    let (back, _) = transport(3, limits(), vec![]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let node = Node::answering(listener, 2, limits(), Some(back.clone()));
+    let (there, events) = transport(1, limits(), vec![node.peer()]);
+    back.set_peers(vec![Peer {
+        id: 1,
+        url: "http://127.0.0.1:9".into(),
+    }]);
+    there.send(vec![append(1, 2, 4, 10)]);
+    eventually("the append", || node.recorder.indexes() == [4]).await;
+    back.send(vec![message(MessageType::MsgAppendResponse, 3, 1, 5)]);
+    eventually("the ride", || back.metrics()[0].control.rides == 1).await;
+    there.send(vec![append(1, 2, 6, 10)]);
+    eventually("the next append", || node.recorder.indexes() == [4, 6]).await;
+    back.send(vec![message(MessageType::MsgAppendResponse, 2, 1, 7)]);
+    eventually("a right one", || events.answered.lock().len() == 1).await;
+    assert_eq!(events.answered.lock()[0].index, 7);
 }

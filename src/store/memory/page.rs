@@ -7,20 +7,10 @@ use std::cmp::Ordering;
 
 /// Longest value that is packed into a page. Longer ones are shared, never copied.
 pub(super) const MAX_PACKED_VALUE: usize = 1024;
-/// Room of a page; it is split when a record does not fit. Small enough that moving half of it takes a fraction of a microsecond.
-/// All pages being allocated at this size, they use each other's holes in the heap: with pages that grew as needed a load of a million
-/// records took 10 % more.
-pub(super) const MAX_PAGE: usize = 16 * 1024;
-/// A page below this looks for a neighbour to join.
-pub(super) const MIN_PAGE: usize = MAX_PAGE * 3 / 8;
-/// Two neighbours join if they fit in this: below the maximum, so that the next insert does not split them again.
-const MAX_JOINED: usize = MAX_PAGE * 3 / 4;
 
 const HEADER: usize = 4;
 /// Value length of a record whose value lies in the slab.
 const IN_SLAB: u16 = u16::MAX;
-/// A page that removals left with more unused room than this gives it back.
-const MAX_SLACK: usize = MAX_PAGE / 2;
 
 /// A value as a page holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,17 +22,43 @@ pub(super) enum Stored<'a> {
 }
 
 /// See the module. *Invariant*: `starts` are the offsets of whole records in `bytes`, ascending, and so are their keys.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Page {
     bytes: Vec<u8>,
     /// A u16 is enough: what does not fit splits a page first, so that even with the longest keys one stays below 54 KiB.
     starts: Vec<u16>,
+    /// Bytes of records that it is allocated for, at most 16 KiB; it is split when a record does not fit. All pages of a table being allocated
+    /// at this size, they use each other's holes in the heap: with pages that grew as needed a load of a million records took 10 % more.
+    room: u16,
 }
 
 impl Page {
+    /// An empty one.
+    pub(super) fn new(room: u16) -> Page {
+        Page {
+            bytes: Vec::new(),
+            starts: Vec::new(),
+            room,
+        }
+    }
+
+    /// An empty one for the same table.
+    pub(super) fn successor(&self) -> Page {
+        Page::new(self.room)
+    }
+
+    fn room(&self) -> usize {
+        usize::from(self.room)
+    }
+
     /// Whether a record fits; an empty page takes any.
     pub(super) fn has_room_for(&self, key: &[u8], value: Stored<'_>) -> bool {
-        self.len() == 0 || self.size() + record_len(key, value) <= MAX_PAGE
+        self.len() == 0 || self.size() + record_len(key, value) <= self.room()
+    }
+
+    /// Whether so little is in it that it should join a neighbour.
+    pub(super) fn is_sparse(&self) -> bool {
+        self.size() < self.room() * 3 / 8
     }
 
     /// Number of records.
@@ -75,7 +91,9 @@ impl Page {
 
     /// The key of record `i`.
     pub(super) fn key(&self, i: usize) -> &[u8] {
-        self.record(i).0
+        let record = &self.bytes[usize::from(self.starts[i])..];
+        let key_len = usize::from(u16::from_le_bytes([record[0], record[1]]));
+        &record[HEADER..HEADER + key_len]
     }
 
     /// Where `key` is (`Ok`), or where it would have to be inserted (`Err`).
@@ -119,7 +137,7 @@ impl Page {
         self.starts.insert(i, start as u16);
     }
 
-    /// Removes record `i` and gives memory back when much of it is unused.
+    /// Removes record `i` and gives memory back when more than half of it is unused.
     pub(super) fn remove(&mut self, i: usize) {
         let (start, end) = (self.start(i), self.start(i + 1));
         self.bytes.drain(start..end);
@@ -127,22 +145,30 @@ impl Page {
         for later in &mut self.starts[i..] {
             *later -= (end - start) as u16;
         }
-        if self.bytes.capacity() - self.bytes.len() > MAX_SLACK {
-            self.bytes.shrink_to(self.bytes.len().next_multiple_of(MAX_SLACK / 4));
+        if self.bytes.capacity() - self.bytes.len() > self.room() / 2 {
+            self.bytes.shrink_to(self.bytes.len().next_multiple_of(self.room() / 8));
             self.starts.shrink_to_fit();
         }
     }
 
-    /// Moves the upper half of the records to a new page; a page of one record stays whole. Returns how many stay.
-    pub(super) fn split(&mut self) -> (usize, Page) {
-        let half = self.bytes.len() / 2;
+    /// Moves the upper records to a new page, to make room in front of record `i`; a page of one record stays whole. Returns how many stay.
+    ///
+    /// Half of them, but an eighth where `i` is near an end: keys that come nearly in order (many clients counting up together) would otherwise
+    /// leave a trail of pages that stay half empty.
+    pub(super) fn split(&mut self, i: usize) -> (usize, Page) {
+        let eighth = self.bytes.len() / 8;
+        let cut = match self.start(i) {
+            near_begin if near_begin <= eighth => eighth,
+            near_end if near_end >= 7 * eighth => 7 * eighth,
+            _ => 4 * eighth,
+        };
         let at = self
             .starts
-            .partition_point(|start| usize::from(*start) < half)
+            .partition_point(|start| usize::from(*start) < cut)
             .min(self.len().saturating_sub(1))
             .max(1);
         let cut = self.start(at);
-        let mut right = Page::default();
+        let mut right = self.successor();
         right.reserve(self.bytes.len() - cut);
         right.bytes.extend_from_slice(&self.bytes[cut..]);
         right.starts = self.starts[at..].iter().map(|start| start - cut as u16).collect();
@@ -151,9 +177,9 @@ impl Page {
         (at, right)
     }
 
-    /// Whether this page and its neighbour are small enough to become one.
+    /// Whether this page and its neighbour are small enough to become one that the next insert does not split again.
     pub(super) fn can_join(&self, neighbour: &Page) -> bool {
-        self.size() + neighbour.size() <= MAX_JOINED
+        self.size() + neighbour.size() <= self.room() * 3 / 4
     }
 
     /// Takes over the records of the next page.
@@ -180,7 +206,7 @@ impl Page {
     fn reserve(&mut self, additional: usize) {
         let needed = self.bytes.len() + additional;
         if self.bytes.capacity() < needed {
-            self.bytes.reserve_exact(needed.max(MAX_PAGE) - self.bytes.len());
+            self.bytes.reserve_exact(needed.max(self.room()) - self.bytes.len());
         }
     }
 }

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use super::super::{KeyRange, Order, Visitor};
-use super::page::{MAX_PACKED_VALUE, MIN_PAGE, Page, Stored};
+use super::page::{MAX_PACKED_VALUE, Page, Stored};
+use super::separator::Separator;
 
 /// What an entry of the page map costs besides the page's own heap: the page, its separator, and the map's share.
-const PAGE_OVERHEAD: usize = size_of::<Page>() + size_of::<Box<[u8]>>() + 32;
+const PAGE_OVERHEAD: usize = size_of::<Page>() + size_of::<Separator>() + 32;
 /// Reference counts in front of a shared value, and the slot that holds it.
 const SLOT_OVERHEAD: usize = 16 + size_of::<Option<Arc<[u8]>>>();
 
@@ -54,14 +55,31 @@ pub(super) enum Step {
 ///
 /// *Invariants*: a page holds the keys from its separator up to the next one, and at least one record. The least separator is
 /// empty unless the first page was removed; the next insert below the first separator then makes a page with the empty one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Table {
-    pages: BTreeMap<Box<[u8]>, Page>,
+    pages: BTreeMap<Separator, Page>,
     slab: Slab,
     page_heap: usize,
+    /// Room of each page.
+    room: u16,
 }
 
 impl Table {
+    /// An empty one, of pages of so many bytes.
+    pub(super) fn new(room: u16) -> Table {
+        Table {
+            pages: BTreeMap::new(),
+            slab: Slab::default(),
+            page_heap: 0,
+            room,
+        }
+    }
+
+    /// Empties it; what was in it is returned.
+    pub(super) fn take(&mut self) -> Table {
+        std::mem::replace(self, Table::new(self.room))
+    }
+
     /// The value of `key`. Short ones are copied out: cheaper in memory than a reference count for each.
     pub(super) fn get(&self, key: &[u8]) -> Option<Arc<[u8]>> {
         let (_, page) = self.pages.range::<[u8], _>(up_to(key)).next_back()?;
@@ -73,11 +91,11 @@ impl Table {
 
     /// Sets `key` to `value`.
     pub(super) fn put(&mut self, key: &[u8], value: &Arc<[u8]>) {
-        if self.pages.range::<[u8], _>(up_to(key)).next_back().is_none() {
-            self.add_page(Box::default(), Page::default());
-        }
         let Some((_, page)) = self.pages.range_mut::<[u8], _>(up_to(key)).next_back() else {
-            return;
+            let stored = store_value(&mut self.slab, value);
+            let mut page = Page::new(self.room);
+            page.insert(0, key, stored);
+            return self.add_page(Separator::default(), page);
         };
         let heap_before = page.heap();
         let position = page.search(key);
@@ -88,14 +106,11 @@ impl Table {
             page.remove(i);
         }
         let i = position.unwrap_or_else(|i| i);
-        let stored = match value.len() {
-            0..=MAX_PACKED_VALUE => Stored::Packed(value),
-            _ => Stored::Slot(self.slab.insert(value.clone())),
-        };
+        let stored = store_value(&mut self.slab, value);
         let new_page = insert(page, i, key, stored);
         self.page_heap = self.page_heap + page.heap() - heap_before;
-        if let Some(page) = new_page {
-            self.add_page(page.key(0).into(), page);
+        if let Some((separator, page)) = new_page {
+            self.add_page(separator, page);
         }
     }
 
@@ -113,10 +128,10 @@ impl Table {
         self.page_heap = self.page_heap + page.heap() - heap_before;
         if page.len() == 0 {
             let separator = separator.clone();
-            self.remove_page(&separator);
-        } else if page.size() < MIN_PAGE {
+            self.remove_page(separator.bytes());
+        } else if page.is_sparse() {
             let separator = separator.clone();
-            self.join_neighbours(&separator);
+            self.join_neighbours(separator.bytes());
         }
     }
 
@@ -134,10 +149,15 @@ impl Table {
     }
 
     fn scan_up(&self, (low, high): KeyRange<'_>, mut limit: usize, visit: Visitor<'_>) -> Step {
-        let first = self.first_page(low);
-        let mut from = Some(low);
-        for (_, page) in self.pages.range::<[u8], _>((first, Bound::Unbounded)) {
-            let begin = from.take().map_or(0, |low| lower_index(page, low));
+        // Most scans are point reads, which end in the page that they begin in: the rest of the pages is looked up only then.
+        let (separator, first) = match self.first_page(low) {
+            Some((separator, page)) => (Bound::Excluded(separator), Some((page, lower_index(page, low)))),
+            None => (Bound::Unbounded, None),
+        };
+        let rest = std::iter::once_with(|| self.pages.range::<[u8], _>((separator, Bound::Unbounded)))
+            .flatten()
+            .map(|(_, page)| (page, 0));
+        for (page, begin) in first.into_iter().chain(rest) {
             for i in begin..page.len() {
                 let (key, value) = page.record(i);
                 if !is_below(key, high) || visit(key, self.value(value)).is_break() {
@@ -181,25 +201,25 @@ impl Table {
         }
     }
 
-    /// The separator of the page in which a scan from `low` begins.
-    fn first_page<'a>(&'a self, low: Bound<&[u8]>) -> Bound<&'a [u8]> {
+    /// The page in which a scan from `low` begins, with its separator; `None`: the very first one.
+    fn first_page(&self, low: Bound<&[u8]>) -> Option<(&[u8], &Page)> {
         match low {
             Bound::Included(key) | Bound::Excluded(key) => {
                 let page = self.pages.range::<[u8], _>(up_to(key)).next_back();
-                page.map_or(Bound::Unbounded, |(separator, _)| Bound::Included(&**separator))
+                page.map(|(separator, page)| (separator.bytes(), page))
             }
-            Bound::Unbounded => Bound::Unbounded,
+            Bound::Unbounded => None,
         }
     }
 
-    fn add_page(&mut self, separator: Box<[u8]>, page: Page) {
-        self.page_heap += PAGE_OVERHEAD + separator.len() + page.heap();
+    fn add_page(&mut self, separator: Separator, page: Page) {
+        self.page_heap += PAGE_OVERHEAD + separator.heap() + page.heap();
         self.pages.insert(separator, page);
     }
 
     fn remove_page(&mut self, separator: &[u8]) -> Option<Page> {
-        let page = self.pages.remove(separator)?;
-        self.page_heap -= PAGE_OVERHEAD + separator.len() + page.heap();
+        let (separator, page) = self.pages.remove_entry(separator)?;
+        self.page_heap -= PAGE_OVERHEAD + separator.heap() + page.heap();
         Some(page)
     }
 
@@ -212,12 +232,12 @@ impl Table {
             .next_back();
         let right = self.pages.range::<[u8], _>((Bound::Excluded(separator), Bound::Unbounded)).next();
         let (keep, remove) = match (left, right) {
-            (Some((left, neighbour)), _) if page.can_join(neighbour) => (left.clone(), separator.into()),
-            (_, Some((right, neighbour))) if page.can_join(neighbour) => (separator.into(), right.clone()),
+            (Some((left, neighbour)), _) if page.can_join(neighbour) => (left.clone(), Separator::new(separator)),
+            (_, Some((right, neighbour))) if page.can_join(neighbour) => (Separator::new(separator), right.clone()),
             _ => return,
         };
-        let Some(next) = self.remove_page(&remove) else { return };
-        if let Some(page) = self.pages.get_mut(&keep) {
+        let Some(next) = self.remove_page(remove.bytes()) else { return };
+        if let Some(page) = self.pages.get_mut(keep.bytes()) {
             let heap_before = page.heap();
             page.join(next);
             self.page_heap = self.page_heap + page.heap() - heap_before;
@@ -225,24 +245,35 @@ impl Table {
     }
 }
 
+/// The form in which a page holds a value.
+fn store_value<'a>(slab: &mut Slab, value: &'a Arc<[u8]>) -> Stored<'a> {
+    match value.len() {
+        0..=MAX_PACKED_VALUE => Stored::Packed(value),
+        _ => Stored::Slot(slab.insert(value.clone())),
+    }
+}
+
 /// Inserts a record in front of record `i`. If it does not fit, it begins a new page behind this one where the keys come in ascending order (as
 /// history does: full pages stay full); otherwise the page is split.
-fn insert(page: &mut Page, i: usize, key: &[u8], stored: Stored<'_>) -> Option<Page> {
+fn insert(page: &mut Page, i: usize, key: &[u8], stored: Stored<'_>) -> Option<(Separator, Page)> {
     if page.has_room_for(key, stored) {
         page.insert(i, key, stored);
         return None;
     }
     if i == page.len() {
-        let mut next = Page::default();
+        let mut next = page.successor();
         next.insert(0, key, stored);
-        return Some(next);
+        return Some((Separator::between(page.key(page.len() - 1), key), next));
     }
-    let (kept, mut right) = page.split();
-    match i.checked_sub(kept) {
-        Some(i) if right.len() > 0 => right.insert(i, key, stored),
-        _ => page.insert(i, key, stored),
+    let (kept, mut right) = page.split(i);
+    // Between the two it goes where there is more room.
+    let is_right = right.len() > 0 && (i > kept || (i == kept && right.size() <= page.size()));
+    if is_right {
+        right.insert(i - kept, key, stored);
+    } else {
+        page.insert(i, key, stored);
     }
-    (right.len() > 0).then_some(right)
+    (right.len() > 0).then(|| (Separator::between(page.key(page.len() - 1), right.key(0)), right))
 }
 
 /// Index of the first record not below `low`.

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use metcd::consensus::log::compaction_point;
 use metcd::consensus::{Effects, Input as Step, Persist};
+use metcd::server::admission::{Introduction, MemberTable};
 use metcd::snapshot::{self, SnapshotReader};
 use metcd::state::SnapshotView;
-use metcd::state::reader::Admission;
+use metcd::transport::{MEMBER_REMOVED, SenderIdentity};
 use metcd::wal::{LogStart, Wal as _};
 use raft::eraftpb::{Message, MessageType, Snapshot};
 
+use super::start::{CLUSTER_ID, peer_url};
 use super::{ApplyJob, Failure, Input, Installing, Offer, Process, WalJob};
 use crate::network::{Packet, PacketBody};
 use crate::plan::MS;
@@ -18,8 +20,8 @@ use crate::world::{Event, World};
 
 /// How long an offered snapshot is kept.
 const OFFER_TICKS: u64 = 50;
-/// A removed member goes on so long.
-const LINGER_TICKS: u64 = 100;
+/// Between two tables that strangers are asked for.
+const ASK_TICKS: u64 = 2;
 
 impl Process {
     /// Queues an input; the driver takes it now or a little later, together with whatever came meanwhile.
@@ -93,6 +95,7 @@ impl Process {
             Input::Installed(start) => self.handle_installed(world, start),
             Input::Durable { index } => self.handle_durable(world, index),
             Input::Unreachable(peer) => self.core.step(Step::Unreachable(peer)),
+            Input::ToldRemoved => self.core.step(Step::ToldRemoved),
             Input::Transfer(to) => self.core.step(Step::TransferLeader(to)),
         }
     }
@@ -122,23 +125,17 @@ impl Process {
         }
         self.maybe_make_durable(world);
         self.peers = self
-            .reader
-            .members()
+            .admissions
+            .peers(&self.reader, &self.core.leaving())
             .iter()
-            .map(|member| member.id)
-            .filter(|&id| id != self.id)
+            .map(|peer| peer.id)
             .collect();
         self.view = self.core.view();
         self.progress = self.core.progress();
         self.cluster_time_ms = self.core.stamp().0;
-        let is_configured = self.view.voters.contains(&self.id) || self.view.learners.contains(&self.id);
-        if self.in_configuration && !is_configured {
-            self.removed_at = Some(self.ticks);
-        }
-        if self.removed_at.is_some_and(|at| self.ticks - at >= LINGER_TICKS) {
+        if self.core.has_left() {
             self.failed = Some(Failure::Removed);
         }
-        self.in_configuration = is_configured;
     }
 
     /// Performs everything that follows from the inputs so far. A read round that ends in it makes room for the next one at once.
@@ -230,11 +227,15 @@ impl Process {
         }
     }
 
-    /// Hands something to the transport. It knows the members, and whoever spoke to a joiner that knows nobody yet.
+    /// Hands something to the transport, which knows the members' addresses.
     pub fn send_packet(&self, world: &mut World, to: u64, body: PacketBody) {
-        if !self.peers.contains(&to) && !self.first_contact.contains_key(&to) {
-            return;
+        if self.peers.contains(&to) {
+            self.send_to_address(world, to, body);
         }
+    }
+
+    /// Sends to an address that somebody named, or answers over the same connection.
+    fn send_to_address(&self, world: &mut World, to: u64, body: PacketBody) {
         world.send(Packet {
             from_slot: self.slot,
             from_member: self.id,
@@ -261,48 +262,69 @@ impl Process {
         if packet.to_member != self.id {
             return;
         }
-        if packet.body_is_removal() {
-            self.failed = Some(Failure::Removed);
-            return;
-        }
-        if !self.admits(world, &packet) {
+        if self.receive_openly(world, &packet) || !self.admits(world, &packet) {
             return;
         }
         match packet.body {
             PacketBody::Raft(message) => self.enqueue(world, Input::Message(message)),
-            PacketBody::Removed => {}
             PacketBody::ToLeader { call, lease } => self.renew_for(world, packet.from_member, call, lease),
             PacketBody::FromLeader { call, ttl_ms, gone } => world.answer_renewal(call, ttl_ms, gone),
+            PacketBody::Removed | PacketBody::AskMembers | PacketBody::Members(_) => {}
+        }
+    }
+
+    /// What is not for members alone. `true`: it was that.
+    fn receive_openly(&mut self, world: &mut World, packet: &Packet) -> bool {
+        match &packet.body {
+            PacketBody::Removed => self.enqueue(world, Input::ToldRemoved),
+            PacketBody::AskMembers => {
+                let table = MemberTable::of(&self.reader, false);
+                self.send_to_address(world, packet.from_member, PacketBody::Members(table));
+            }
+            PacketBody::Members(table) => self.be_introduced(world, packet, table.clone()),
+            PacketBody::Raft(_) | PacketBody::ToLeader { .. } | PacketBody::FromLeader { .. } => return false,
+        }
+        true
+    }
+
+    fn be_introduced(&mut self, world: &mut World, packet: &Packet, table: MemberTable) {
+        // The answer comes over the connection that was made to ask: nobody else can give it.
+        if !self.strangers.remove(&(packet.from_member, packet.from_incarnation)) {
+            return;
+        }
+        let from = (packet.from_member, packet.from_incarnation);
+        let introduction = self.admissions.introduce(&self.reader, from, table);
+        world.trace(|| format!("n{} is introduced to n{}: {introduction:?}", self.id, packet.from_member));
+        match introduction {
+            Introduction::Accepted => world.stats.introductions += 1,
+            Introduction::Removed => self.enqueue(world, Input::ToldRemoved),
+            Introduction::Refused(_) => {}
         }
     }
 
     /// Whether the sender may speak to this member.
     pub fn admits(&mut self, world: &mut World, packet: &Packet) -> bool {
-        let member = packet.from_member;
-        match self.reader.admission(member) {
-            Admission::Uninitialized => {
-                self.first_contact.insert(member, packet.from_incarnation);
-                true
-            }
-            Admission::Removed => {
-                world.send(Packet {
-                    from_slot: self.slot,
-                    from_member: self.id,
-                    from_incarnation: 0,
-                    to_member: member,
-                    body: PacketBody::Removed,
-                });
+        let url = peer_url(packet.from_member);
+        let sender = SenderIdentity {
+            cluster_id: CLUSTER_ID,
+            member: packet.from_member,
+            incarnation: packet.from_incarnation,
+            peer_url: Some(&url),
+        };
+        let is_stranger = self.admissions.wants_introduction(&self.reader, &sender, self.view.is_led);
+        if is_stranger && self.ticks >= self.may_ask_at {
+            self.may_ask_at = self.ticks + ASK_TICKS;
+            self.strangers.insert((packet.from_member, packet.from_incarnation));
+            self.send_to_address(world, packet.from_member, PacketBody::AskMembers);
+        }
+        match self.admissions.admit(&self.reader, &sender, &self.view.leaving) {
+            Ok(()) => true,
+            Err(refusal) => {
+                if refusal.code == MEMBER_REMOVED {
+                    self.send_to_address(world, packet.from_member, PacketBody::Removed);
+                }
                 false
             }
-            // The product's transport does not do this yet: see "Known gap" in the README.
-            Admission::Unknown => {
-                self.first_contact.insert(member, packet.from_incarnation);
-                true
-            }
-            Admission::Member { incarnation: 0 } => {
-                *self.first_contact.entry(member).or_insert(packet.from_incarnation) == packet.from_incarnation
-            }
-            Admission::Member { incarnation } => incarnation == packet.from_incarnation,
         }
     }
 

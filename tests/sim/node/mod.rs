@@ -9,7 +9,7 @@ mod serve;
 mod start;
 mod threads;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use metcd::consensus::proposals::Proposal;
@@ -17,6 +17,7 @@ use metcd::consensus::{Consensus, Persist, View};
 use metcd::leader::care::Caretaker;
 use metcd::leader::clock::LeaseClock;
 use metcd::node::PeerProgress;
+use metcd::server::admission::Admissions;
 use metcd::state::{SnapshotView, State, StateReader};
 use metcd::store::MemoryStore;
 use metcd::wal::LogStart;
@@ -63,6 +64,7 @@ pub enum Input {
         index: u64,
     },
     Unreachable(u64),
+    ToldRemoved,
     Transfer(u64),
 }
 
@@ -139,15 +141,14 @@ pub struct Process {
     durable_index: u64,
     is_chore_running: bool,
     conf_answer: Option<ConfState>,
-    in_configuration: bool,
-    /// Tick at which it was removed from the configuration.
-    removed_at: Option<u64>,
     /// Some do not know of the commit index: they are told at the next tick.
     is_commit_unannounced: bool,
     /// Members it can send to.
     peers: Vec<u64>,
-    /// Senders whose data directory is not in the table yet.
-    first_contact: BTreeMap<u64, u64>,
+    admissions: Admissions,
+    /// Who was asked for a member table and has not answered: member and data directory.
+    strangers: BTreeSet<(u64, u64)>,
+    may_ask_at: u64,
 
     /// As published at the last tick.
     pub view: View,

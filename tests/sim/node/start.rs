@@ -1,12 +1,13 @@
 //! From a machine's disk to a running process, as `src/server/recover.rs` does it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use metcd::consensus::{Consensus, Input as Step, Options};
 use metcd::leader::care::Caretaker;
 use metcd::leader::clock::LeaseClock;
 use metcd::recovery::reconcile;
+use metcd::server::admission::Admissions;
 use metcd::snapshot::{self, SnapshotReader, SnapshotWriter};
 use metcd::state::command::{MemberRecord, MemberRole};
 use metcd::state::{SnapshotView, State};
@@ -18,6 +19,9 @@ use crate::machine::Machine;
 use crate::oracle::history::Auditor;
 use crate::oracle::raft::{RaftOracle, Written};
 use crate::plan::{ELECTION_TICKS, Plan};
+
+/// A removed member is accompanied, or goes on, so long at most.
+const LINGER_TICKS: u64 = 100;
 
 pub const CLUSTER_ID: u64 = 0xc1;
 
@@ -86,6 +90,8 @@ impl Process {
             election_ticks: ELECTION_TICKS as usize,
             max_inflight: plan.max_inflight,
             max_message_bytes: plan.max_message_bytes,
+            linger_ticks: LINGER_TICKS,
+            max_unapplied_bytes: 1 << 20,
             seed: seed ^ machine.incarnation ^ machine.boot,
         };
         let reader = state.reader();
@@ -96,7 +102,6 @@ impl Process {
         if view.voters == [machine.member] {
             core.step(Step::Campaign);
         }
-        let in_configuration = view.voters.contains(&machine.member) || view.learners.contains(&machine.member);
         let leadership = core.leadership();
         Ok(Process {
             slot: machine.member as usize - 1,
@@ -128,11 +133,11 @@ impl Process {
             durable_index: applied.index,
             is_chore_running: false,
             conf_answer: None,
-            in_configuration,
-            removed_at: None,
             is_commit_unannounced: false,
             peers: Vec::new(),
-            first_contact: BTreeMap::new(),
+            admissions: Admissions::new(machine.member, CLUSTER_ID, machine.incarnation),
+            strangers: BTreeSet::new(),
+            may_ask_at: 0,
             view,
             progress: Vec::new(),
             cluster_time_ms: 0,

@@ -1,0 +1,188 @@
+//! Members on their way out.
+//!
+//! raft-rs forgets a member at the moment its removal is applied: it would never hear that the removal is committed. That matters to
+//! others than itself. Whoever has not heard of it either counts by the old configuration, and may need its vote; and a member that is
+//! stopped before its own disk knows comes back as a voter. So:
+//!
+//! - the leader goes on sending to it until it has acknowledged the commit of its removal, and a majority of those that remain has; at
+//!   most for [`Options::linger_ticks`](super::Options::linger_ticks). Then it may be told that it was removed.
+//! - a member that is told so goes on while its own log does not say it and somebody leads it: the commit is on its way.
+//! - a member whose log says it stays as long as others may need its vote, unless it is told that nobody does.
+
+use std::collections::BTreeMap;
+
+use raft::eraftpb::{Message, MessageType};
+use raft::{GetEntriesContext, StateRole};
+
+use super::Consensus;
+
+/// A member that was removed, as the leader sees it.
+#[derive(Debug)]
+struct Departing {
+    term: u64,
+    since_tick: u64,
+    /// The commit index that it has to hear of: its removal's, or a little more.
+    target: u64,
+    /// Its log holds everything up to here.
+    matched: u64,
+    acknowledged: bool,
+}
+
+/// Who is leaving.
+#[derive(Debug, Default)]
+pub(super) struct Leaving {
+    departing: BTreeMap<u64, Departing>,
+    /// When this member's own configuration ceased to name it.
+    left_at: Option<u64>,
+    /// When another member first said that this one was removed.
+    told_at: Option<u64>,
+    ticks: usize,
+}
+
+impl Consensus {
+    /// Members that were removed and still have to hear of it from this leader: they are not to be told to stop yet.
+    pub fn leaving(&self) -> Vec<u64> {
+        self.leaving.departing.keys().copied().collect()
+    }
+
+    /// This member was removed from the cluster, and nothing is lost any more if it stops for good.
+    pub fn has_left(&self) -> bool {
+        let ticks_since = |at: u64| self.tick.saturating_sub(at);
+        let patience = self.options.linger_ticks;
+        match (self.leaving.left_at, self.leaving.told_at) {
+            (Some(left_at), told_at) => told_at.is_some() || ticks_since(left_at) >= patience,
+            (None, Some(told_at)) => {
+                let alone = ticks_since(told_at) >= self.options.election_ticks as u64 && !self.is_led();
+                alone || ticks_since(told_at) >= patience
+            }
+            (None, None) => false,
+        }
+    }
+
+    /// Another member says that this one was removed.
+    pub(super) fn handle_told_removed(&mut self) {
+        if self.leaving.told_at.is_none() {
+            self.leaving.told_at = Some(self.tick);
+        }
+    }
+
+    /// The configuration of this member does not name it, or no longer.
+    pub(super) fn note_own_membership(&mut self) {
+        let is_configured = self.node.raft.prs().get(self.options.id).is_some();
+        self.leaving.left_at = match self.leaving.left_at {
+            _ if is_configured => None,
+            // A joiner has no configuration at all.
+            None if self.node.raft.prs().iter().next().is_none() => None,
+            None => Some(self.tick),
+            since => since,
+        };
+    }
+
+    /// On the leader, before a configuration change: who is in, and how far each log matches.
+    pub(super) fn matched_before_change(&self) -> Vec<(u64, u64)> {
+        if self.node.raft.state != StateRole::Leader {
+            return Vec::new();
+        }
+        let peers = self.node.raft.prs().iter();
+        peers.map(|(&id, progress)| (id, progress.matched)).collect()
+    }
+
+    /// After the change: those who are out are to hear of it.
+    pub(super) fn note_departures(&mut self, before: Vec<(u64, u64)>) {
+        let raft = &self.node.raft;
+        for (id, matched) in before {
+            if id != self.options.id && raft.prs().get(id).is_none() {
+                let departing = Departing {
+                    term: raft.term,
+                    since_tick: self.tick,
+                    target: raft.raft_log.committed,
+                    matched,
+                    acknowledged: false,
+                };
+                self.leaving.departing.insert(id, departing);
+            }
+        }
+    }
+
+    /// What a departing member answers; raft does not know it any more.
+    pub(super) fn note_departing(&mut self, message: &Message) {
+        let Some(departing) = self.leaving.departing.get_mut(&message.from) else {
+            return;
+        };
+        let kind = message.get_msg_type();
+        if message.term != departing.term || !matches!(kind, MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse) {
+            return;
+        }
+        if kind == MessageType::MsgAppendResponse {
+            departing.matched = if message.reject {
+                departing.matched.min(message.reject_hint)
+            } else {
+                departing.matched.max(message.index)
+            };
+        }
+        departing.acknowledged |= message.commit >= departing.target;
+    }
+
+    /// Once per heartbeat: goes on with those who have to hear of their removal, and lets go of those who have.
+    pub(super) fn accompany_the_departing(&mut self) {
+        if self.leaving.departing.is_empty() {
+            return;
+        }
+        let (term, is_leader, now, patience) = (self.node.raft.term, self.is_leader(), self.tick, self.options.linger_ticks);
+        let mut departing = std::mem::take(&mut self.leaving.departing);
+        departing.retain(|_, member| {
+            let is_done = member.acknowledged && self.is_commit_known_to_most(member.target);
+            is_leader && member.term == term && !is_done && now.saturating_sub(member.since_tick) < patience
+        });
+        self.leaving.ticks += 1;
+        if self.leaving.ticks >= self.options.heartbeat_ticks {
+            self.leaving.ticks = 0;
+            for (&id, member) in &departing {
+                self.accompany(id, member);
+            }
+        }
+        self.leaving.departing = departing;
+    }
+
+    fn is_commit_known_to_most(&self, target: u64) -> bool {
+        let prs = self.node.raft.prs();
+        let conf = prs.conf().to_conf_state();
+        let knows = |id: &&u64| **id == self.options.id || prs.get(**id).is_some_and(|progress| progress.committed_index >= target);
+        let has_majority = |voters: &[u64]| voters.iter().filter(knows).count() > voters.len() / 2;
+        has_majority(&conf.voters) && (conf.voters_outgoing.is_empty() || has_majority(&conf.voters_outgoing))
+    }
+
+    /// A heartbeat with as much of the commit as its log holds, and the entries it lacks, if they are in memory. Whoever lags further
+    /// is told at the end of the leader's patience.
+    fn accompany(&mut self, id: u64, member: &Departing) {
+        let log = &self.node.raft.raft_log;
+        let message = |kind: MessageType, commit: u64| {
+            let mut message = Message {
+                from: self.options.id,
+                to: id,
+                term: member.term,
+                commit,
+                ..Message::default()
+            };
+            message.set_msg_type(kind);
+            message
+        };
+        let mut messages = vec![message(MessageType::MsgHeartbeat, member.matched.min(member.target))];
+        let is_short = member.matched < member.target && member.matched >= log.store.start().index;
+        if is_short
+            && let Ok(log_term) = log.term(member.matched)
+            && let Ok(entries) = log.slice(
+                member.matched + 1,
+                member.target + 1,
+                self.options.max_message_bytes,
+                GetEntriesContext::empty(false),
+            )
+        {
+            let mut append = message(MessageType::MsgAppend, member.target);
+            (append.index, append.log_term) = (member.matched, log_term);
+            append.set_entries(entries.into());
+            messages.push(append);
+        }
+        self.effects.messages.extend(messages);
+    }
+}

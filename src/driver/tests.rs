@@ -1,0 +1,254 @@
+//! A member without listeners: the real threads over a log whose disk can fail, and the directory of snapshots.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use raft::eraftpb::{Entry, HardState, Message};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::unbounded_channel;
+use tokio::time::Instant;
+
+use super::{Event, Options, Threads, start};
+use crate::consensus::{self, Consensus};
+use crate::leader::LeaderService;
+use crate::node::{Node, Phase, ProposeError, Shared, SharedParts};
+use crate::server::admission::Admissions;
+use crate::state::State;
+use crate::state::command::{Body, MemberRecord, Put};
+use crate::store::MemoryStore;
+use crate::transport::{Identity, PeerEvents, SenderIdentity, Transport, TransportLimits};
+use crate::wal::memory::{self, Disk, FaultAt, MemoryWal};
+use crate::wal::{LogStart, Recovered, Wal, WalBatch, WalError, WalStats};
+use crate::{recovery, snapshot, snapshot_files};
+
+const SNAPSHOT_ENTRIES: u64 = 5;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Nobody;
+
+impl PeerEvents for Nobody {
+    fn unreachable(&self, _peer: u64) {}
+    fn snapshot_sent(&self, _peer: u64, _ok: bool) {}
+    fn answered(&self, _sender: &SenderIdentity<'_>, _messages: Vec<Message>) {}
+    fn removed(&self, _detail: String) {}
+    fn refused(&self, _peer: u64, _code: &str, _detail: String) {}
+}
+
+/// What was seen of the log's compactions: up to where, and the newest complete snapshot at that moment.
+type Compactions = Arc<Mutex<Vec<(u64, Option<u64>)>>>;
+
+/// A log that looks at the directory of snapshots before it forgets anything.
+struct WatchedWal {
+    wal: MemoryWal,
+    snapshots: PathBuf,
+    compactions: Compactions,
+}
+
+impl Wal for WatchedWal {
+    fn recovered(&self) -> &Recovered {
+        self.wal.recovered()
+    }
+    fn append(&mut self, batch: &WalBatch) -> Result<(), WalError> {
+        self.wal.append(batch)
+    }
+    fn entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, WalError> {
+        self.wal.entries(low, high, max_bytes)
+    }
+    fn compact(&mut self, to: LogStart) -> Result<(), WalError> {
+        let newest = snapshot_files::newest(&self.snapshots).ok().flatten();
+        let complete = newest.and_then(|(_, file)| snapshot::verify_file(&file).ok());
+        self.compactions.lock().push((to.index, complete.map(|meta| meta.applied.index)));
+        self.wal.compact(to)
+    }
+    fn reset(&mut self, start: LogStart, hard_state: &HardState) -> Result<(), WalError> {
+        self.wal.reset(start, hard_state)
+    }
+    fn stats(&self) -> WalStats {
+        self.wal.stats()
+    }
+    fn engine(&self) -> &'static str {
+        self.wal.engine()
+    }
+}
+
+/// A sole voter.
+struct Member {
+    node: Node,
+    disk: Disk,
+    compactions: Compactions,
+    snapshots: tempfile::TempDir,
+    threads: Threads,
+}
+
+fn begin() -> Member {
+    let disk = Disk::new();
+    let snapshots = tempfile::tempdir().expect("a directory");
+    let store = Arc::new(MemoryStore::new());
+    let mut state = State::open(store.clone()).expect("opens");
+    let founder = MemberRecord {
+        id: 1,
+        ..MemberRecord::default()
+    };
+    state.bootstrap(1, &[founder]).expect("founds");
+    let mut wal = memory::open(&disk).expect("opens");
+    let applied = state.applied();
+    let image = recovery::reconcile(&mut wal, &applied, Some(1)).expect("reconciles");
+    let options = consensus::Options {
+        id: 1,
+        boot: 1,
+        heartbeat_ticks: 1,
+        election_ticks: 10,
+        max_inflight: 64,
+        max_message_bytes: 1 << 20,
+        linger_ticks: 100,
+        max_unapplied_bytes: 1 << 20,
+        seed: 1,
+    };
+    let core = Consensus::start(options, image, applied, 0, &slog::Logger::root(slog::Discard, slog::o!())).expect("starts");
+    #[expect(clippy::disallowed_methods, reason = "as in the server: its senders are bounded one by one")]
+    let (events_tx, events_rx) = unbounded_channel();
+    let tick = Duration::from_millis(10);
+    let shared = Arc::new(Shared::new(SharedParts {
+        id: 1,
+        boot: 1,
+        reader: state.reader(),
+        store,
+        events: events_tx,
+        view: core.view(),
+        max_waiting: 100,
+        tick,
+        serve_from_index: 1,
+        max_store_bytes: 0,
+        wal_engine: "memory",
+        admissions: Admissions::new(1, 1, 1),
+    }));
+    let identity = Identity {
+        cluster_id: 1,
+        member: 1,
+        incarnation: 1,
+        boot: 1,
+        peer_url: "http://127.0.0.1:1".into(),
+    };
+    let transport = Transport::start(identity, TransportLimits::default(), Arc::new(Nobody), Handle::current()).expect("a client");
+    let compactions = Compactions::default();
+    let wal = WatchedWal {
+        wal,
+        snapshots: snapshots.path().to_owned(),
+        compactions: compactions.clone(),
+    };
+    let options = Options {
+        tick,
+        snapshot_entries: SNAPSHOT_ENTRIES,
+        keep_entries: 0,
+        snapshot_dir: snapshots.path().to_owned(),
+    };
+    let runtime = Handle::current();
+    let threads = start(
+        core,
+        Box::new(wal),
+        state,
+        shared.clone(),
+        transport.clone(),
+        options,
+        events_rx,
+        1,
+        &runtime,
+    )
+    .expect("threads");
+    let leader = Arc::new(LeaderService::new(shared.clone(), transport));
+    Member {
+        node: Node::new(shared, leader),
+        disk,
+        compactions,
+        snapshots,
+        threads,
+    }
+}
+
+impl Member {
+    async fn put(&self) -> Result<(), ProposeError> {
+        let put = Put {
+            key: "k".into(),
+            value: "v".into(),
+            ..Put::default()
+        };
+        self.node.propose(Body::Put(put), None, Instant::now() + PATIENCE).await.map(drop)
+    }
+
+    /// Writes until the log was compacted so many times.
+    async fn compacted(&self, times: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.compactions.lock().len() < times {
+            assert!(Instant::now() < deadline, "the log is never compacted");
+            self.put().await.expect("a healthy disk");
+        }
+    }
+
+    async fn end(self) {
+        self.node.shared().send(Event::Stop);
+        self.threads.join().await;
+    }
+}
+
+#[tokio::test]
+async fn rule_11_the_log_is_compacted_only_behind_a_complete_snapshot() {
+    let member = begin();
+    member.compacted(5).await;
+    for (to, snapshot) in member.compactions.lock().iter() {
+        assert!(
+            snapshot.is_some_and(|index| index >= *to),
+            "compacted up to {to}, the newest snapshot is {snapshot:?}"
+        );
+    }
+    // No snapshot can be written any more: the log keeps everything, however long it grows.
+    std::fs::remove_dir_all(member.snapshots.path()).expect("removed");
+    // One may have been complete before.
+    for _ in 0..SNAPSHOT_ENTRIES {
+        member.put().await.expect("a healthy disk");
+    }
+    let compactions = member.compactions.lock().len();
+    for _ in 0..10 * SNAPSHOT_ENTRIES {
+        member.put().await.expect("a healthy disk");
+    }
+    let later = member.compactions.lock().split_off(compactions);
+    assert!(
+        later.iter().all(|(to, snapshot)| snapshot.is_some_and(|index| index >= *to)),
+        "{later:?}"
+    );
+    member.end().await;
+}
+
+async fn ends_at(fault: FaultAt, named: &str) {
+    let member = begin();
+    member.put().await.expect("a healthy disk");
+    member.disk.fail(fault, 0, std::io::ErrorKind::Other);
+    assert_eq!(
+        member.put().await,
+        Err(ProposeError::Timeout),
+        "handed to raft: nobody knows what became of it"
+    );
+    let phase = member.node.shared().phases().borrow().clone();
+    let Phase::Failed(fatal) = phase else {
+        panic!("{fault:?} failed and the member goes on: {phase:?}");
+    };
+    assert!(fatal.reason.contains(named), "{}", fatal.reason);
+    // Nothing is tried again, and nothing is answered: whatever a second fdatasync said, it would prove nothing.
+    let syncs = member.disk.syncs();
+    assert_eq!(member.put().await, Err(ProposeError::ShuttingDown));
+    let (disk, shared) = (member.disk.clone(), member.node.shared().clone());
+    member.end().await;
+    assert_eq!(disk.syncs(), syncs);
+    assert!(matches!(*shared.phases().borrow(), Phase::Failed(_)));
+}
+
+#[tokio::test]
+async fn rule_5_a_failed_sync_ends_the_member_and_is_not_tried_again() {
+    ends_at(FaultAt::Sync, "fdatasync").await;
+}
+
+#[tokio::test]
+async fn rule_5_a_failed_write_ends_the_member() {
+    ends_at(FaultAt::Write, "write").await;
+}

@@ -1,0 +1,111 @@
+//! A member that was removed goes only when it knows, and when nobody needs it any more.
+
+use metcd::consensus::Input;
+
+use crate::harness::{Cluster, ELECTION_TICKS, LINGER_TICKS, removal};
+
+#[test]
+fn the_leader_goes_on_with_a_removed_member_until_it_knows() {
+    let mut cluster = Cluster::led_by(1, &[1, 2, 3]);
+    cluster.member(3).holds_applies = true;
+    let (index, _) = cluster.change(1, &removal(3)).expect("removed");
+    assert_eq!(cluster.view(1).voters, [1, 2]);
+    assert_eq!(cluster.view(1).leaving, [3], "it has not heard of the commit");
+    cluster.tick(3);
+    assert!(cluster.view(3).commit_index >= index, "now it has");
+    assert!(cluster.view(1).leaving.is_empty());
+
+    cluster.member(3).holds_applies = false;
+    cluster.settle();
+    assert_eq!(cluster.view(3).voters, [1, 2]);
+    assert!(cluster.member(3).disk.hard_state.commit >= index, "and its disk knows");
+    assert!(!cluster.member(3).core.has_left(), "somebody may need its vote");
+    cluster.member(3).core.step(Input::ToldRemoved);
+    assert!(cluster.member(3).core.has_left(), "nobody does");
+}
+
+#[test]
+fn a_removed_member_that_was_cut_off_gets_the_entries_it_lacks() {
+    let mut cluster = Cluster::led_by(1, &[1, 2, 3]);
+    cluster.cut(1, 3);
+    cluster.cut(2, 3);
+    for _ in 0..5 {
+        cluster.propose(1);
+    }
+    let (index, _) = cluster.change(1, &removal(3)).expect("removed");
+    assert!(cluster.view(3).last_index < index);
+    cluster.heal();
+    cluster.tick(4);
+    assert_eq!(cluster.view(3).voters, [1, 2]);
+    assert!(cluster.member(3).disk.hard_state.commit >= index);
+    assert!(cluster.view(1).leaving.is_empty());
+}
+
+#[test]
+fn the_patience_of_the_leader_ends() {
+    let mut cluster = Cluster::led_by(1, &[1, 2, 3]);
+    cluster.cut(1, 3);
+    cluster.cut(2, 3);
+    cluster.change(1, &removal(3)).expect("removed");
+    cluster.tick(LINGER_TICKS - 1);
+    assert_eq!(cluster.view(1).leaving, [3]);
+    cluster.tick(1);
+    assert!(cluster.view(1).leaving.is_empty());
+}
+
+#[test]
+fn a_member_that_is_told_before_its_log_says_so_waits_for_its_log_while_it_is_led() {
+    let mut cluster = Cluster::led_by(1, &[1, 2, 3]);
+    cluster.member(3).holds_applies = true;
+    cluster.change(1, &removal(3)).expect("removed");
+    cluster.member(3).core.step(Input::ToldRemoved);
+    cluster.tick(2);
+    assert!(!cluster.member(3).core.has_left());
+    cluster.member(3).holds_applies = false;
+    cluster.settle();
+    assert!(cluster.member(3).core.has_left());
+}
+
+#[test]
+fn a_member_that_is_told_and_led_by_nobody_goes() {
+    let mut cluster = Cluster::led_by(1, &[1, 2, 3]);
+    cluster.isolate(3);
+    cluster.tick(2 * ELECTION_TICKS);
+    cluster.member(3).core.step(Input::ToldRemoved);
+    assert!(!cluster.member(3).core.has_left(), "a leader may be about to be elected");
+    cluster.tick(ELECTION_TICKS);
+    assert!(cluster.member(3).core.has_left());
+}
+
+#[test]
+fn a_removed_member_goes_by_itself_in_the_end() {
+    let mut cluster = Cluster::led_by(1, &[1, 2, 3]);
+    cluster.change(1, &removal(3)).expect("removed");
+    cluster.tick(LINGER_TICKS / 2);
+    assert_eq!(cluster.view(3).voters, [1, 2]);
+    assert!(!cluster.member(3).core.has_left());
+    cluster.tick(LINGER_TICKS);
+    assert!(cluster.member(3).core.has_left());
+    // Also after a restart: its own disk knows.
+    cluster.isolate(3);
+    cluster.restart(3);
+    assert_eq!(cluster.view(3).voters, [1, 2]);
+    cluster.tick(LINGER_TICKS);
+    assert!(cluster.member(3).core.has_left());
+}
+
+#[test]
+fn whoever_does_not_know_of_a_removal_has_the_vote_of_the_removed_member() {
+    let mut cluster = Cluster::led_by(1, &[1, 2, 3, 4]);
+    cluster.cut(1, 3);
+    cluster.member(2).holds_syncs = true;
+    cluster.change(1, &removal(4)).expect("the leader takes it");
+    cluster.cut_one_way(1, 2);
+    cluster.member(2).holds_syncs = false;
+    cluster.settle();
+    assert_eq!(cluster.view(1).voters, [1, 2, 3], "the acknowledgement of 2 made it committed");
+    // The leader is gone before 2 hears of the commit. Without 4 the other two are half of the old configuration.
+    cluster.isolate(1);
+    cluster.elect(&[2, 4]);
+    assert!(!cluster.member(4).core.has_left());
+}

@@ -1,0 +1,56 @@
+//! History: what is kept, what goes by itself, and what happens when the store is full.
+
+use serde_json::json;
+
+use crate::support::{Server, wait_until};
+
+fn compacted(server: &Server) -> u64 {
+    server.get("/status").json()["compacted_revision"].as_u64().unwrap()
+}
+
+#[test]
+fn history_beyond_the_count_is_forgotten_by_itself() {
+    let server = Server::start_with(&["history.retain_revisions=10"]);
+    for number in 0..50 {
+        server.put("/a", &number.to_string());
+    }
+    wait_until(|| compacted(&server) == 41);
+    server.get("/a?revision=40").refused(410, "compacted");
+    assert_eq!(server.get("/a?revision=41").text(), "39");
+    assert_eq!(server.get("/a").text(), "49");
+}
+
+#[test]
+fn history_beyond_the_time_is_forgotten_by_itself() {
+    let server = Server::start_with(&["history.retain=1s"]);
+    server.put("/a", "old");
+    let newest = || server.put("/a", "new").revision();
+    // Which revision was current when is sampled once a second, so it takes some writes until the first is old.
+    wait_until(|| {
+        newest();
+        compacted(&server) > 2
+    });
+    server.get("/a?revision=2").refused(410, "compacted");
+    let last = newest();
+    assert_eq!(server.get(&format!("/a?revision={last}")).text(), "new");
+}
+
+#[test]
+fn a_full_store_takes_deletes_and_compaction_and_then_writes_again() {
+    let server = Server::start_with(&["limits.max_store_bytes=100KiB"]);
+    let value = "x".repeat(10_000);
+    let put = |number: u32| server.put(&format!("/k{number}"), &value);
+    let full = (0..20).map(put).find(|answer| answer.status != 201).expect("a refusal");
+    full.refused(507, "quota_exceeded");
+    assert_eq!(full.json()["outcome"], "not_applied");
+    assert_eq!(server.get("/k0").text(), value);
+    server
+        .post("/v1/txn", &json!({"then": [{"put": {"key": "t", "value": "x"}}]}))
+        .refused(507, "quota_exceeded");
+    assert_eq!(server.delete("/k0").status, 204);
+    let revision = server.delete("/v1/kv?prefix=k").revision();
+    // What is deleted is still history, which can be read.
+    put(0).refused(507, "quota_exceeded");
+    assert_eq!(server.post("/v1/compact", &json!({"revision": revision})).status, 200);
+    assert_eq!(put(0).status, 201);
+}

@@ -143,10 +143,14 @@ mod tests {
             max_message_bytes: 1 << 20,
             seed: 7,
             linger_ticks: 100,
+            max_unapplied_bytes: 64 << 20,
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let refused = Consensus::start(options, image, at(3, 3), 0, &logger).err();
-        assert!(matches!(refused, Some(StartError::StateBehind { applied: 3, start: 4 })), "{refused:?}");
+        assert!(
+            matches!(refused, Some(StartError::StateBehind { applied: 3, start: 4 })),
+            "{refused:?}"
+        );
     }
 
     #[test]

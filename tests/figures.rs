@@ -126,7 +126,7 @@ async fn exchange(window: usize, bytes: usize) {
             arrived_tx: arrived_tx.clone(),
         });
         let transport = Transport::start(
-            identity,
+            identity.clone(),
             TransportLimits::default(),
             echo.clone(),
             tokio::runtime::Handle::current(),

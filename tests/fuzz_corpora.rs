@@ -1,6 +1,9 @@
 //! What the fuzzers kept, and the findings they once made, through the same entry points: see `scripts/fuzz`. The first corpora are made
 //! here by the product's own encoders: `cargo test --test fuzz_corpora -- --ignored`.
 
+#![allow(clippy::print_stdout, reason = "the input at which a target panics is named")]
+#![allow(clippy::wildcard_enum_match_arm, reason = "most kinds of message carry nothing")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -237,7 +240,7 @@ fn founded() -> State {
 fn command(seq: u64, body: Body) -> Command {
     Command {
         seq,
-        idempotency: (seq % 2 == 0).then(|| Idempotency {
+        idempotency: seq.is_multiple_of(2).then(|| Idempotency {
             key: format!("key-{seq}"),
             fingerprint: Bytes::from_static(b"f"),
             max_entries: 100,

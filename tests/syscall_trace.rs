@@ -2,6 +2,12 @@
 //!
 //! Needs strace, and leave to trace: where either is missing this fails and says what to do.
 
+#![allow(clippy::print_stdout, reason = "what was seen is worth reading")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "no runtime here: a condition is looked at again after a moment, until a deadline"
+)]
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

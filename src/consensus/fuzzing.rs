@@ -17,11 +17,12 @@ pub(crate) const PEERS: [u64; 2] = [1, 3];
 pub(crate) fn step_all(role: u8, messages: Vec<Message>) {
     let Some(mut member) = founder() else { return };
     let mut next = 2;
-    if role % 3 > 0 {
+    let role = role % 3;
+    if role >= 1 {
         member.step(Input::Campaign);
         settle(&mut member, &mut next);
     }
-    if role % 3 > 1 {
+    if role == 2 {
         for kind in [MessageType::MsgRequestPreVoteResponse, MessageType::MsgRequestVoteResponse] {
             // A pre-vote speaks of the term to come.
             let (term, _) = member.leadership();
@@ -82,6 +83,7 @@ fn founder() -> Option<Consensus> {
         max_message_bytes: 1 << 20,
         seed: 1,
         linger_ticks: 100,
+        max_unapplied_bytes: 64 << 20,
     };
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     Consensus::start(options, image, applied, 0, &logger).ok()

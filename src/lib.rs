@@ -53,6 +53,8 @@ pub mod config;
 pub mod consensus;
 pub mod datadir;
 pub mod driver;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http;
 pub mod leader;
 pub mod node;

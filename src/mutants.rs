@@ -90,8 +90,20 @@ mod switch {
         DeleteLess,
         /// A committed entry is applied before it is committed: at append.
         ApplyAtAppend,
-        /// Put back: a snapshot offered before a member was added.
+        /// The log is cut two entries behind what is durable elsewhere.
+        CompactTooFar,
+        /// In the simulation's driver: the log begins anew before the snapshot is adopted.
+        ClearLogFirst,
+        /// What lies below a session's low-water mark counts as new.
+        ForgetLowWater,
+        /// After a restart learners count as voters.
+        LearnerVotes,
+        /// Put back: a snapshot from before a member was added is offered to it.
         OldOffer,
+        /// Put back, in the simulation's driver: the state knows a configuration change before the commit index that covers it is durable.
+        AnswerConfEarly,
+        /// Put back: the terms of a log are noted twice at a start where its end spans several.
+        NoteTermsTwice,
         /// Put back: a removed leader goes on.
         RemovedLeader,
         /// Put back: the end of a wholly applied log is not known at start.

@@ -29,7 +29,9 @@ pub fn settle(wal: &mut dyn Wal, applied: &Applied, snapshot_index: Option<u64>)
         mut start,
         mut last_index,
     } = wal.recovered().clone();
-    let is_installed = snapshot_index == Some(applied.index);
+    // A log that begins behind the state was cut too far, or the snapshot it was cut for is gone. To begin anew would be to forget
+    // what this member has acknowledged: the log stays as it is, and the protocol refuses to start on it.
+    let is_installed = snapshot_index == Some(applied.index) && applied.index >= start.index;
     if is_installed && !agrees(wal, start, last_index, applied)? {
         start = LogStart {
             index: applied.index,
@@ -88,6 +90,7 @@ fn read_log(wal: &dyn Wal, start: LogStart, last_index: u64, applied_index: u64)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::consensus::{Consensus, Options, StartError};
     use crate::wal::WalBatch;
     use crate::wal::memory::{Disk, open};
 
@@ -127,6 +130,33 @@ mod tests {
         let image = reconcile(&mut wal, &at(5, 3), Some(5)).unwrap();
         assert_eq!(image.recovered.last_index, 5);
         assert_eq!(image.tail.iter().map(|entry| entry.index).collect::<Vec<_>>(), [5]);
+    }
+
+    #[test]
+    fn rule_7_a_state_behind_the_log_is_refused_and_the_log_stays() {
+        let disk = log(5);
+        open(&disk).unwrap().compact(LogStart { index: 4, term: 3 }).unwrap();
+        let mut wal = open(&disk).unwrap();
+        let image = reconcile(&mut wal, &at(3, 3), Some(3)).unwrap();
+        assert_eq!((image.recovered.start.index, image.recovered.last_index), (4, 5));
+        assert_eq!(open(&disk).unwrap().recovered(), &image.recovered, "nothing was thrown away");
+        let options = Options {
+            id: 1,
+            boot: 1,
+            heartbeat_ticks: 2,
+            election_ticks: 20,
+            max_inflight: 64,
+            max_message_bytes: 1 << 20,
+            seed: 7,
+            linger_ticks: 100,
+            max_unapplied_bytes: 64 << 20,
+        };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let refused = Consensus::start(options, image, at(3, 3), 0, &logger).err();
+        assert!(
+            matches!(refused, Some(StartError::StateBehind { applied: 3, start: 4 })),
+            "{refused:?}"
+        );
     }
 
     #[test]

@@ -12,6 +12,8 @@
 //! - [`install`] verifies the whole file before it changes anything: a truncated or altered one is refused, and the store is as before.
 //! - Neither side ever holds more than one chunk: about [`CHUNK_BYTES`], or one record if that is larger.
 
+pub(crate) mod fuzzing;
+
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Power cuts: nothing that a log acknowledged may be missing afterwards, whatever the disk had not flushed.
+//! Power cuts: nothing that a log acknowledged, or a store synced, may be missing afterwards, whatever the disk had not flushed.
 //!
 //! A child process appends and compacts as fast as it can, on an ext4 on a [`disk`] that knows what was flushed. At random moments the disk is
 //! copied as a power cut would leave it; the copy is mounted, the log in it is opened by another process and compared with
@@ -33,6 +33,8 @@ use std::{
 
 #[path = "power_cut/disk.rs"]
 mod disk;
+#[path = "power_cut/store.rs"]
+mod store;
 #[path = "power_cut/workload.rs"]
 mod workload;
 
@@ -121,9 +123,11 @@ impl Task {
 #[test]
 fn task_of_a_child_process() {
     let Some(task) = Task::from_env() else { return };
-    match task.role {
-        "append" => workload::append(&task.engine, &task.dir, task.seed, task.sync),
-        "verify" => workload::verify(&task.engine, &task.dir, task.seed, task.number),
+    match (task.role, store::backend(&task.engine)) {
+        ("append", Some(backend)) => store::append(backend, &task.dir, task.seed, task.sync),
+        ("verify", Some(backend)) => println!("\n{}", store::verify(backend, &task.dir, task.seed, task.number)),
+        ("append", None) => workload::append(&task.engine, &task.dir, task.seed, task.sync),
+        ("verify", None) => workload::verify(&task.engine, &task.dir, task.seed, task.number),
         _ => std::process::exit(run(&task)),
     }
 }
@@ -378,6 +382,9 @@ fn survives_kills(engine: &str, why: &str) {
         let verdict = verify(&task, &dir, floor, &mut Tally::default());
         assert!(verdict.starts_with("whole"), "kill {kill}: {verdict}");
     }
+    if store::backend(engine).is_some() {
+        return;
+    }
     let mut wal = workload::open(&task.engine, &place.path().join("counted"), true).unwrap();
     for term in 1..=20 {
         let before = wal.stats().syncs;
@@ -416,8 +423,29 @@ fn rocksdb_loses_nothing_in_a_power_cut() {
 }
 
 #[test]
+#[ignore = "about one cut in thirty leaves part of a batch that was not synced: see README, Limits"]
+fn store_sled_loses_nothing_in_a_power_cut() {
+    survives("store-sled");
+}
+
+#[cfg(feature = "rocksdb")]
+#[test]
+fn store_rocksdb_loses_nothing_in_a_power_cut() {
+    survives("store-rocksdb");
+}
+
+#[test]
 fn without_sync_this_test_sees_losses() {
-    match cut_power("raft-engine", 6, false) {
+    sees_losses("raft-engine");
+}
+
+#[test]
+fn without_sync_this_test_sees_losses_of_a_store() {
+    sees_losses("store-sled");
+}
+
+fn sees_losses(engine: &str) {
+    match cut_power(engine, 6, false) {
         Outcome::Lost => {}
         Outcome::NothingLost => panic!("nothing was lost without a single sync: the test proves nothing"),
         Outcome::NoDisk(why) => say_loudly(&format!("NOT TESTED: whether the power-cut test sees losses. {why}")),

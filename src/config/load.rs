@@ -45,12 +45,18 @@ pub struct Loaded {
 /// # Errors
 /// Every problem of the first layer that has any, with file and line, variable or flag; else those that only show between values.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
-    let mut builder = config::Config::builder().add_source(defaults()?);
-    if let Some(path) = &sources.file {
-        builder = builder.add_source(read_file(path)?);
-    }
+    let file = sources.file.as_deref().map(read_file).transpose()?;
     let env = Layer::from_env(sources.env.iter().cloned()).map_err(|problems| ConfigError { problems })?;
     let flags = Layer::from_flags(&sources.flags).map_err(|problems| ConfigError { problems })?;
+    merge(file, env, flags)
+}
+
+/// Puts the layers over the defaults and checks what only shows between values.
+pub(super) fn merge(file: Option<Layer>, env: Layer, flags: Layer) -> Result<Loaded, ConfigError> {
+    let mut builder = config::Config::builder().add_source(defaults()?);
+    if let Some(file) = file {
+        builder = builder.add_source(file);
+    }
     let merged = builder
         .add_source(env)
         .add_source(flags)

@@ -11,6 +11,7 @@
 
 mod check;
 mod error;
+pub(crate) mod fuzzing;
 mod layer;
 mod load;
 mod schema;

@@ -51,7 +51,12 @@ impl LogCache {
             snapshot: RefCell::default(),
             snapshot_wanted: Cell::new(false),
         };
-        for (index, term) in term_runs {
+        // The tail brings the runs that begin in it: noted twice, they would not ascend, and terms are looked up by bisection.
+        let tail_begins = tail
+            .first()
+            .filter(|_| !mutant!(NoteTermsTwice))
+            .map_or(u64::MAX, |entry| entry.index);
+        for (index, term) in term_runs.into_iter().take_while(|&(index, _)| index < tail_begins) {
             log.push_term(index, term);
         }
         for entry in tail {
@@ -164,6 +169,17 @@ impl LogCache {
     }
 }
 
+/// The index up to which the log can go once the state is durable at `durable_index`: `keep_entries` stay for followers that are a
+/// little behind, unless those are too many bytes (all up to `bulky_index` go), and what a snapshot offered at `offered_index` builds on
+/// stays in any case. Never beyond `durable_index` (rule 11).
+pub fn compaction_point(durable_index: u64, keep_entries: u64, bulky_index: u64, offered_index: Option<u64>) -> u64 {
+    if mutant!(CompactTooFar) {
+        return durable_index + 2;
+    }
+    let wanted = durable_index.saturating_sub(keep_entries).max(bulky_index);
+    wanted.min(offered_index.unwrap_or(u64::MAX)).min(durable_index)
+}
+
 fn weight(entry: &Entry) -> usize {
     entry.data.len() + entry.context.len() + 64
 }
@@ -234,7 +250,7 @@ impl Storage for LogCache {
                 .chain(&conf.learners)
                 .chain(&conf.voters_outgoing)
                 .chain(&conf.learners_next);
-            metadata.index >= request_index.max(self.start.index) && members.any(|&member| member == to)
+            metadata.index >= request_index.max(self.start.index) && members.any(|&member| member == to || mutant!(OldOffer))
         };
         match self.snapshot.borrow().as_ref() {
             Some(snapshot) if suits(snapshot) => Ok(snapshot.clone()),
@@ -292,6 +308,18 @@ mod tests {
     }
 
     #[test]
+    fn terms_are_right_when_the_tail_spans_several() {
+        let tail = [(6, 2), (7, 2), (8, 3), (9, 3), (10, 5)].map(|(index, term)| entry(index, term));
+        let runs = vec![(4, 1), (5, 2), (8, 3), (10, 5)];
+        let start = LogStart { index: 3, term: 1 };
+        let mut log = LogCache::new(HardState::default(), ConfState::default(), start, runs, tail.to_vec());
+        let terms = |log: &LogCache| (3..=log.last()).map(|index| log.term(index).unwrap()).collect::<Vec<u64>>();
+        assert_eq!(terms(&log), [1, 1, 2, 2, 2, 3, 3, 5]);
+        log.append(&[entry(9, 6)]);
+        assert_eq!(terms(&log), [1, 1, 2, 2, 2, 3, 6]);
+    }
+
+    #[test]
     fn appending_replaces_the_suffix_with_its_terms() {
         let mut log = log();
         log.append(&[entry(7, 5)]);
@@ -337,6 +365,16 @@ mod tests {
         assert_eq!(log.snapshot(0, 3), Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable)));
         assert!(log.take_snapshot_wish());
         assert_eq!(log.snapshot(10, 2), Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable)));
+    }
+
+    #[test]
+    fn rule_11_nothing_is_cut_beyond_what_is_durable() {
+        assert_eq!(compaction_point(100, 30, 0, None), 70);
+        assert_eq!(compaction_point(100, 30, 90, None), 90, "fewer are kept where they are large");
+        assert_eq!(compaction_point(100, 30, 90, Some(60)), 60, "a snapshot under way builds on them");
+        assert_eq!(compaction_point(100, 0, 0, Some(250)), 100);
+        assert_eq!(compaction_point(100, 0, 120, None), 100);
+        assert_eq!(compaction_point(10, 30, 0, None), 0);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //!   context that is sent twice with a stale index.
 
 mod announce;
+pub(crate) mod fuzzing;
 mod leaving;
 pub mod log;
 pub mod proposals;
@@ -248,7 +249,11 @@ impl Consensus {
             hard_state.vote = 0;
         }
         let promised = (hard_state.term, hard_state.vote);
-        let cache = LogCache::new(hard_state, applied.conf_state.clone(), start, image.term_runs, image.tail);
+        let mut conf_state = applied.conf_state.clone();
+        if mutant!(LearnerVotes) {
+            conf_state.voters.append(&mut conf_state.learners);
+        }
+        let cache = LogCache::new(hard_state, conf_state, start, image.term_runs, image.tail);
         let log_term = cache.term(applied.index)?;
         if log_term != applied.term {
             return Err(StartError::TermMismatch {

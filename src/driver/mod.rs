@@ -36,9 +36,10 @@ use log_size::LogSize;
 
 pub use apply::ApplyJob;
 pub use chores::Chore;
-pub use event::{Event, Fatal, Reply};
+pub use event::{ConfAnswer, Event, Fatal, Reply};
 pub use wal::WalJob;
 
+use crate::consensus::log::compaction_point;
 use crate::consensus::{Consensus, Effects, Input, Persist};
 use crate::node::Shared;
 use crate::snapshot::SnapshotWriter;
@@ -134,6 +135,8 @@ struct Driver {
     chore_running: bool,
     /// Since when a snapshot goes to which member, for the figures.
     sending_since: HashMap<u64, Instant>,
+    /// A configuration change that raft has taken, and the apply thread has not heard of yet.
+    conf_answer: Option<ConfAnswer>,
     peers: Vec<Peer>,
     /// The leader that was last published, for the log.
     led_by: u64,
@@ -185,6 +188,7 @@ pub fn start(
         last_snapshot_bytes: 0,
         chore_running: false,
         sending_since: HashMap::new(),
+        conf_answer: None,
         peers: Vec::new(),
         led_by: raft::INVALID_ID,
         given_up: false,
@@ -278,8 +282,7 @@ impl Driver {
                 let result = self.core.apply_conf_change(&change);
                 // Before anybody is told that it is done: the next request judges by it.
                 self.publish();
-                // The apply thread waits for it; if it is gone, the process is ending.
-                let _ = reply.send(result);
+                self.conf_answer = Some(ConfAnswer { reply, result });
             }
             Event::ProposeConf { change, reply } => {
                 let _ = reply.send(self.core.propose_conf_change(&change));
@@ -386,6 +389,10 @@ impl Driver {
         self.send(messages);
         for unit in persist {
             self.persist(unit);
+        }
+        // Behind the commit index that the change made durable, see `ConfAnswer`.
+        if let Some(answer) = self.conf_answer.take() {
+            self.to_wal(WalJob::Answer(answer));
         }
         if !apply.is_empty() {
             self.to_apply(ApplyJob::Entries(apply, Instant::now()));
@@ -556,9 +563,9 @@ impl Driver {
         }
         self.durable_index = self.durable_index.max(index);
         self.last_snapshot_bytes = bytes;
-        let in_use = self.offer.as_ref().map_or(u64::MAX, |offer| offer.index);
+        let offered = self.offer.as_ref().map(|offer| offer.index);
         let by_bytes = self.log_size.keep_after(index, MAX_KEPT_BYTES);
-        let keep_from = index.saturating_sub(self.options.keep_entries).max(by_bytes).min(in_use);
+        let keep_from = compaction_point(index, self.options.keep_entries, by_bytes, offered);
         let Some(term) = self.core.term_at(keep_from) else { return };
         if keep_from <= self.core.view().log_start.index {
             return;

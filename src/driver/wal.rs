@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use raft::eraftpb::Entry;
 
-use super::event::{Event, Fatal};
+use super::event::{ConfAnswer, Event, Fatal};
 use crate::consensus::Persist;
 use crate::consensus::log::FetchWish;
 use crate::node::Shared;
@@ -24,6 +24,8 @@ pub enum WalJob {
     Compact(LogStart),
     /// Read entries back.
     Fetch(FetchWish),
+    /// Everything before is durable: the apply thread may go on.
+    Answer(ConfAnswer),
     /// End.
     Close,
 }
@@ -74,6 +76,10 @@ impl WalThread {
                     WalJob::Fetch(wish) => {
                         self.flush()?;
                         self.fetch(wish)?;
+                    }
+                    WalJob::Answer(answer) => {
+                        self.flush()?;
+                        answer.send();
                     }
                     WalJob::Close => return self.flush(),
                 }

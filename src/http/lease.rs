@@ -17,9 +17,9 @@ use crate::state::reader::LeaseInfo;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct GrantJson {
+pub(super) struct GrantJson {
     /// Seconds; a fraction is allowed, down to a millisecond.
-    ttl: f64,
+    pub(super) ttl: f64,
 }
 
 /// `POST /v1/leases`
@@ -43,7 +43,8 @@ pub(super) async fn grant(call: &mut Call<'_>) -> Reply {
     Ok(applied.respond(response))
 }
 
-fn ttl_ms(ttl_seconds: f64) -> Result<u64, ApiError> {
+/// Checked: 1 ms to [`MAX_TTL`].
+pub(super) fn ttl_ms(ttl_seconds: f64) -> Result<u64, ApiError> {
     let range = 0.001..=MAX_TTL.as_secs_f64();
     if !range.contains(&ttl_seconds) {
         return Err(invalid(format!("`ttl` must be 0.001 to {} seconds", MAX_TTL.as_secs())));

@@ -22,7 +22,7 @@ const MAX_NAME: usize = 128;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct AddJson {
+pub(super) struct AddJson {
     id: Option<u64>,
     peer_url: String,
     client_url: Option<String>,
@@ -41,7 +41,7 @@ enum RoleJson {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct UpdateJson {
+pub(super) struct UpdateJson {
     peer_url: Option<String>,
     client_url: Option<String>,
     name: Option<String>,
@@ -49,14 +49,14 @@ struct UpdateJson {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ReplaceJson {
+pub(super) struct ReplaceJson {
     remove: u64,
-    add: AddJson,
+    pub(super) add: AddJson,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TransferJson {
+pub(super) struct TransferJson {
     id: u64,
 }
 
@@ -291,7 +291,7 @@ fn member_id(call: &Call<'_>) -> Result<u64, ApiError> {
         .ok_or_else(|| invalid("a member's id is a decimal number from 1".to_owned()))
 }
 
-fn new_member(add: AddJson) -> Result<NewMember, ApiError> {
+pub(super) fn new_member(add: AddJson) -> Result<NewMember, ApiError> {
     if add.id == Some(0) {
         return Err(invalid("`id` must be at least 1".to_owned()));
     }
@@ -317,7 +317,7 @@ fn check_name(name: String) -> Result<String, ApiError> {
 }
 
 /// An address that others can reach: `http://host:port`, and nothing that only makes sense on the machine that listens.
-fn check_url(name: &str, url: &str) -> Result<String, ApiError> {
+pub(super) fn check_url(name: &str, url: &str) -> Result<String, ApiError> {
     let refuse = |why: &str| invalid(format!("`{name}` {why}: write it as `http://host:port`"));
     if url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:")) {
         return Err(refuse("is https, which this build does not speak yet"));

@@ -18,6 +18,7 @@ mod body;
 mod call;
 mod conditions;
 mod error;
+pub(crate) mod fuzzing;
 mod guard;
 mod json;
 mod kv;

@@ -182,7 +182,7 @@ pub(super) fn openapi(call: &mut Call<'_>) -> Reply {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct CompactJson {
+pub(super) struct CompactJson {
     revision: u64,
 }
 

@@ -20,7 +20,7 @@ use crate::state::outcome::{Success, TxnResponse};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TxnJson {
+pub(super) struct TxnJson {
     #[serde(default)]
     compare: Vec<CompareJson>,
     #[serde(default)]
@@ -145,7 +145,7 @@ pub(super) async fn txn(call: &mut Call<'_>) -> Reply {
     Ok(applied.respond(respond::with_body(StatusCode::OK, respond::JSON, body)))
 }
 
-fn into_command(txn: TxnJson, limits: &LimitsConfig) -> Result<Txn, ApiError> {
+pub(super) fn into_command(txn: TxnJson, limits: &LimitsConfig) -> Result<Txn, ApiError> {
     let max = limits.max_txn_ops;
     for (name, length) in [
         ("compare", txn.compare.len()),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
-use http::header::HeaderName;
+use http::header::{HeaderMap, HeaderName};
 use http::{HeaderValue, StatusCode, header};
 use tokio::time::{Instant, sleep_until};
 
@@ -46,7 +46,7 @@ pub(super) async fn watch(call: &mut Call<'_>) -> Reply {
     let filter = filter(call)?;
     let from_revision = call.params.revision("from_revision")?;
     call.params.finish()?;
-    let resumed = resume_point(call, from_revision)?;
+    let resumed = resume_point(call.headers(), from_revision)?;
     let form = negotiate(call.headers(), Form::EventStream, Form::Ndjson);
     let slot = call.app.watch_slot()?;
     call.settle(consistency, deadline).await?;
@@ -108,8 +108,8 @@ fn filter(call: &mut Call<'_>) -> Result<WatchFilter, ApiError> {
 
 /// The revision to begin after. `Last-Event-ID` wins over `from_revision`: a browser that reconnects repeats the first URL and adds
 /// the header.
-fn resume_point(call: &Call<'_>, from_revision: Option<u64>) -> Result<Option<u64>, ApiError> {
-    match call.headers().get(&LAST_EVENT_ID) {
+pub(super) fn resume_point(headers: &HeaderMap, from_revision: Option<u64>) -> Result<Option<u64>, ApiError> {
+    match headers.get(&LAST_EVENT_ID) {
         Some(id) => {
             let id =
                 decimal(id.as_bytes()).ok_or_else(|| invalid("`Last-Event-ID` must be the `id` of an event: a revision".to_owned()))?;

@@ -10,6 +10,7 @@
 mod apply;
 pub mod command;
 pub mod divergence;
+pub(crate) mod fuzzing;
 mod gc;
 mod hub;
 mod idempotency;

@@ -195,7 +195,7 @@ impl Sessions {
             return Seen::Fresh;
         }
         if seq < session.low_water {
-            return Seen::Dropped;
+            return if mutant!(ForgetLowWater) { Seen::Fresh } else { Seen::Dropped };
         }
         let Some(block) = session.blocks.get(&(seq / BLOCK)) else {
             return Seen::Fresh;

@@ -17,6 +17,7 @@
 //!
 //! *Missing*: TLS. The client is built in one place ([`http_client`]) and the listener's byte stream is the acceptor's, so it goes there.
 
+pub(crate) mod fuzzing;
 mod inbound;
 mod lane;
 mod outbound;

@@ -72,7 +72,7 @@ impl<'a> Addressing<'a> {
         }
     }
 
-    fn header(&self) -> HeaderValue {
+    pub(super) fn header(&self) -> HeaderValue {
         let SenderIdentity {
             cluster_id,
             member,

@@ -17,6 +17,7 @@ mod checked;
 mod conformance;
 mod fence;
 mod files;
+pub(crate) mod fuzzing;
 pub mod inspect;
 mod journal;
 pub mod memory;

@@ -13,6 +13,8 @@ use crate::harness::{Cluster, Seed, Setup, client};
 use crate::load::{Writers, check};
 
 const COUNTERS: u64 = 4;
+/// How often it is looked at what the members take.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 fn parameter(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -97,7 +99,11 @@ enum Fault {
 struct Faults {
     seed: Seed,
     current: BTreeMap<u64, (Fault, Instant)>,
+    /// Members whose links are slow, besides whatever else is wrong with them.
+    slow: BTreeMap<u64, Instant>,
     counts: BTreeMap<&'static str, u64>,
+    /// The most members that were hit at one time, slow links counted by themselves.
+    most_at_once: usize,
     next_id: u64,
 }
 
@@ -113,10 +119,18 @@ impl Faults {
         for id in over {
             self.end(cluster, id);
         }
+        self.end_slow_links(cluster, now);
         let ids: Vec<u64> = cluster.ids();
         let id = ids[self.seed.below(ids.len() as u64) as usize];
         let until = now + Duration::from_millis(200 + self.seed.below(3_000));
         let kind = self.seed.below(12);
+        if kind >= 10 {
+            let delay = Duration::from_millis(10 + self.seed.below(150));
+            cluster.links.slow_down(id, delay);
+            self.slow.insert(id, until + Duration::from_secs(3));
+            self.count("slow links");
+            return;
+        }
         if self.current.contains_key(&id) {
             return;
         }
@@ -143,22 +157,37 @@ impl Faults {
                 for other in ids {
                     self.end(cluster, other);
                 }
+                self.end_slow_links(cluster, now + Duration::from_secs(60));
                 self.churn(cluster).await;
                 ("membership churn", None)
             }
-            9 => {
+            _ => {
                 // Refused without a leader, which is as good.
                 let _ = cluster
                     .call(Method::POST, id, "/leader?timeout=2s", Some(json!({ "id": id })))
                     .await;
                 ("transfer", None)
             }
-            _ => return,
         };
-        *self.counts.entry(name).or_insert(0) += 1;
         if let Some(fault) = fault {
             self.current.insert(id, (fault, until));
         }
+        self.count(name);
+    }
+
+    fn count(&mut self, name: &'static str) {
+        *self.counts.entry(name).or_insert(0) += 1;
+        self.most_at_once = self.most_at_once.max(self.current.len() + self.slow.len());
+    }
+
+    fn end_slow_links(&mut self, cluster: &Cluster, now: Instant) {
+        self.slow.retain(|&id, until| {
+            let is_over = *until <= now;
+            if is_over {
+                cluster.links.slow_down(id, Duration::ZERO);
+            }
+            !is_over
+        });
     }
 
     fn end(&mut self, cluster: &mut Cluster, id: u64) {
@@ -198,6 +227,28 @@ fn disk_bytes(dir: &std::path::Path) -> u64 {
             Err(_) => 0,
         })
         .sum()
+}
+
+/// What a member may take at the most, however long it runs: so much for itself, and so much for each write there ever was, all of which
+/// it keeps (history is kept for an hour).
+const OWN_BYTES: u64 = 192 << 20;
+const BYTES_PER_WRITE: u64 = 3 << 10;
+const MAX_DESCRIPTORS: usize = 300;
+
+/// No member takes more than it may.
+fn check_bounds(cluster: &mut Cluster, writes: u64) {
+    let allowed = OWN_BYTES + writes * BYTES_PER_WRITE;
+    for node in &mut cluster.nodes {
+        if !node.is_running() {
+            continue;
+        }
+        let (resident, _, descriptors) = node.figures();
+        let on_disk = disk_bytes(&node.data_dir);
+        let id = node.id;
+        assert!(resident <= allowed, "member {id}: {resident} bytes resident after {writes} writes");
+        assert!(on_disk <= allowed, "member {id}: {on_disk} bytes on disk after {writes} writes");
+        assert!(descriptors <= MAX_DESCRIPTORS, "member {id}: {descriptors} descriptors");
+    }
 }
 
 fn report(cluster: &Cluster, when: &str) {
@@ -241,17 +292,29 @@ async fn chaos() {
     let mut faults = Faults {
         seed: Seed(number),
         current: BTreeMap::new(),
+        slow: BTreeMap::new(),
         counts: BTreeMap::new(),
+        most_at_once: 0,
         next_id: 100,
     };
-    let until = Instant::now() + Duration::from_secs(seconds);
+    let begun = Instant::now();
+    let until = begun + Duration::from_secs(seconds);
+    let mut looked_at = begun;
     while Instant::now() < until {
         faults.step(&mut cluster).await;
+        if looked_at.elapsed() > LOOK_EVERY {
+            looked_at = Instant::now();
+            let counted: u64 = done.iter().map(|done| done.load(Ordering::Relaxed)).sum();
+            let writes = writers.acknowledged() as u64 + counted;
+            println!("FIG after {} s: {writes} writes acknowledged", begun.elapsed().as_secs());
+            check_bounds(&mut cluster, writes);
+        }
         tokio::time::sleep(Duration::from_millis(100 + faults.seed.below(500))).await;
     }
     for id in cluster.ids() {
         faults.end(&mut cluster, id);
     }
+    faults.end_slow_links(&cluster, Instant::now() + Duration::from_secs(60));
     cluster.links.heal();
     cluster.all_ready().await;
     writers.progress(100).await;
@@ -260,7 +323,7 @@ async fn chaos() {
         ended.unwrap();
     }
     let record = writers.stop().await;
-    println!("FIG faults: {:?}", faults.counts);
+    println!("FIG faults: {:?}, up to {} at once", faults.counts, faults.most_at_once);
     println!(
         "FIG {} acknowledged, {} unknown, {} refused, longest gap {:?}",
         record.acknowledged.len(),

@@ -4,18 +4,21 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 /// (from, to)
 type Link = (u64, u64);
 
-/// Which links are cut.
+/// Which links are cut, and which are slow.
 pub struct Links {
     cut: watch::Sender<HashSet<Link>>,
+    /// By the member at either end: whatever it sends or is sent waits so long, piece by piece.
+    slow: Mutex<HashMap<u64, Duration>>,
     ports: Mutex<HashMap<u64, u16>>,
 }
 
@@ -23,6 +26,7 @@ impl Links {
     pub fn new() -> Arc<Links> {
         Arc::new(Links {
             cut: watch::Sender::new(HashSet::new()),
+            slow: Mutex::default(),
             ports: Mutex::default(),
         })
     }
@@ -64,6 +68,33 @@ impl Links {
         self.cut.send_modify(HashSet::clear);
     }
 
+    /// Makes all links of a member slow; [`Duration::ZERO`] ends it.
+    pub fn slow_down(&self, id: u64, delay: Duration) {
+        self.slow.lock().insert(id, delay);
+    }
+
+    fn delay(&self, (from, to): Link) -> Duration {
+        let slow = self.slow.lock();
+        let of = |id| slow.get(&id).copied().unwrap_or_default();
+        of(from).max(of(to))
+    }
+
+    /// Carries one direction until either end is gone.
+    async fn pump(&self, link: Link, mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+        let mut piece = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = from.read(&mut piece).await {
+            let delay = self.delay(link);
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            if to.write_all(&piece[..count]).await.is_err() {
+                return;
+            }
+        }
+        // The other side may be gone already.
+        let _ = to.shutdown().await;
+    }
+
     async fn carry(self: Arc<Links>, mut inbound: TcpStream, to: u64, target: u16) {
         let mut head = Vec::new();
         let from = loop {
@@ -84,9 +115,13 @@ impl Links {
         if outbound.write_all(&head).await.is_err() {
             return;
         }
+        let (inbound_read, inbound_write) = inbound.split();
+        let (outbound_read, outbound_write) = outbound.split();
+        let there = self.pump((from, to), inbound_read, outbound_write);
+        let back = self.pump((to, from), outbound_read, inbound_write);
         tokio::select! {
-            _ = tokio::io::copy_bidirectional(&mut inbound, &mut outbound) => {}
-            _ = cut.wait_for(|cut| cut.contains(&(from, to))) => drop(outbound),
+            _ = async { tokio::join!(there, back) } => {}
+            _ = cut.wait_for(|cut| cut.contains(&(from, to))) => {}
         }
     }
 }

@@ -1,9 +1,10 @@
 //! No quorum, partitions, strangers, full disks.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -231,44 +232,110 @@ async fn rule_30_overload_is_refused_and_the_leader_stays() {
     check(&cluster, leader, "w", &record).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_refuses_writes_and_recovers_by_itself() {
-    let mut cluster = Cluster::prepare(Setup::of(1).set("limits.min_free_disk=32MiB")).await;
+/// A small file system on the data directory of member 1, or `None` where that is not allowed.
+fn small_disk(cluster: &mut Cluster, megabytes: u64) -> Option<Unmount> {
     let disk = cluster.node(1).data_dir.clone();
     std::fs::create_dir_all(&disk).unwrap();
     let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=96m", "tmpfs"])
+        .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"])
         .arg(&disk)
         .output();
-    if !mounted.is_ok_and(|output| output.status.success()) {
-        // Written past the harness, which shows nothing of a test that passes.
-        let _ = std::io::Write::write_all(
-            &mut std::io::stderr(),
-            b"!!! NOT TESTED: a full disk. It takes a tmpfs, so run this as root: sudo -E cargo test --test cluster a_full_disk\n",
-        );
-        return;
+    if mounted.is_ok_and(|output| output.status.success()) {
+        return Some(Unmount(disk));
     }
-    let unmount = Unmount(disk.clone());
+    // Written past the harness, which shows nothing of a test that passes.
+    let _ = std::io::Write::write_all(
+        &mut std::io::stderr(),
+        b"!!! NOT TESTED: a full disk. It takes a tmpfs, so run this as root: sudo -E cargo test --test cluster full_disk\n",
+    );
+    None
+}
+
+fn free_bytes(path: &Path) -> u64 {
+    let free = rustix::fs::statvfs(path).unwrap();
+    free.f_bavail * free.f_frsize
+}
+
+/// Fills the file system up to the last `leave` bytes.
+fn fill(disk: &Path, name: &str, leave: u64) {
+    use std::io::Write as _;
+    let mut file = std::fs::File::create(disk.join(name)).unwrap();
+    let piece = vec![1; 64 << 10];
+    while free_bytes(disk) > leave {
+        let wanted = (free_bytes(disk) - leave).min(piece.len() as u64) as usize;
+        if file.write(&piece[..wanted]).is_err() {
+            return;
+        }
+    }
+}
+
+async fn status_of_put(cluster: &Cluster, key: &str) -> Option<u16> {
+    Some(cluster.put(1, key, "v").await.ok()?.as_u16())
+}
+
+/// Nearly full: writes get 507, deletes and compaction go on, and room heals it. Full to the last byte: a member that is started on it
+/// serves what it has, and room heals that too.
+async fn lives_through_a_full_disk(wal: &'static str, store: &'static str) {
+    let setup = Setup::of(1).engines(wal, store).set("limits.min_free_disk=32MiB");
+    let mut cluster = Cluster::prepare(setup).await;
+    let Some(unmount) = small_disk(&mut cluster, 256) else { return };
+    let disk = unmount.0.clone();
     cluster.node(1).start();
     cluster.ready(1).await;
-    assert!(cluster.put(1, "k", "v").await.unwrap().is_success());
-    let filler = disk.join("filler");
-    let free = 96 << 20;
-    std::fs::write(&filler, vec![1; free - (62 << 20)]).unwrap();
+    for key in ["k", "stays"] {
+        assert_eq!(status_of_put(&cluster, key).await, Some(201));
+    }
+
+    fill(&disk, "filler", 24 << 20);
     eventually("writes to be refused", SOON, async || {
-        (cluster.put(1, "k2", "v").await.ok()?.as_u16() == 507).then_some(())
+        (status_of_put(&cluster, "k2").await? == 507).then_some(())
     })
     .await;
     assert_eq!(cluster.get(1, "k").await.0, 200);
     let deleted = cluster.http.delete(format!("{}/k", cluster.url(1))).send().await.unwrap();
     assert_eq!(deleted.status(), 204);
-    std::fs::remove_file(&filler).unwrap();
+    let (status, answer) = cluster.call(Method::POST, 1, "/v1/compact", Some(json!({ "revision": 3 }))).await;
+    assert_eq!(status, 200, "{answer}");
+    std::fs::remove_file(disk.join("filler")).unwrap();
     eventually("writes to be taken again", SOON, async || {
-        cluster.put(1, "k3", "v").await.ok()?.is_success().then_some(())
+        (status_of_put(&cluster, "k3").await? == 201).then_some(())
+    })
+    .await;
+
+    cluster.node(1).kill();
+    fill(&disk, "filler", 0);
+    cluster.node(1).start();
+    cluster.ready(1).await;
+    assert_eq!(cluster.get(1, "stays").await, (200, "v".to_owned()));
+    assert_eq!(cluster.get(1, "k").await.0, 404);
+    eventually("writes to be refused", SOON, async || {
+        (status_of_put(&cluster, "k4").await? == 507).then_some(())
+    })
+    .await;
+    std::fs::remove_file(disk.join("filler")).unwrap();
+    eventually("writes to be taken again", SOON, async || {
+        (status_of_put(&cluster, "k5").await? == 201).then_some(())
     })
     .await;
     cluster.node(1).kill();
     drop(unmount);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sled_lives_through_a_full_disk() {
+    lives_through_a_full_disk("sled", "memory").await;
+    lives_through_a_full_disk("sled", "sled").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raft_engine_lives_through_a_full_disk() {
+    lives_through_a_full_disk("raft-engine", "memory").await;
+}
+
+#[cfg(feature = "rocksdb")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rocksdb_lives_through_a_full_disk() {
+    lives_through_a_full_disk("rocksdb", "rocksdb").await;
 }
 
 struct Unmount(std::path::PathBuf);

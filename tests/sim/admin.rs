@@ -3,12 +3,18 @@
 use metcd::leader::care::{conf_change, quorum_lost_without};
 use metcd::state::command::{MemberRecord, MemberRole, MembershipChange};
 
+use crate::machine::Machine;
 use crate::node::{Input, peer_url};
 use crate::plan::SECOND;
 use crate::world::{Event, World};
 
 /// Machines there are at most, the founders included.
 const MAX_EXTRA_MACHINES: u64 = 5;
+
+/// It will not come back, or may not: an administrator takes nobody else away before it is replaced.
+fn is_lost(machine: &Machine) -> bool {
+    machine.is_gone || machine.is_damaged
+}
 
 impl World {
     /// The slot of a process that leads.
@@ -27,7 +33,7 @@ impl World {
         if self.is_healed {
             return;
         }
-        let at = self.now + self.rng.range(SECOND, 10 * SECOND);
+        let at = self.now + self.rng.range(SECOND / 2, self.plan.admin_pause);
         self.schedule(at, Event::Admin);
         let Some(leader) = self.leader() else { return };
         if self.rng.chance(200) {
@@ -38,7 +44,7 @@ impl World {
                 }
             });
         }
-        let has_lost = self.machines.iter().any(|machine| machine.is_gone);
+        let has_lost = self.machines.iter().any(is_lost);
         if self.plan.membership || has_lost {
             self.change_members(leader);
         }
@@ -48,7 +54,7 @@ impl World {
         let Some(process) = &self.machines[leader].process else { return };
         let (view, progress, reader) = (process.view.clone(), process.progress.clone(), process.reader.clone());
         let members: Vec<u64> = reader.members().iter().map(|member| member.id).collect();
-        let gone = members.iter().copied().find(|&id| self.machines[id as usize - 1].is_gone);
+        let gone = members.iter().copied().find(|&id| is_lost(&self.machines[id as usize - 1]));
         let can_add = (self.machines.len() as u64) < self.plan.founders + MAX_EXTRA_MACHINES;
         let victim = gone.or_else(|| self.rng.pick(&members).copied());
         let is_replacement = can_add && self.rng.chance(500);
@@ -67,6 +73,10 @@ impl World {
             ..Default::default()
         };
         self.propose_change(leader, &change);
+        if self.rng.chance(300) {
+            // Another administrator wants the very same member to lead: it may apply its own removal as the leader.
+            self.with_process(leader, |process, world| process.enqueue(world, Input::Transfer(victim)));
+        }
     }
 
     fn add_member(&mut self, leader: usize, replaces: u64) {

@@ -16,6 +16,8 @@ use crate::world::{Event, World};
 
 const ACCOUNTS: u64 = 4;
 const DEPOSIT: i64 = 100;
+/// Leases of one client at a time.
+const MAX_LEASES: usize = 3;
 
 /// What a client knows and waits for.
 #[derive(Default)]
@@ -111,7 +113,13 @@ impl World {
             return;
         }
         let (intent, request) = self.choose(client);
-        let patience = self.rng.range(SECOND, 8 * SECOND);
+        // Whoever keeps leases alive does not wait for long, and asks somebody else.
+        let (shortest, longest) = if self.plan.keeps_leases() {
+            (300 * MS, 2 * SECOND)
+        } else {
+            (SECOND, 8 * SECOND)
+        };
+        let patience = self.rng.range(shortest, longest);
         self.ask(client, intent, request, patience);
     }
 
@@ -174,7 +182,10 @@ impl World {
         let n = self.rng.range(0, self.plan.keys);
         let key = key_name(n);
         let known = self.clients[client].known.get(&key).copied();
-        match self.rng.range(0, 100) {
+        if self.rng.range(0, 100) < self.plan.lease_share {
+            return self.choose_lease(client);
+        }
+        match self.rng.range(0, 91) {
             0..20 => self.choose_put(key, Expect::Anything, None),
             20..24 => self.choose_put(key, Expect::Absent, None),
             24..36 => match known {
@@ -203,7 +214,6 @@ impl World {
             74..80 => (Intent::ReadBank, read(KeySpan::prefix(b"b"), true, 0)),
             80..81 => (Intent::ReadBank, read(KeySpan::prefix(b"b"), false, 0)),
             81..90 => self.choose_transfer(client),
-            90..99 => self.choose_lease(client),
             _ => {
                 let revision = self.clients[client].last_revision;
                 (Intent::Other, write(Body::Compact(Compact { revision })))
@@ -297,11 +307,20 @@ impl World {
 
     fn choose_lease(&mut self, client: usize) -> (Intent, Request) {
         let leases = self.clients[client].leases.clone();
-        let Some(&lease) = self.rng.pick(&leases) else {
-            let ttl_ms = [500, 2_000, 10_000][self.rng.range(0, 3) as usize];
+        let Some(&lease) = self
+            .rng
+            .pick(&leases)
+            .filter(|_| leases.len() >= MAX_LEASES || !self.rng.chance(300))
+        else {
+            let all = if self.plan.keeps_leases() {
+                [2_000, 3_000, 5_000]
+            } else {
+                [500, 2_000, 10_000]
+            };
+            let ttl_ms = all[self.rng.range(0, 3) as usize];
             return (Intent::Grant, write(Body::LeaseGrant(LeaseGrant { ttl_ms, id: 0 })));
         };
-        match self.rng.range(0, 10) {
+        match self.rng.range(0, if self.plan.keeps_leases() { 40 } else { 10 }) {
             0..2 => {
                 let (key, id) = (format!("l{lease}"), self.new_value());
                 let text = format!("l:{id}");
@@ -313,12 +332,12 @@ impl World {
                 });
                 (Intent::PutLeased { key, text }, write(body))
             }
-            2..9 => (Intent::KeepAlive { lease }, Request::KeepAlive(lease)),
-            _ => {
+            2 => {
                 self.oracle.lease.note_revoked(lease);
                 self.clients[client].leases.retain(|&other| other != lease);
                 (Intent::Revoke, write(Body::LeaseRevoke(LeaseRevoke { id: lease })))
             }
+            _ => (Intent::KeepAlive { lease }, Request::KeepAlive(lease)),
         }
     }
 

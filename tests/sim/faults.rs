@@ -28,7 +28,10 @@ impl World {
         self.schedule(at, Event::Fault);
         let faults = self.plan.faults.clone();
         let Some(&kind) = self.rng.pick(&faults) else { return };
-        let slot = self.rng.range(0, self.machines.len() as u64) as usize;
+        let slot = match self.leader() {
+            Some(leader) if self.rng.chance(self.plan.leader_per_mille) => leader,
+            _ => self.rng.range(0, self.machines.len() as u64) as usize,
+        };
         if self.strike_with(kind, slot) {
             self.trace(|| format!("FAULT {kind:?} n{}", slot + 1));
             *self.stats.faults.entry(kind).or_default() += 1;
@@ -42,7 +45,11 @@ impl World {
             // In the plan from the beginning.
             FaultKind::Loss | FaultKind::Duplication | FaultKind::Delay => return true,
             FaultKind::Partition => {
-                let side: Vec<bool> = (0..self.machines.len()).map(|_| self.rng.chance(500)).collect();
+                // Now and then it is one machine against all the others.
+                let is_alone = self.rng.chance(400);
+                let side: Vec<bool> = (0..self.machines.len())
+                    .map(|other| if is_alone { other == slot } else { self.rng.chance(500) })
+                    .collect();
                 self.cut_where(|from, to| side[from] != side[to]);
                 self.schedule(until, Event::Cure(Cure::Links));
             }
@@ -66,6 +73,10 @@ impl World {
                 }
             }
             FaultKind::Crash => return self.crash(slot),
+            FaultKind::CrashPoint => {
+                self.machines[slot].crash_points = self.rng.range(1, 20);
+                return self.machines[slot].process.is_some();
+            }
             FaultKind::Blackout => {
                 for slot in 0..self.machines.len() {
                     self.crash(slot);
@@ -84,8 +95,8 @@ impl World {
                 self.machines[slot].is_slow = true;
                 self.schedule(until, Event::Cure(Cure::Disk(slot)));
             }
-            FaultKind::FullDisk => self.fail_disk(slot, FaultAt::Write, io::ErrorKind::StorageFull),
-            FaultKind::FailedSync => self.fail_disk(slot, FaultAt::Sync, io::ErrorKind::Other),
+            FaultKind::FullDisk => return self.fail_disk(slot, FaultAt::Write, io::ErrorKind::StorageFull),
+            FaultKind::FailedSync => return self.fail_disk(slot, FaultAt::Sync, io::ErrorKind::Other),
             FaultKind::BitFlip => return self.flip_bit(slot),
             FaultKind::Wipe => return self.wipe(slot),
         }
@@ -118,9 +129,33 @@ impl World {
         true
     }
 
-    fn fail_disk(&mut self, slot: usize, at: FaultAt, kind: io::ErrorKind) {
+    /// A process passes a point between two steps that belong together: it may be the one at which it dies. The crash comes as an event
+    /// of its own, before any other event of this process.
+    pub fn pass_crash_point(&mut self, slot: usize) {
+        let points = &mut self.machines[slot].crash_points;
+        if *points == 0 {
+            return;
+        }
+        *points -= 1;
+        if *points == 0 && self.faults_are_on() {
+            let boot = self.machines[slot].boot;
+            self.schedule(self.now, Event::Crash { slot, boot });
+        }
+    }
+
+    pub fn crash_at_point(&mut self, slot: usize, boot: u64) {
+        if self.machines[slot].boot == boot && self.crash(slot) {
+            self.trace(|| format!("FAULT CrashPoint n{} dies", slot + 1));
+        }
+    }
+
+    fn fail_disk(&mut self, slot: usize, at: FaultAt, kind: io::ErrorKind) -> bool {
+        if self.machines[slot].process.is_none() {
+            return false;
+        }
         let after = self.rng.range(0, 5);
         self.machines[slot].disk.fail(at, after, kind);
+        true
     }
 
     /// Whether the cluster can do without this member's disk for ever. `false` while its membership is in motion.

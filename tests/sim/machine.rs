@@ -24,6 +24,8 @@ pub struct Machine {
     pub snapshots: BTreeMap<u64, Arc<[u8]>>,
     pub process: Option<Box<Process>>,
     pub is_paused: bool,
+    /// Points between two steps that its process still passes before it dies at one; 0: it does not.
+    pub crash_points: u64,
     /// Events that reached a paused process.
     pub stalled: Vec<crate::world::Event>,
     pub clock: Clock,

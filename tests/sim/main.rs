@@ -5,6 +5,20 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "an oracle looks at what it knows")]
 #![allow(clippy::wrong_self_convention, reason = "the names of the driver's own functions")]
 
+/// Whether a bug of the simulation's own driver is switched on: see `src/mutants.rs`.
+#[cfg(feature = "mutants")]
+macro_rules! known_bug {
+    ($name:ident) => {
+        metcd::mutants::is_on(metcd::mutants::Mutant::$name)
+    };
+}
+#[cfg(not(feature = "mutants"))]
+macro_rules! known_bug {
+    ($name:ident) => {
+        false
+    };
+}
+
 mod admin;
 mod calls;
 mod clients;
@@ -24,6 +38,10 @@ mod world;
 
 use plan::Settings;
 use run::run;
+
+/// As in the program: a third of the time would go into the system's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// What CI runs: always the same seeds.
 const CI_SEEDS: u64 = 200;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use metcd::server::admission::MemberTable;
 use raft::eraftpb::Message;
 
-use crate::plan::{Micros, Plan};
+use crate::plan::{Micros, Plan, SECOND};
 use crate::rng::Rng;
 
 /// What travels from machine to machine.
@@ -86,7 +86,13 @@ impl Network {
         }
         let mut delays = vec![self.delay(rng)];
         if rng.chance(self.duplicate_per_mille) {
-            delays.push(self.delay(rng) * 3);
+            // Some lie around for long.
+            let is_late = rng.chance(50);
+            delays.push(if is_late {
+                rng.range(SECOND, 40 * SECOND)
+            } else {
+                self.delay(rng) * 3
+            });
         }
         delays
     }

@@ -33,6 +33,9 @@ pub enum FaultKind {
     Crash,
     /// All processes die at once.
     Blackout,
+    /// A process dies between two steps that belong together: a written record and its sync, an adopted snapshot and the log's new
+    /// beginning, an entry and what follows from it.
+    CrashPoint,
     /// A process stands still and goes on later.
     Pause,
     /// A monotonic clock runs too fast or too slow.
@@ -50,7 +53,7 @@ pub enum FaultKind {
 }
 
 /// All of them.
-pub const FAULT_KINDS: [FaultKind; 16] = [
+pub const FAULT_KINDS: [FaultKind; 17] = [
     FaultKind::Loss,
     FaultKind::Duplication,
     FaultKind::Delay,
@@ -60,6 +63,7 @@ pub const FAULT_KINDS: [FaultKind; 16] = [
     FaultKind::Swizzle,
     FaultKind::Crash,
     FaultKind::Blackout,
+    FaultKind::CrashPoint,
     FaultKind::Pause,
     FaultKind::Clock,
     FaultKind::SlowDisk,
@@ -121,6 +125,12 @@ pub struct Plan {
     pub think: Micros,
     /// Pause between two faults, at most.
     pub fault_pause: Micros,
+    /// How often a fault that hits one machine hits the leader's.
+    pub leader_per_mille: u64,
+    /// Pause between two acts of the administrator, at most.
+    pub admin_pause: Micros,
+    /// How much of the clients' work is about leases, in per cent.
+    pub lease_share: u64,
     pub faults: Vec<FaultKind>,
     /// Members are added, removed and replaced.
     pub membership: bool,
@@ -130,6 +140,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Clients hold leases and keep them alive, across whatever happens to the leader.
+    pub fn keeps_leases(&self) -> bool {
+        self.lease_share > 50
+    }
+
     pub fn new(settings: &Settings, rng: &mut Rng) -> Plan {
         let founders = [1, 1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7][rng.range(0, 16) as usize];
         let mut faults = Vec::new();
@@ -169,6 +184,9 @@ impl Plan {
             sync: (100, [MS, 20 * MS][rng.range(0, 2) as usize]),
             think: [500 * MS, 2 * SECOND, 8 * SECOND][rng.range(0, 3) as usize],
             fault_pause: [SECOND, 4 * SECOND, 12 * SECOND][rng.range(0, 3) as usize],
+            leader_per_mille: [0, 400, 800][rng.range(0, 3) as usize],
+            admin_pause: [2 * SECOND, 10 * SECOND][rng.range(0, 2) as usize],
+            lease_share: [9, 9, 60][rng.range(0, 3) as usize],
             membership: rng.chance(400),
             keys: [1, 3, 8][rng.range(0, 3) as usize],
             retain_revisions: [20, 100, 100_000][rng.range(0, 3) as usize],

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use metcd::snapshot::SnapshotWriter;
 use metcd::state::SnapshotView;
-use raft::eraftpb::Message;
+use raft::eraftpb::{ConfState, Message};
 
 use crate::calls::{Answer, Calls};
 use crate::clients::Client;
@@ -29,10 +29,12 @@ pub enum Event {
     Synced { slot: usize, boot: u64 },
     Apply { slot: usize, boot: u64 },
     Chore { slot: usize, boot: u64 },
+    ConfDone { slot: usize, boot: u64, conf_state: ConfState },
     Deliver(Box<Packet>),
     Unreachable { slot: usize, boot: u64, peer: u64 },
     Stream { stream: u64 },
     Start { slot: usize },
+    Crash { slot: usize, boot: u64 },
     Request { call: u64 },
     CallTimeout { call: u64 },
     Answer { client: usize, call: u64, answer: Answer },
@@ -223,6 +225,14 @@ impl World {
             Event::Wake { slot, boot } => self.at_process(slot, boot, event, |process, world| process.take_inputs(world)),
             Event::Synced { slot, boot } => self.at_process(slot, boot, event, |process, world| process.synced(world)),
             Event::Apply { slot, boot } => self.at_process(slot, boot, event, |process, world| process.apply_step(world)),
+            Event::ConfDone {
+                slot,
+                boot,
+                ref conf_state,
+            } => {
+                let conf_state = conf_state.clone();
+                self.at_process(slot, boot, event, |process, world| process.answer_conf(world, conf_state));
+            }
             Event::Chore { slot, boot } => self.at_process(slot, boot, event, |process, world| process.finish_chore(world)),
             Event::Unreachable { slot, boot, peer } => self.at_process(slot, boot, event, |process, world| {
                 process.enqueue(world, Input::Unreachable(peer));
@@ -230,6 +240,7 @@ impl World {
             Event::Deliver(packet) => self.deliver(*packet),
             Event::Stream { stream } => self.continue_stream(stream),
             Event::Start { slot } => self.start(slot),
+            Event::Crash { slot, boot } => self.crash_at_point(slot, boot),
             Event::Request { call } => self.deliver_request(call),
             Event::CallTimeout { call } => self.call_timeout(call),
             Event::Answer { client, call, answer } => self.hear(client, call, answer),
@@ -300,7 +311,7 @@ impl World {
             return;
         }
         let seed = self.settings.seed;
-        match Process::start(machine, &self.plan, seed) {
+        match Process::start(machine, &self.plan, seed, &mut self.oracle.raft) {
             Ok(process) => {
                 let (member, boot) = (machine.member, machine.boot);
                 machine.process = Some(Box::new(process));
@@ -348,6 +359,7 @@ impl World {
         let machine = &mut self.machines[slot];
         machine.process = None;
         machine.is_paused = false;
+        machine.crash_points = 0;
         machine.stalled.clear();
         machine.disk.crash(keep);
         self.close_watches_of(slot);
@@ -400,6 +412,9 @@ impl World {
     // ---- snapshots on their way
 
     pub fn begin_stream(&mut self, from: usize, boot: u64, message: Message, view: SnapshotView) {
+        if let Err(fault) = crate::oracle::raft::check_offer(&message, &view) {
+            return self.violation(fault);
+        }
         self.last_stream += 1;
         let stream = self.last_stream;
         self.streams.insert(

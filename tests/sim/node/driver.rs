@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use metcd::consensus::log::compaction_point;
 use metcd::consensus::{Effects, Input as Step, Persist};
 use metcd::server::admission::{Introduction, MemberTable};
 use metcd::snapshot::{self, SnapshotReader};
 use metcd::state::SnapshotView;
 use metcd::transport::{MEMBER_REMOVED, SenderIdentity};
-use metcd::wal::LogStart;
+use metcd::wal::{LogStart, Wal as _};
 use raft::eraftpb::{Message, MessageType, Snapshot};
 
 use super::start::{CLUSTER_ID, peer_url};
@@ -74,7 +75,7 @@ impl Process {
                 cluster_time_ms,
                 settled,
             }),
-            Input::ConfChange(change) => self.answer_conf(world, &change),
+            Input::ConfChange(change) => self.take_conf(world, &change),
             Input::ProposeConf(change) => {
                 // Whether it took effect is seen in the member table, as in the product.
                 let answer = self.core.propose_conf_change(&change);
@@ -168,8 +169,13 @@ impl Process {
         self.is_commit_unannounced = commit_unannounced;
         self.send(world, messages);
         for unit in persist {
-            world.oracle.raft.note_entries(self.id, &unit.entries);
+            world.oracle.raft.note_appended(&unit.entries);
             self.persist(world, unit);
+        }
+        match self.conf_answer.take() {
+            Some(conf_state) if known_bug!(AnswerConfEarly) => self.answer_conf(world, conf_state),
+            Some(conf_state) => self.to_wal(world, WalJob::Answer(conf_state)),
+            None => {}
         }
         if !apply.is_empty() {
             world.oracle.raft.note_committed(self.id, &apply);
@@ -346,6 +352,7 @@ impl Process {
         };
         match self.received.take() {
             Some((received, file)) if received == start => {
+                self.clear_log_first(&unit, start);
                 self.to_apply(world, ApplyJob::Install { file, start });
                 self.installing = Some(Installing {
                     persist: unit,
@@ -356,6 +363,16 @@ impl Process {
                 let other = other.map(|(start, _)| start);
                 self.failed = Some(Failure::Bug(format!("raft installs snapshot {start:?}, received was {other:?}")));
             }
+        }
+    }
+
+    /// The wrong order, which the simulation has to notice: the log begins anew before the snapshot it begins with is on the disk.
+    fn clear_log_first(&mut self, unit: &Persist, start: LogStart) {
+        if known_bug!(ClearLogFirst)
+            && let Some(hard_state) = &unit.hard_state
+            && let Err(error) = self.wal.reset(start, hard_state)
+        {
+            self.fail_disk(error);
         }
     }
 
@@ -414,8 +431,8 @@ impl Process {
     fn handle_durable(&mut self, world: &mut World, index: u64) {
         self.is_chore_running = false;
         self.durable_index = self.durable_index.max(index);
-        let in_use = self.offer.as_ref().map_or(u64::MAX, |offer| offer.index);
-        let keep_from = index.saturating_sub(world.plan.keep_entries).min(in_use);
+        let offered = self.offer.as_ref().map(|offer| offer.index);
+        let keep_from = compaction_point(index, world.plan.keep_entries, 0, offered);
         let Some(term) = self.core.term_at(keep_from) else { return };
         if keep_from <= self.core.view().log_start.index {
             return;

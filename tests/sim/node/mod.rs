@@ -22,9 +22,10 @@ use metcd::state::{SnapshotView, State, StateReader};
 use metcd::store::MemoryStore;
 use metcd::wal::LogStart;
 use metcd::wal::memory::MemoryWal;
-use raft::eraftpb::{ConfChangeV2, Entry, Message};
+use raft::eraftpb::{ConfChangeV2, ConfState, Entry, Message};
 
 use crate::oracle::history::Auditor;
+use crate::oracle::raft::Written;
 
 pub use serve::{Renewal, Waiter};
 pub use start::{founding_snapshot, peer_url};
@@ -71,6 +72,8 @@ pub enum Input {
 pub enum WalJob {
     Persist(Persist),
     Compact(LogStart),
+    /// Everything before is durable: the apply thread may go on with this configuration.
+    Answer(ConfState),
     Fetch(metcd::consensus::log::FetchWish),
 }
 
@@ -84,7 +87,9 @@ pub enum ApplyJob {
 /// What the apply thread is in the middle of.
 pub enum Applying {
     /// A configuration entry: the driver is asked.
-    Conf(Entry, Option<ConfChangeV2>),
+    Conf(Entry),
+    /// The snapshot is being written, and has no name on the disk yet.
+    Adopting(Arc<[u8]>, LogStart),
     /// The snapshot has its name on the disk, and is not in the store yet.
     Adopted(Arc<[u8]>, LogStart),
 }
@@ -119,6 +124,8 @@ pub struct Process {
     wal_jobs: VecDeque<WalJob>,
     /// A sync is under way; afterwards this number is reported.
     syncing: Option<u64>,
+    /// The entries it covers.
+    unsynced: Vec<Written>,
     apply_jobs: VecDeque<ApplyJob>,
     is_apply_due: bool,
     applying: Option<Applying>,
@@ -133,6 +140,7 @@ pub struct Process {
     installing: Option<Installing>,
     durable_index: u64,
     is_chore_running: bool,
+    conf_answer: Option<ConfState>,
     /// Some do not know of the commit index: they are told at the next tick.
     is_commit_unannounced: bool,
     /// Members it can send to.

@@ -12,11 +12,12 @@ use metcd::snapshot::{self, SnapshotReader, SnapshotWriter};
 use metcd::state::command::{MemberRecord, MemberRole};
 use metcd::state::{SnapshotView, State};
 use metcd::store::{KvStore, MemoryStore};
-use metcd::wal::memory;
+use metcd::wal::{Wal as _, memory};
 
 use super::{Failure, Process};
 use crate::machine::Machine;
 use crate::oracle::history::Auditor;
+use crate::oracle::raft::{RaftOracle, Written};
 use crate::plan::{ELECTION_TICKS, Plan};
 
 /// A removed member is accompanied, or goes on, so long at most.
@@ -61,7 +62,7 @@ pub fn install(file: &[u8], store: &dyn KvStore) -> Result<(), snapshot::Snapsho
 
 impl Process {
     /// Starts on what the machine's disk holds.
-    pub fn start(machine: &mut Machine, plan: &Plan, seed: u64) -> Result<Process, Failure> {
+    pub fn start(machine: &mut Machine, plan: &Plan, seed: u64, oracle: &mut RaftOracle) -> Result<Process, Failure> {
         let disk = |error: &dyn std::fmt::Display| Failure::Disk(error.to_string());
         machine.boot += 1;
         let mut wal = memory::open(&machine.disk).map_err(|error| disk(&error))?;
@@ -75,6 +76,12 @@ impl Process {
         let applied = state.applied();
         let image = reconcile(&mut wal, &applied, newest.map(|(index, _)| index)).map_err(|error| disk(&error))?;
         let log = &image.recovered;
+        let entries = wal.entries(log.start.index + 1, log.last_index + 1, u64::MAX);
+        let held = entries.map_err(|error| disk(&error))?;
+        let held: Vec<Written> = held.iter().map(Written::from).collect();
+        oracle.note_begin(machine.member, log.start);
+        oracle.note_synced(machine.member, &held);
+        oracle.note_conf(applied.index, &applied.conf_state);
         let serve_from = log.hard_state.commit.max(applied.index).min(log.last_index);
         let options = Options {
             id: machine.member,
@@ -111,6 +118,7 @@ impl Process {
             is_wake_due: false,
             wal_jobs: VecDeque::new(),
             syncing: None,
+            unsynced: Vec::new(),
             apply_jobs: VecDeque::new(),
             is_apply_due: false,
             applying: None,
@@ -124,6 +132,7 @@ impl Process {
             installing: None,
             durable_index: applied.index,
             is_chore_running: false,
+            conf_answer: None,
             is_commit_unannounced: false,
             peers: Vec::new(),
             admissions: Admissions::new(machine.member, CLUSTER_ID, machine.incarnation),

@@ -6,10 +6,11 @@ use metcd::consensus::Persist;
 use metcd::state::outcome::Outcome;
 use metcd::state::{ConfDecision, ProposalId, SnapshotView, StateError};
 use metcd::wal::{LogStart, Wal, WalBatch, WalError};
-use raft::eraftpb::{ConfChangeV2, Entry, EntryType};
+use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType};
 
 use super::start::{install, write_snapshot};
 use super::{ApplyJob, Applying, Failure, Input, Process, WalJob};
+use crate::oracle::raft::Written;
 use crate::plan::MS;
 use crate::world::{Event, World};
 
@@ -33,7 +34,7 @@ impl Process {
         }
     }
 
-    fn fail_disk(&mut self, error: WalError) {
+    pub(super) fn fail_disk(&mut self, error: WalError) {
         let failure = match error {
             WalError::Io { .. } => Failure::Disk(error.to_string()),
             other => Failure::Bug(other.to_string()),
@@ -48,6 +49,7 @@ impl Process {
             match job {
                 WalJob::Persist(unit) if unit.snapshot.is_none() => {
                     number = Some(unit.number);
+                    self.unsynced.extend(unit.entries.iter().map(Written::from));
                     self.wal.append_unsynced(&WalBatch {
                         entries: unit.entries,
                         hard_state: unit.hard_state,
@@ -58,8 +60,15 @@ impl Process {
                     self.wal_jobs.push_front(other);
                     break;
                 }
-                WalJob::Persist(unit) => number = Some(self.begin_anew(unit)?),
-                WalJob::Compact(to) => self.wal.compact(to)?,
+                WalJob::Persist(unit) => number = Some(self.begin_anew(world, unit)?),
+                WalJob::Compact(to) => {
+                    self.wal.compact(to)?;
+                    world.pass_crash_point(self.slot);
+                }
+                WalJob::Answer(conf_state) => {
+                    let at = world.now + world.rng.skewed(1, MS);
+                    world.schedule(at, self.event(|slot, boot| Event::ConfDone { slot, boot, conf_state }));
+                }
                 WalJob::Fetch(wish) => {
                     let entries = match self.wal.entries(wish.low, wish.high, wish.max_bytes) {
                         Ok(entries) => entries,
@@ -73,6 +82,7 @@ impl Process {
         }
         if let Some(number) = number {
             self.syncing = Some(number);
+            world.pass_crash_point(self.slot);
             let at = world.now + world.sync_duration(self.slot);
             world.schedule(at, self.event(|slot, boot| Event::Synced { slot, boot }));
         }
@@ -80,10 +90,13 @@ impl Process {
     }
 
     /// The log begins anew after an installed snapshot.
-    fn begin_anew(&mut self, unit: Persist) -> Result<u64, WalError> {
+    fn begin_anew(&mut self, world: &mut World, unit: Persist) -> Result<u64, WalError> {
         if let (Some(start), Some(hard_state)) = (unit.snapshot, &unit.hard_state) {
             self.wal.reset(start, hard_state)?;
+            world.oracle.raft.note_begin(self.id, start);
+            world.pass_crash_point(self.slot);
         }
+        self.unsynced.extend(unit.entries.iter().map(Written::from));
         if !unit.entries.is_empty() {
             self.wal.append(&WalBatch {
                 entries: unit.entries,
@@ -99,6 +112,9 @@ impl Process {
         if let Err(error) = self.wal.sync() {
             return self.fail_disk(error);
         }
+        world.oracle.raft.note_synced(self.id, &self.unsynced);
+        self.unsynced.clear();
+        world.pass_crash_point(self.slot);
         self.run_wal(world);
         if self.failed.is_none() {
             self.enqueue(world, Input::Persisted(number));
@@ -131,7 +147,13 @@ impl Process {
     fn schedule_apply(&mut self, world: &mut World) {
         if !self.is_apply_due {
             self.is_apply_due = true;
-            let at = world.now + world.rng.skewed(10, 4 * MS);
+            // A snapshot is written and synced first.
+            let longest = if matches!(self.applying, Some(Applying::Adopting(..))) {
+                400 * MS
+            } else {
+                4 * MS
+            };
+            let at = world.now + world.rng.skewed(10, longest);
             world.schedule(at, self.event(|slot, boot| Event::Apply { slot, boot }));
         }
     }
@@ -158,9 +180,15 @@ impl Process {
 
     fn apply_some(&mut self, world: &mut World) -> Result<(), StateError> {
         match self.applying.take() {
+            Some(Applying::Adopting(file, start)) => {
+                world.machines[self.slot].snapshots.insert(start.index, file.clone());
+                self.applying = Some(Applying::Adopted(file, start));
+                world.pass_crash_point(self.slot);
+                return Ok(());
+            }
             Some(Applying::Adopted(file, start)) => return self.complete_install(world, &file, start),
-            Some(Applying::Conf(entry, answer)) => {
-                self.applying = Some(Applying::Conf(entry, answer));
+            Some(Applying::Conf(entry)) => {
+                self.applying = Some(Applying::Conf(entry));
                 return Ok(());
             }
             None => {}
@@ -200,8 +228,8 @@ impl Process {
             }
             ApplyJob::Install { file, start } => {
                 self.is_installing = true;
-                world.machines[self.slot].snapshots.insert(start.index, file.clone());
-                self.applying = Some(Applying::Adopted(file, start));
+                self.applying = Some(Applying::Adopting(file, start));
+                world.pass_crash_point(self.slot);
             }
         }
     }
@@ -214,6 +242,8 @@ impl Process {
         self.state.reload()?;
         self.is_installing = false;
         world.stats.installs += 1;
+        world.oracle.raft.note_conf(start.index, &self.state.applied().conf_state);
+        world.pass_crash_point(self.slot);
         world.trace(|| format!("n{} installed snapshot {start:?}", self.id));
         self.audit(world);
         self.report_applied(world);
@@ -226,6 +256,7 @@ impl Process {
             return Ok(());
         }
         let results = self.state.apply(entries)?;
+        world.pass_crash_point(self.slot);
         self.follow_leases(world);
         self.audit(world);
         self.answer(world, results);
@@ -276,33 +307,43 @@ impl Process {
                 self.finish_conf(world, &entry, unchanged)
             }
             ConfDecision::Apply(change) => {
-                self.applying = Some(Applying::Conf(entry, Some(change.clone())));
+                self.applying = Some(Applying::Conf(entry));
                 self.enqueue(world, Input::ConfChange(change));
                 Ok(())
             }
         }
     }
 
-    /// The driver's side of it.
-    pub(super) fn answer_conf(&mut self, world: &mut World, change: &ConfChangeV2) {
-        let answer = self.core.apply_conf_change(change);
-        let Some(Applying::Conf(entry, _)) = self.applying.take() else {
-            return;
-        };
-        let done = match answer {
-            Ok(conf_state) => self.finish_conf(world, &entry, conf_state).map_err(|error| error.to_string()),
-            Err(error) => Err(format!("raft refused a committed configuration change: {error}")),
-        };
-        match done {
-            Ok(()) => self.schedule_apply(world),
-            Err(error) => self.failed = Some(Failure::Bug(error)),
+    /// The driver's side of it. The apply thread hears of it when the commit index is durable.
+    pub(super) fn take_conf(&mut self, world: &mut World, change: &ConfChangeV2) {
+        match self.core.apply_conf_change(change) {
+            Ok(conf_state) => {
+                if let Some(Applying::Conf(entry)) = &self.applying {
+                    // From now on raft counts by it.
+                    world.oracle.raft.note_conf(entry.index, &conf_state);
+                }
+                self.conf_answer = Some(conf_state);
+            }
+            Err(error) => self.failed = Some(Failure::Bug(format!("raft refused a committed configuration change: {error}"))),
         }
     }
 
-    fn finish_conf(&mut self, world: &mut World, entry: &Entry, conf_state: raft::eraftpb::ConfState) -> Result<(), StateError> {
+    /// The apply thread goes on.
+    pub fn answer_conf(&mut self, world: &mut World, conf_state: ConfState) {
+        let Some(Applying::Conf(entry)) = self.applying.take() else {
+            return;
+        };
+        match self.finish_conf(world, &entry, conf_state) {
+            Ok(()) => self.schedule_apply(world),
+            Err(error) => self.failed = Some(Failure::Bug(error.to_string())),
+        }
+    }
+
+    fn finish_conf(&mut self, world: &mut World, entry: &Entry, conf_state: ConfState) -> Result<(), StateError> {
         world.trace(|| format!("n{} conf at {}: {conf_state:?}", self.id, entry.index));
         self.state.finish_conf(entry, conf_state)?;
         world.stats.conf_changes += 1;
+        world.pass_crash_point(self.slot);
         let settled = std::mem::take(&mut self.settled);
         let applied = self.state.applied();
         world.oracle.state.note(self.id, applied.index, &self.reader);
@@ -344,6 +385,7 @@ impl Process {
                 snapshots.insert(index, file);
                 *snapshots = snapshots.split_off(&index);
                 world.stats.snapshots += 1;
+                world.pass_crash_point(self.slot);
                 self.enqueue(world, Input::Durable { index });
             }
             Err(error) => self.failed = Some(Failure::Bug(format!("a snapshot cannot be written: {error}"))),

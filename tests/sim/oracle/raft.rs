@@ -1,10 +1,46 @@
 //! The promises of Raft (thesis, figure 3.2), checked at every event: one leader a term, one vote a term, log matching, leader
-//! completeness, and state machine safety: no committed entry is ever another one.
+//! completeness, and state machine safety: no committed entry is ever another one. And of durability: what is committed is on the
+//! synced disks of a majority of the voters.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use metcd::consensus::Consensus;
-use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+use metcd::state::SnapshotView;
+use metcd::wal::LogStart;
+use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
+
+/// An entry on its way to a disk.
+#[derive(Clone, Copy)]
+pub struct Written {
+    index: u64,
+    term: u64,
+    digest: u64,
+}
+
+impl From<&Entry> for Written {
+    fn from(entry: &Entry) -> Written {
+        Written {
+            index: entry.index,
+            term: entry.term,
+            digest: digest(entry),
+        }
+    }
+}
+
+/// What a log holds beyond the reach of a power cut.
+#[derive(Default)]
+struct Synced {
+    /// Everything up to here is in a snapshot.
+    start: u64,
+    /// Index → term.
+    terms: BTreeMap<u64, u64>,
+}
+
+impl Synced {
+    fn holds(&self, index: u64, term: u64) -> bool {
+        index <= self.start || self.terms.get(&index) == Some(&term)
+    }
+}
 
 /// What was seen of the protocol.
 #[derive(Default)]
@@ -20,6 +56,10 @@ pub struct RaftOracle {
     checked: (u64, u64),
     /// Indexes at which somebody appended a configuration entry.
     conf_entries: BTreeSet<u64>,
+    /// Applied index → the configuration from there on.
+    confs: BTreeMap<u64, ConfState>,
+    /// By member.
+    synced: BTreeMap<u64, Synced>,
     fault: Option<String>,
 }
 
@@ -73,6 +113,7 @@ impl RaftOracle {
         let candidate = match message.get_msg_type() {
             MessageType::MsgRequestVote => node,
             MessageType::MsgRequestVoteResponse if !message.reject => message.to,
+            MessageType::MsgAppend => return message.entries.iter().for_each(|entry| self.note_entry(node, entry.into())),
             _ => return,
         };
         let first = *self.votes.entry((node, message.term)).or_insert(candidate);
@@ -85,27 +126,78 @@ impl RaftOracle {
     }
 
     /// Entries are about to be appended to a log.
-    pub fn note_entries(&mut self, node: u64, entries: &[Entry]) {
-        for entry in entries {
-            if entry.get_entry_type() != EntryType::EntryNormal {
-                self.conf_entries.insert(entry.index);
-            }
-            let digest = digest(entry);
-            let first = *self.entries.entry((entry.index, entry.term)).or_insert(digest);
-            if first != digest {
-                let (index, term) = (entry.index, entry.term);
-                self.fault(format!(
-                    "n{node} has another entry at index {index} of term {term} than somebody else"
-                ));
-            }
+    pub fn note_appended(&mut self, entries: &[Entry]) {
+        let changes = entries.iter().filter(|entry| entry.get_entry_type() != EntryType::EntryNormal);
+        self.conf_entries.extend(changes.map(|entry| entry.index));
+    }
+
+    /// An entry left its node or is on a synced disk: from now on it is the only one of its index and term. (One that a sole voter lost
+    /// before its sync, together with the term it elected itself in, was seen by nobody, and another one may come under both.)
+    fn note_entry(&mut self, node: u64, entry: Written) {
+        let Written { index, term, digest } = entry;
+        if *self.entries.entry((index, term)).or_insert(digest) != digest {
+            self.fault(format!(
+                "n{node} has another entry at index {index} of term {term} than somebody else"
+            ));
         }
+    }
+
+    /// The configuration from this applied index on.
+    pub fn note_conf(&mut self, index: u64, conf: &ConfState) {
+        self.confs.entry(index).or_insert_with(|| conf.clone());
+    }
+
+    /// A log begins here: everything before is in a snapshot, and nothing follows yet.
+    pub fn note_begin(&mut self, node: u64, start: LogStart) {
+        let terms = BTreeMap::new();
+        self.synced.insert(node, Synced { start: start.index, terms });
+    }
+
+    /// These entries, in the order of their writing, are synced.
+    pub fn note_synced(&mut self, node: u64, entries: &[Written]) {
+        let mut next = 0;
+        for &entry in entries {
+            self.note_entry(node, entry);
+            let terms = &mut self.synced.entry(node).or_default().terms;
+            if entry.index != next {
+                // Rule 10: whatever was there from here on is gone.
+                terms.split_off(&entry.index);
+            }
+            terms.insert(entry.index, entry.term);
+            next = entry.index + 1;
+        }
+    }
+
+    /// Only a majority of the voters that counted may have committed this: that of the newest configuration before it, or, if whoever
+    /// counted had not applied that one yet, of the one before.
+    fn check_quorum(&mut self, index: u64, term: u64) {
+        let holds = |id: &&u64| self.synced.get(*id).is_some_and(|log| log.holds(index, term));
+        let agree = |voters: &[u64]| voters.is_empty() || 2 * voters.iter().filter(holds).count() > voters.len();
+        let mut confs = self.confs.range(..index).rev().map(|(_, conf)| conf).take(2).peekable();
+        if confs.peek().is_none() || confs.any(|conf| agree(&conf.voters) && agree(&conf.voters_outgoing)) {
+            return;
+        }
+        let holders: Vec<u64> = self
+            .synced
+            .iter()
+            .filter(|(_, log)| log.holds(index, term))
+            .map(|(&id, _)| id)
+            .collect();
+        let conf = self.confs.range(..index).next_back();
+        self.fault(format!(
+            "entry {index} of term {term} is committed, and only {holders:?} hold it on a synced disk: no majority of {conf:?}"
+        ));
     }
 
     /// Entries are committed, says this node.
     pub fn note_committed(&mut self, node: u64, entries: &[Entry]) {
         for entry in entries {
             let now = (entry.term, digest(entry));
+            let is_new = !self.committed.contains_key(&entry.index);
             let first = *self.committed.entry(entry.index).or_insert(now);
+            if is_new {
+                self.check_quorum(entry.index, entry.term);
+            }
             if first != now {
                 self.fault(format!(
                     "n{node} commits another entry at index {}: of term {}, it was of term {}",
@@ -114,6 +206,24 @@ impl RaftOracle {
             }
         }
     }
+}
+
+/// A snapshot that does not name its receiver is thrown away there, without a word, and offered again for ever.
+pub fn check_offer(message: &Message, view: &SnapshotView) -> Result<(), String> {
+    let conf = &view.applied.conf_state;
+    let mut named = conf
+        .voters
+        .iter()
+        .chain(&conf.learners)
+        .chain(&conf.voters_outgoing)
+        .chain(&conf.learners_next);
+    if named.any(|&id| id == message.to) {
+        return Ok(());
+    }
+    Err(format!(
+        "n{} sends n{} a snapshot of index {} that does not name it",
+        message.from, message.to, view.applied.index
+    ))
 }
 
 fn digest(entry: &Entry) -> u64 {

@@ -1,0 +1,213 @@
+//! What the kernel saw: between the receipt of a PUT and the first byte of its answer lies an fdatasync of the log, begun and ended.
+//!
+//! Needs strace, and leave to trace: where either is missing this fails and says what to do.
+
+#![allow(clippy::print_stdout, reason = "what was seen is worth reading")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "no runtime here: a condition is looked at again after a moment, until a deadline"
+)]
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(60);
+const CALLS: &str = "trace=fsync,fdatasync,read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg";
+
+/// A single node under strace; ended when dropped.
+struct Traced {
+    strace: Child,
+    client: String,
+    dir: tempfile::TempDir,
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        // strace ends with what it traces, and would only let go of it if it were killed itself.
+        let pid = self.strace.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        for child in children.split_whitespace() {
+            let _ = Command::new("kill").args(["-KILL", child]).status();
+        }
+        let _ = self.strace.wait();
+    }
+}
+
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+impl Traced {
+    fn start(engine: &str) -> Traced {
+        let dir = tempfile::tempdir().unwrap();
+        let (client, peer) = (free_address(), free_address());
+        let started = Command::new("strace")
+            .args(["-f", "-y", "-s", "64", "-e", CALLS, "-e", "signal=none", "-o"])
+            .arg(dir.path().join("trace"))
+            .arg(env!("CARGO_BIN_EXE_metcd"))
+            .args([
+                "serve",
+                "--wal",
+                engine,
+                "--listen-client",
+                &client,
+                "--listen-peer",
+                &peer,
+                "--data-dir",
+            ])
+            .arg(dir.path().join("data"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let strace = started.unwrap_or_else(|error| panic!("strace cannot be run ({error}): install it, e.g. apt-get install strace"));
+        let mut traced = Traced { strace, client, dir };
+        let deadline = Instant::now() + SOON;
+        while !traced
+            .request("GET /readyz")
+            .is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+        {
+            let ended = traced.strace.try_wait().unwrap();
+            assert!(
+                ended.is_none(),
+                "strace ended with {ended:?}: tracing must be allowed (in a container: --cap-add SYS_PTRACE)"
+            );
+            assert!(Instant::now() < deadline, "the node is not ready");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        traced
+    }
+
+    /// Sends a request on a connection of its own and reads the whole answer.
+    fn request(&self, line: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(&self.client).ok()?;
+        stream.set_read_timeout(Some(SOON)).ok()?;
+        let request = format!(
+            "{line} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+            self.client
+        );
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    fn trace(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("trace")).unwrap()
+    }
+}
+
+/// One line of the trace: thread, call and the rest. A call that another thread's line interrupts has two lines.
+#[derive(Debug, PartialEq)]
+enum Line<'a> {
+    Whole(&'a str),
+    Begins(&'a str),
+    Ends(&'a str),
+}
+
+fn parse(line: &str) -> Option<(&str, Line<'_>)> {
+    let (thread, rest) = line.split_once(' ')?;
+    let rest = rest.trim_start();
+    let parsed = if let Some(begin) = rest.strip_suffix("<unfinished ...>") {
+        Line::Begins(begin)
+    } else if rest.starts_with("<... ") {
+        Line::Ends(rest)
+    } else {
+        Line::Whole(rest)
+    };
+    Some((thread, parsed))
+}
+
+/// Whether the request was read, then a sync of a file below `wal` began and ended well, then the answer was written, in this order.
+fn synced_between(trace: &str, wal: &Path, request: &str, answer: &str) -> Result<String, String> {
+    let wal = wal.display().to_string();
+    let is_sync = |call: &str| (call.starts_with("fdatasync(") || call.starts_with("fsync(")) && call.contains(&wal);
+    let mut lines = trace.lines().filter_map(parse);
+    let was_read = lines.any(|(_, line)| match line {
+        Line::Whole(call) => call.contains(request) && !call.starts_with("write"),
+        // The content stands where the call ends.
+        Line::Ends(call) => call.contains(request),
+        Line::Begins(_) => false,
+    });
+    if !was_read {
+        return Err(format!("{request:?} was never read"));
+    }
+    let mut begun: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut synced = None;
+    for (thread, line) in lines {
+        match line {
+            Line::Whole(call) if is_sync(call) && call.ends_with("= 0") => synced = Some(call.to_owned()),
+            Line::Begins(call) if is_sync(call) => drop(begun.insert(thread, call)),
+            Line::Ends(call) => {
+                if let Some(sync) = begun.remove(thread)
+                    && call.ends_with("= 0")
+                {
+                    synced = Some(sync.to_owned());
+                }
+            }
+            Line::Whole(call) | Line::Begins(call) if call.contains(answer) => {
+                return synced.ok_or_else(|| format!("{answer:?} left before a sync of the log had ended"));
+            }
+            Line::Whole(_) | Line::Begins(_) => {}
+        }
+    }
+    Err(format!("{answer:?} was never written"))
+}
+
+fn a_put_is_answered_after_its_sync(engine: &str) {
+    let traced = Traced::start(engine);
+    let wal = traced.dir.path().join("data").join("wal");
+    for number in 0..5 {
+        let line = format!("PUT /traced-{number}");
+        let answer = traced.request(&line).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+        let trace = traced.trace();
+        // Whatever follows the last answer is not written yet; this answer is, for it was read.
+        match synced_between(&trace, &wal, &line, "HTTP/1.1 201") {
+            Ok(sync) => println!("{engine}: {line}: {sync}"),
+            Err(fault) => panic!("{engine}: {fault}\n{}", trace.lines().rev().take(60).collect::<Vec<_>>().join("\n")),
+        }
+    }
+}
+
+#[test]
+fn sled_syncs_between_receipt_and_answer_of_a_put() {
+    a_put_is_answered_after_its_sync("sled");
+}
+
+#[test]
+fn raft_engine_syncs_between_receipt_and_answer_of_a_put() {
+    a_put_is_answered_after_its_sync("raft-engine");
+}
+
+#[cfg(feature = "rocksdb")]
+#[test]
+fn rocksdb_syncs_between_receipt_and_answer_of_a_put() {
+    a_put_is_answered_after_its_sync("rocksdb");
+}
+
+#[test]
+fn this_test_notices_a_sync_that_is_missing_or_late() {
+    let wal = Path::new("/d/wal");
+    let read = "7 recvfrom(9<socket:[1]>, \"PUT /k HTTP/1.1\", 8192) = 20\n";
+    let answer = "7 writev(9<socket:[1]>, [{iov_base=\"HTTP/1.1 201 Created\"}], 1) = 50\n";
+    let sync = "8 fdatasync(5</d/wal/journal-0>) = 0\n";
+    let between = |parts: &[&str]| synced_between(&parts.concat(), wal, "PUT /k", "HTTP/1.1 201").is_ok();
+    assert!(between(&[read, sync, answer]));
+    assert!(!between(&[sync, read, answer]), "the sync of somebody else");
+    assert!(!between(&[read, answer, sync]), "too late");
+    assert!(!between(&[read, "8 fdatasync(5</d/store/db>) = 0\n", answer]), "another file");
+    assert!(
+        !between(&[read, "8 fdatasync(5</d/wal/journal-0>) = -1 EIO\n", answer]),
+        "a sync that failed"
+    );
+    let (begins, ends) = ("8 fdatasync(5</d/wal/x> <unfinished ...>\n", "8 <... fdatasync resumed>) = 0\n");
+    assert!(between(&[read, begins, ends, answer]));
+    assert!(!between(&[begins, read, ends, answer]), "begun before the request came");
+    assert!(!between(&[read, begins, answer, ends]), "not ended when the answer left");
+}

@@ -113,7 +113,8 @@ class Metcd(Cluster):
         return "PUT", "/" + key, b"v" * 256
 
     def syncs(self):
-        return sum(json.loads(get(self.url(i) + "/status"))["wal"]["syncs"] for i in range(self.nodes))
+        alive = [index for index, process in enumerate(self.processes) if process.poll() is None]
+        return sum(json.loads(get(self.url(index) + "/status"))["wal"]["syncs"] for index in alive)
 
     put = ("metcd_put.lua", "")
     put_large = ("metcd_put_large.lua", "")

@@ -105,6 +105,19 @@ async fn rule_13_a_sled_store_is_rebuilt_after_a_crash_and_used_as_it_is_after_a
     assert!(!mark.exists());
     let log = logged_since(&mut cluster, member, length);
     assert!(!log.contains(REBUILT) && !log.contains(LOADED), "{log}");
+    let first = cluster.status(member).await["wal"]["first_index"].as_u64().unwrap();
+    let snapshots = cluster.node(member).data_dir.join("snapshots");
+    let (newest, _) = metcd::snapshot_files::newest(&snapshots)
+        .unwrap()
+        .expect("it stays beside the store");
+    assert!(first <= newest + 1, "the log begins at {first}, the newest snapshot is {newest}");
+
+    // What it came back with was newer than that file, and is lost again.
+    let length = cluster.node(member).log_text().len();
+    cluster.node(member).kill();
+    cluster.node(member).start();
+    cluster.ready(member).await;
+    assert!(logged_since(&mut cluster, member, length).contains(REBUILT));
     for (prefix, record) in &records {
         check(&cluster, member, prefix, record).await;
     }

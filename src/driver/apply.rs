@@ -35,7 +35,7 @@ pub enum ApplyJob {
         /// Where it stands.
         start: LogStart,
     },
-    /// End: make the store durable first.
+    /// End: close the store.
     Close,
 }
 
@@ -160,7 +160,7 @@ impl ApplyThread {
                 self.shared.send(Event::Installed(start));
             }
             ApplyJob::Close => {
-                self.shared.store.sync()?;
+                self.shared.store.close()?;
                 return Ok(true);
             }
         }

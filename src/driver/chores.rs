@@ -13,7 +13,7 @@ use crate::{snapshot, snapshot_files};
 
 /// Slow work.
 pub enum Chore {
-    /// Make the state of this view durable outside the log: a snapshot file for the memory store, a sync for one on disk.
+    /// Make the state of this view durable outside the log: a sync of a store that survives crashes, a snapshot file for any other.
     Durable(Box<SnapshotView>),
     /// Remove a file that nobody needs.
     Remove(PathBuf),
@@ -36,7 +36,7 @@ pub(super) fn spawn(chores: Receiver<Chore>, shared: Arc<Shared>, dir: PathBuf) 
 fn make_durable(view: SnapshotView, shared: &Shared, dir: &Path) {
     let index = view.applied.index;
     let begun = Instant::now();
-    let result = if shared.store.is_persistent() {
+    let result = if shared.store.survives_crashes() {
         shared.store.sync().map(|()| 0).map_err(|error| error.to_string())
     } else {
         let file = snapshot_files::path_of(dir, index);
@@ -47,12 +47,12 @@ fn make_durable(view: SnapshotView, shared: &Shared, dir: &Path) {
     match result {
         Ok(bytes) => {
             shared.metrics.snapshots_written.observe(begun.elapsed());
-            // Also beside a store on disk: what was received and installed is durable in it now, and the log goes on after it.
+            // Also beside a store that was synced: what was received and installed is durable in it now, and the log goes on after it.
             log_failure(dir, snapshot_files::remove_older(dir, index));
             shared.send(Event::Durable { index, bytes });
         }
         // A store that cannot be synced is as lost as a log that cannot (rule 5); a snapshot file is tried again, the log keeps everything.
-        Err(error) if shared.store.is_persistent() => shared.fail(Fatal::new(error)),
+        Err(error) if shared.store.survives_crashes() => shared.fail(Fatal::new(error)),
         Err(error) => {
             tracing::warn!(%error, "could not write a snapshot; the log is kept until one succeeds");
             shared.send(Event::Durable { index: 0, bytes: 0 });

@@ -2,6 +2,9 @@
 //!
 //! A snapshot file named by its index is the commit point of an installation: it is complete and verified before it has that name. As
 //! long as it is there and newer than the store, it is (re)installed and the log begins after it.
+//!
+//! Beside a store that does not survive crashes (memory, sled) the newest snapshot file stays: the log is never cut beyond it, so the store
+//! can always be rebuilt. A sled store that was closed in order is newer than that file and is used as it is.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,7 +31,7 @@ pub struct Found {
     pub image: LogImage,
     /// Known to be committed when the member last ran.
     pub committed_index: u64,
-    /// The state outlives the log up to here.
+    /// The state outlives a crash without the log up to here.
     pub durable_index: u64,
 }
 
@@ -55,14 +58,18 @@ pub fn open(config: &Config, data_dir: &DataDir, settled: Settled) -> Result<Fou
     let applied = state.applied();
     let image = recovery::reconcile(wal.as_mut(), &applied, newest.as_ref().map(|(index, _)| *index))?;
     if let Some((_, file)) = &newest
-        && store.is_persistent()
+        && store.survives_crashes()
     {
         store.sync()?;
         std::fs::remove_file(file)?;
     }
     let log = &image.recovered;
     let committed_index = log.hard_state.commit.max(applied.index).min(log.last_index);
-    let durable_index = if store.is_persistent() { log.start.index } else { applied.index };
+    let durable_index = match &newest {
+        _ if store.survives_crashes() => log.start.index,
+        Some((index, _)) => *index,
+        None => 0,
+    };
     Ok(Found {
         store,
         state,
@@ -74,7 +81,8 @@ pub fn open(config: &Config, data_dir: &DataDir, settled: Settled) -> Result<Fou
 }
 
 /// What a member has left, for a tool: its state as it was made durable, and the log that goes on after it. An installation of a snapshot
-/// that was cut off is brought to its end, as a start would do; otherwise nothing is changed.
+/// that was cut off is brought to its end, and a sled store that was not closed is rebuilt, as a start would do; otherwise nothing is
+/// changed. The store is closed: the state is for reading, unless the store keeps nothing anyway.
 pub fn open_offline(config: &Config, data_dir: &DataDir) -> Result<(State, Box<dyn Wal>, Recovered), ServerError> {
     let snapshot_dir = data_dir.snapshot_dir();
     let store = store::open(config.store.backend, &data_dir.store_dir())?;
@@ -82,11 +90,13 @@ pub fn open_offline(config: &Config, data_dir: &DataDir) -> Result<(State, Box<d
     let state = open_state(&store, &snapshot_dir)?;
     let newest = snapshot_files::newest(&snapshot_dir)?.map(|(index, _)| index);
     let recovered = recovery::settle(wal.as_mut(), &state.applied(), newest)?;
+    store.close()?;
     Ok((state, wal, recovered))
 }
 
-/// The state of the store, or of a snapshot that is newer. A store on disk keeps a snapshot file only while that is being installed: a
-/// crash in the middle leaves half of it in the store, whatever index that half names, so it is installed again from the beginning.
+/// The state of the store, or of a snapshot that is newer. Beside a store that survives crashes a snapshot file is only while it is being
+/// installed: a crash in the middle leaves half of it in the store, whatever index that half names, so it is installed again from the
+/// beginning. Any other store is empty after such a crash.
 fn open_state(store: &Arc<dyn KvStore>, snapshot_dir: &Path) -> Result<State, ServerError> {
     let opened = State::open(store.clone());
     let Some((index, file)) = snapshot_files::newest(snapshot_dir)? else {
@@ -94,12 +104,12 @@ fn open_state(store: &Arc<dyn KvStore>, snapshot_dir: &Path) -> Result<State, Se
     };
     let is_older = |state: &State| {
         let applied_index = state.applied().index;
-        index > applied_index || (store.is_persistent() && index == applied_index)
+        index > applied_index || (store.survives_crashes() && index == applied_index)
     };
     match opened {
         Ok(state) if !is_older(&state) => return Ok(state),
         Ok(_) => tracing::info!(index, "loading a snapshot"),
-        Err(error) if store.is_persistent() => {
+        Err(error) if store.survives_crashes() => {
             tracing::warn!(index, %error, "the store was left in the middle of a snapshot; loading it again")
         }
         Err(error) => return Err(error.into()),

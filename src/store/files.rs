@@ -2,15 +2,18 @@
 //!
 //! ```text
 //! store/STORE        engine, format, generation, fence (checksummed, replaced atomically)
+//! store/CLEAN        generation and newest batch (checksummed): only while a store that was closed in order is not open
 //! store/<engine>-3/  the engine's own files
 //! ```
 //!
 //! *Invariants*
 //! - Clearing a store begins a new generation: the new directory is complete before `STORE` names it, the old one is removed after.
 //!   A crash in between leaves one of the two, whole.
-//! - The **fence** is the number of the last batch that a `sync` made durable. Each batch also stores its number in the engine; an engine
-//!   that comes back with a lower one has lost acknowledged records, and the store refuses to open (rule 11 would be broken otherwise).
-//! - Create and rename are followed by fsync of file, directory and parent (rule 4).
+//! - The **fence** is the number of the last batch that a `sync` made durable. Each batch also stores its number in the engine; RocksDB, if it
+//!   comes back with a lower one, has lost acknowledged records, and the store refuses to open (rule 11 would be broken otherwise).
+//! - An engine that a power cut may leave as it never was (sled) uses **`CLEAN`** instead of the fence: it is written when everything is
+//!   durable and nothing will follow, and it is durably gone before the engine is opened again. A store without it is discarded.
+//! - Create, rename and remove are followed by fsync of file, directory and parent (rule 4).
 
 use std::{
     fs::{self, File},
@@ -23,9 +26,14 @@ use parking_lot::Mutex;
 
 use super::StoreError;
 
-/// The format that this build writes, and the highest it reads.
-const FORMAT: u64 = 1;
 const FILE_NAME: &str = "STORE";
+const CLEAN_NAME: &str = "CLEAN";
+
+/// The format that this build writes and reads. Format 1 of sled knew no `CLEAN`, and its member kept no snapshot to rebuild it from: a
+/// build of one format must not touch a store of the other.
+fn format_of(engine: &str) -> u64 {
+    if engine == "sled" { 2 } else { 1 }
+}
 
 /// What the `STORE` file says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +85,44 @@ impl StoreDir {
         engine_dir(&self.dir, self.engine, self.marker().generation)
     }
 
+    /// Whether the current generation has no files yet.
+    pub(super) fn is_new(&self) -> Result<bool, StoreError> {
+        let current = self.current();
+        let mut entries = fs::read_dir(&current).map_err(|error| io_error("listing", &current, error))?;
+        Ok(entries.next().is_none())
+    }
+
+    /// Notes that the current generation is durable up to `batch`, and that nothing follows before the next [`take_clean`](Self::take_clean).
+    pub(super) fn mark_clean(&self, batch: u64) -> Result<(), StoreError> {
+        write_durably(
+            &self.dir,
+            CLEAN_NAME,
+            &format!("generation {}\nbatch {batch}", self.marker().generation),
+        )
+    }
+
+    /// Removes the mark of an orderly close, durably. The newest batch at that close, if there was one of the current generation.
+    pub(super) fn take_clean(&self) -> Result<Option<u64>, StoreError> {
+        let path = self.dir.join(CLEAN_NAME);
+        let batch = match fs::read(&path) {
+            Ok(bytes) => clean_batch(&bytes, self.marker().generation),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("reading", &path, error)),
+        };
+        fs::remove_file(&path).map_err(|error| io_error("removing", &path, error))?;
+        sync_dir(&self.dir)?;
+        Ok(batch)
+    }
+
+    /// Gives up the current generation: an empty one follows.
+    pub(super) fn discard(&self) -> Result<(), StoreError> {
+        self.prepare_next()?;
+        self.switch_to_next()?;
+        self.remove_other_generations()
+    }
+
     /// Refuses an engine that came back behind the fence; `batch` is the newest batch it holds.
+    #[cfg(any(test, feature = "rocksdb"))]
     pub(super) fn check_fence(&self, batch: u64) -> Result<(), StoreError> {
         let fence = self.marker().fence;
         if batch >= fence {
@@ -91,6 +136,7 @@ impl StoreDir {
     }
 
     /// Notes that the batches up to `batch` are durable. Call it after the sync that made them so.
+    #[cfg(any(test, feature = "rocksdb"))]
     pub(super) fn raise_fence(&self, batch: u64) -> Result<(), StoreError> {
         let mut marker = self.marker.lock();
         if batch > marker.fence {
@@ -162,20 +208,23 @@ fn engine_dir(dir: &Path, engine: &str, generation: u64) -> PathBuf {
 
 fn parse(text: &str, engine: &str, path: &Path) -> Result<Marker, StoreError> {
     let damaged = || StoreError::Corrupt(format!("{} is damaged", path.display()));
-    let (body, crc) = text.trim_end().rsplit_once("\ncrc32c ").ok_or_else(damaged)?;
-    if u32::from_str_radix(crc, 16).ok() != Some(crc32c::crc32c(body.as_bytes())) {
-        return Err(damaged());
-    }
-    let field = |name: &str| body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    let number = |name: &str| field(name).and_then(|value| value.parse::<u64>().ok()).ok_or_else(damaged);
-    let format = number("format")?;
-    if format > FORMAT {
+    let body = checked_body(text).ok_or_else(damaged)?;
+    let number = |name: &str| field(body, name).and_then(|value| value.parse::<u64>().ok()).ok_or_else(damaged);
+    let found = field(body, "engine").ok_or_else(damaged)?;
+    let (format, known) = (number("format")?, format_of(found));
+    if format > known {
         return Err(StoreError::Refused(format!(
-            "{} has format {format}, this build reads up to {FORMAT}: start the newer version, or use another data directory",
+            "{} has format {format}, this build reads up to {known}: start the newer version, or use another data directory",
             path.display()
         )));
     }
-    let found = field("engine").ok_or_else(damaged)?;
+    if format < known {
+        return Err(StoreError::Refused(format!(
+            "{} has format {format}, this build reads {known}: start the older version and take a backup to restore with this one, or remove \
+             this member and add it again under a new id with an empty data directory",
+            path.display()
+        )));
+    }
     if found != engine {
         return Err(StoreError::Refused(format!(
             "{} belongs to the engine {found}, not {engine}: set store.backend = \"{found}\", or use another data directory",
@@ -188,12 +237,41 @@ fn parse(text: &str, engine: &str, path: &Path) -> Result<Marker, StoreError> {
     })
 }
 
-/// Writes `STORE` beside itself, syncs it and renames it into place.
+/// What stands before the checksum, if that is right.
+fn checked_body(text: &str) -> Option<&str> {
+    let (body, crc) = text.trim_end().rsplit_once("\ncrc32c ")?;
+    (u32::from_str_radix(crc, 16).ok()? == crc32c::crc32c(body.as_bytes())).then_some(body)
+}
+
+fn field<'a>(body: &'a str, name: &str) -> Option<&'a str> {
+    body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+}
+
+/// The batch that a `CLEAN` file names, if it is whole and of that generation.
+fn clean_batch(bytes: &[u8], generation: u64) -> Option<u64> {
+    let body = checked_body(str::from_utf8(bytes).ok()?)?;
+    let number = |name: &str| field(body, name)?.parse::<u64>().ok();
+    if number("generation")? == generation {
+        number("batch")
+    } else {
+        None
+    }
+}
+
 fn replace(dir: &Path, engine: &str, marker: Marker) -> Result<(), StoreError> {
     let Marker { generation, fence } = marker;
-    let body = format!("metcd-store\nformat {FORMAT}\nengine {engine}\ngeneration {generation}\nfence {fence}");
+    let format = format_of(engine);
+    write_durably(
+        dir,
+        FILE_NAME,
+        &format!("metcd-store\nformat {format}\nengine {engine}\ngeneration {generation}\nfence {fence}"),
+    )
+}
+
+/// Writes a file with a checksum beside its name, syncs it and renames it into place.
+fn write_durably(dir: &Path, name: &str, body: &str) -> Result<(), StoreError> {
     let text = format!("{body}\ncrc32c {:08x}\n", crc32c::crc32c(body.as_bytes()));
-    let (path, new) = (dir.join(FILE_NAME), dir.join("STORE.new"));
+    let (path, new) = (dir.join(name), dir.join(format!("{name}.new")));
     let write = || -> io::Result<()> {
         let mut file = File::create(&new)?;
         file.write_all(text.as_bytes())?;
@@ -278,15 +356,47 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_refused() {
+    fn another_format_is_refused_and_touched_by_nobody() {
+        for (format, engine, advice) in [
+            (3, "sled", "start the newer version"),
+            (1, "sled", "add it again under a new id"),
+            (2, "rocksdb", "start the newer version"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let body = format!("metcd-store\nformat {format}\nengine {engine}\ngeneration 1\nfence 0");
+            write_durably(dir.path(), FILE_NAME, &body).unwrap();
+            let data = engine_dir(dir.path(), engine, 1).join("db");
+            create_dir_durably(data.parent().unwrap()).unwrap();
+            fs::write(&data, b"x").unwrap();
+            let text = refusal(StoreDir::open(dir.path(), engine));
+            assert!(text.contains(&format!("format {format}")) && text.contains(advice), "{text}");
+            assert!(data.exists());
+        }
+    }
+
+    #[test]
+    fn a_clean_mark_is_taken_once_and_only_whole_and_of_its_generation() {
         let dir = tempfile::tempdir().unwrap();
-        let body = "metcd-store\nformat 2\nengine sled\ngeneration 1\nfence 0";
-        fs::write(
-            dir.path().join(FILE_NAME),
-            format!("{body}\ncrc32c {:08x}\n", crc32c::crc32c(body.as_bytes())),
-        )
-        .unwrap();
-        assert!(refusal(StoreDir::open(dir.path(), "sled")).contains("format 2"));
+        let opened = StoreDir::open(dir.path(), "sled").unwrap();
+        assert_eq!(opened.take_clean().unwrap(), None);
+        opened.mark_clean(7).unwrap();
+        let path = dir.path().join(CLEAN_NAME);
+        let good = fs::read(&path).unwrap();
+        assert_eq!(opened.take_clean().unwrap(), Some(7));
+        assert!(!path.exists());
+        assert_eq!(opened.take_clean().unwrap(), None);
+        for i in 0..good.len() - 1 {
+            let mut bad = good.clone();
+            bad[i] ^= 1;
+            fs::write(&path, &bad).unwrap();
+            assert_eq!(opened.take_clean().unwrap(), None, "byte {i}");
+        }
+        fs::write(&path, &good[..good.len() / 2]).unwrap();
+        assert_eq!(opened.take_clean().unwrap(), None);
+        fs::write(&path, &good).unwrap();
+        opened.discard().unwrap();
+        assert_eq!(opened.take_clean().unwrap(), None, "it is another generation's");
+        assert!(opened.is_new().unwrap());
     }
 
     #[test]

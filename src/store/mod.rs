@@ -4,6 +4,8 @@
 //! - [`KvStore::write`] is atomic: after a crash either the whole batch is there or nothing of it.
 //! - A batch is visible to every reader when `write` returns; it is *durable* only after [`KvStore::sync`]. The write-ahead log is
 //!   what makes a commit durable; the store only has to be durable before the log below it is compacted (rule 11).
+//! - What a `sync` covered survives a crash only in an engine that says so ([`KvStore::survives_crashes`]). One that does not is there again
+//!   only after [`KvStore::close`], and empty otherwise: never with a part of what it held.
 //! - Engines know nothing of revisions. Readers get a consistent view because the records they read are immutable and carry the
 //!   revision that made them (see [`crate::state`]); no engine needs snapshots of its own.
 
@@ -30,8 +32,9 @@ pub const MAX_KEY_BYTES: usize = 12 * 1024;
 /// Opens the store in `dir`, which is created if it is not there. The memory engine keeps nothing but a note that the
 /// directory is its own.
 ///
-/// `Refused` if the directory belongs to another engine or a newer format, if this build lacks the engine, or if the engine came
-/// back without records that a [`sync`](KvStore::sync) had covered; the text says what to do.
+/// `Refused` if the directory belongs to another engine or another format, if this build lacks the engine, or if an engine that
+/// [survives crashes](KvStore::survives_crashes) came back without records that a [`sync`](KvStore::sync) had covered; the text says what to
+/// do. One that does not is empty unless it was [closed](KvStore::close).
 pub fn open(backend: StoreBackend, dir: &Path) -> Result<Arc<dyn KvStore>, StoreError> {
     match backend {
         StoreBackend::Memory => {
@@ -192,11 +195,20 @@ pub trait KvStore: Send + Sync + 'static {
     fn write(&self, batch: WriteBatch) -> Result<(), StoreError>;
 
     /// Makes everything written before the call durable (an fdatasync that covers it has returned).
-    /// The memory engine has nothing to do and keeps nothing: [`is_persistent`](Self::is_persistent) says so.
+    /// The memory engine has nothing to do and keeps nothing: [`keeps_records`](Self::keeps_records) says so.
     fn sync(&self) -> Result<(), StoreError>;
 
-    /// Whether records outlive the process. If not, the node keeps snapshot files and replays from them.
-    fn is_persistent(&self) -> bool;
+    /// Whether what a [`sync`](Self::sync) covered is there after a crash or a power cut. If not, the node keeps snapshot files to rebuild
+    /// the store from, and cuts its log only behind them.
+    fn survives_crashes(&self) -> bool;
+
+    /// Whether what was written is there when the store is opened after a [`close`](Self::close).
+    fn keeps_records(&self) -> bool;
+
+    /// The orderly end: makes everything durable, and nothing may be written afterwards. What was written can still be read.
+    fn close(&self) -> Result<(), StoreError> {
+        self.sync()
+    }
 
     /// Removes every record of every table, durably. Used before a snapshot is loaded.
     fn clear(&self) -> Result<(), StoreError>;

@@ -154,7 +154,11 @@ impl KvStore for RocksDbStore {
         self.files.raise_fence(batch)
     }
 
-    fn is_persistent(&self) -> bool {
+    fn survives_crashes(&self) -> bool {
+        true
+    }
+
+    fn keeps_records(&self) -> bool {
         true
     }
 

@@ -1,6 +1,6 @@
 //! A store for a tool that rearranges a whole content once: on disk, so that its size is not the tool's memory, and gone with the tool.
 //!
-//! Nothing in it is durable, and it says so ([`KvStore::is_persistent`]): what is made of it is a snapshot file.
+//! Nothing in it is durable, and it says so ([`KvStore::survives_crashes`]): what is made of it is a snapshot file.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -70,7 +70,11 @@ impl KvStore for Scratch {
         Ok(())
     }
 
-    fn is_persistent(&self) -> bool {
+    fn survives_crashes(&self) -> bool {
+        false
+    }
+
+    fn keeps_records(&self) -> bool {
         false
     }
 
@@ -102,7 +106,7 @@ mod tests {
         batch.put(Table::Meta, b"k".to_vec(), b"v".to_vec());
         scratch.write(batch).expect("write");
         assert_eq!(scratch.get(Table::Meta, b"k").expect("get").as_deref(), Some(&b"v"[..]));
-        assert!(!scratch.is_persistent() && !dir.join("left").exists());
+        assert!(!scratch.survives_crashes() && !scratch.keeps_records() && !dir.join("left").exists());
         drop(scratch);
         assert!(!dir.exists());
     }

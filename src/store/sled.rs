@@ -1,4 +1,5 @@
-//! The sled engine, hardened: sled 0.34 alone is not durable on Linux and can lose flushed data without a word.
+//! The sled engine, hardened: sled 0.34 alone is not durable on Linux and can lose flushed data without a word. After a power cut it may also
+//! bring back any part of what was written since it was last synced, so what it holds is believed only after an orderly close.
 //!
 //! Tree keys (one tree, so that `apply_batch` is atomic across tables):
 //! ```text
@@ -10,7 +11,10 @@
 //! *Invariants*
 //! - Every tree value carries a CRC32C over its tree key, the number of the batch that wrote it and its bytes, verified whenever it
 //!   is read (rule 8). A record whose chunks come from different batches is read again, and is damage if that persists.
-//! - `sync` is: sled's flush (which only writes), fsync of anything in `blobs/`, fdatasync of `db` by a descriptor of our own, then the fence.
+//! - `sync` is: sled's flush (which only writes), fsync of anything in `blobs/`, fdatasync of `db` by a descriptor of our own.
+//! - `close` syncs, once sled has nothing left to write, and leaves the mark `CLEAN` with the newest batch; nothing is written afterwards.
+//!   `open` takes the mark away before sled touches a file. A generation without its mark, or that is not at the batch of the mark, is
+//!   discarded: its owner rebuilds it from a snapshot and the log.
 //! - Values are cut at 4 KiB and segments are 2 MiB, so that a leaf of 17 records with the longest keys stays below sled's blob threshold (a quarter
 //!   of a segment). Only an inner node of long keys that differ late can exceed it; such blobs are synced like the rest.
 
@@ -55,10 +59,17 @@ pub struct SledStore {
     cache_bytes: u64,
     /// Replaced as a whole when the store is cleared.
     engine: RwLock<Engine>,
-    /// Serialises writers; holds the number of the newest batch.
-    newest_batch: Mutex<u64>,
+    /// Serialises writers.
+    writer: Mutex<Writer>,
     /// Size of `blobs/` when it was last looked at.
     blob_bytes: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Writer {
+    newest_batch: u64,
+    /// The mark of an orderly close is on the disk: another write would make it a lie.
+    closed: bool,
 }
 
 /// One generation: the database and our own descriptor of its file.
@@ -69,17 +80,35 @@ struct Engine {
 }
 
 impl SledStore {
-    /// Opens or creates the store in `dir`.
+    /// Opens or creates the store in `dir`. It is empty unless it was closed.
     pub(super) fn open(dir: &Path, cache_bytes: u64) -> Result<SledStore, StoreError> {
         let files = StoreDir::open(dir, "sled")?;
-        let engine = Engine::open(&files.current(), cache_bytes)?;
-        let batch = engine.newest_batch()?;
-        files.check_fence(batch)?;
+        let was_new = files.is_new()?;
+        let whole = match files.take_clean()? {
+            Some(batch) => Engine::open_at(&files.current(), cache_bytes, batch)?.map(|engine| (engine, batch)),
+            None => None,
+        };
+        let (engine, newest_batch) = match whole {
+            Some(whole) => whole,
+            None => {
+                if !was_new {
+                    tracing::warn!(
+                        store = %files.current().display(),
+                        "the sled store was not closed in order; it is rebuilt from the newest snapshot and the log"
+                    );
+                    files.discard()?;
+                }
+                (Engine::open(&files.current(), cache_bytes)?, 0)
+            }
+        };
         let store = SledStore {
             files,
             cache_bytes,
             engine: RwLock::new(engine),
-            newest_batch: Mutex::new(batch),
+            writer: Mutex::new(Writer {
+                newest_batch,
+                closed: false,
+            }),
             blob_bytes: AtomicU64::new(0),
         };
         store.measure_blobs();
@@ -107,6 +136,15 @@ impl SledStore {
         };
         for n in chunks_now + 1..=chunks_before {
             tree.remove(chunk_key(op.table(), op.key(), n));
+        }
+        Ok(())
+    }
+}
+
+impl Writer {
+    fn check_open(&self) -> Result<(), StoreError> {
+        if self.closed {
+            return Err(StoreError::Engine("sled: a write after the store was closed".into()));
         }
         Ok(())
     }
@@ -153,6 +191,27 @@ impl Engine {
         Ok(Engine { db, file })
     }
 
+    /// Opens what was closed at `batch`; `None` if it is at another one or damaged, so that it is not what was closed.
+    fn open_at(dir: &Path, cache_bytes: u64, batch: u64) -> Result<Option<Engine>, StoreError> {
+        let opened = Engine::open(dir, cache_bytes).and_then(|engine| Ok((engine.newest_batch()?, engine)));
+        match opened {
+            Ok((found, engine)) if found == batch => Ok(Some(engine)),
+            Ok((found, _)) => {
+                tracing::warn!(
+                    found,
+                    closed = batch,
+                    "the sled store came back at another batch than it was closed at"
+                );
+                Ok(None)
+            }
+            Err(error @ StoreError::Corrupt(_)) => {
+                tracing::warn!(%error, "the sled store came back damaged");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     fn newest_batch(&self) -> Result<u64, StoreError> {
         let Some(value) = self.db.get(BATCH_KEY).map_err(failed)? else {
             return Ok(0);
@@ -162,20 +221,9 @@ impl Engine {
 
     /// Everything written before the call is on the disk when it returns.
     fn sync(&self, dir: &Path) -> Result<(), StoreError> {
-        self.db.flush().map_err(failed)?;
-        let blobs = dir.join("blobs");
-        let sync_blobs = || -> std::io::Result<()> {
-            for entry in fs::read_dir(&blobs)? {
-                match File::open(entry?.path()) {
-                    Ok(file) => file.sync_all()?,
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(())
-        };
-        sync_blobs().map_err(|error| io_error("syncing", &blobs, error))?;
-        sync_dir(&blobs)?;
+        // Until nothing is left: what sled would otherwise write when it is dropped.
+        while self.db.flush().map_err(failed)? > 0 {}
+        sync_files(&dir.join("blobs"))?;
         self.file.sync_data().map_err(|error| io_error("syncing", &dir.join("db"), error))
     }
 
@@ -231,6 +279,22 @@ impl Engine {
     }
 }
 
+/// Syncs the files in a directory, and their names. One that vanishes meanwhile is sled's to remove.
+fn sync_files(dir: &Path) -> Result<(), StoreError> {
+    let sync = || -> std::io::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            match File::open(entry?.path()) {
+                Ok(file) => file.sync_all()?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    };
+    sync().map_err(|error| io_error("syncing", dir, error))?;
+    sync_dir(dir)
+}
+
 /// Opens the database. sled's threads give the lock of a closed one back only after a while.
 #[expect(
     clippy::disallowed_methods,
@@ -275,9 +339,10 @@ impl KvStore for SledStore {
 
     fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
         check_keys(&batch)?;
-        let mut newest = self.newest_batch.lock();
+        let mut writer = self.writer.lock();
+        writer.check_open()?;
         let engine = self.engine.read();
-        let number = *newest + 1;
+        let number = writer.newest_batch + 1;
         let last_ops: BTreeMap<_, _> = batch.ops.iter().map(|op| ((op.table(), op.key()), op)).collect();
         let mut tree = sled::Batch::default();
         for op in last_ops.values() {
@@ -285,35 +350,49 @@ impl KvStore for SledStore {
         }
         tree.insert(BATCH_KEY, seal(BATCH_KEY, number, &[]));
         engine.db.apply_batch(tree).map_err(failed)?;
-        *newest = number;
+        writer.newest_batch = number;
         Ok(())
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        let newest = self.newest_batch.lock();
-        // Held until the fence is raised, so that it is raised for this generation.
         let engine = self.engine.read();
-        let batch = *newest;
-        drop(newest);
         engine.sync(&self.files.current())?;
-        self.files.raise_fence(batch)?;
         self.measure_blobs();
         Ok(())
     }
 
-    fn is_persistent(&self) -> bool {
+    fn survives_crashes(&self) -> bool {
+        false
+    }
+
+    fn keeps_records(&self) -> bool {
         true
     }
 
+    fn close(&self) -> Result<(), StoreError> {
+        let mut writer = self.writer.lock();
+        if writer.closed {
+            return Ok(());
+        }
+        let dir = self.files.current();
+        self.engine.read().sync(&dir)?;
+        // sled's own snapshots of its page table are beside `db`.
+        sync_files(&dir)?;
+        self.files.mark_clean(writer.newest_batch)?;
+        writer.closed = true;
+        Ok(())
+    }
+
     fn clear(&self) -> Result<(), StoreError> {
-        let mut newest = self.newest_batch.lock();
+        let mut writer = self.writer.lock();
+        writer.check_open()?;
         let mut engine = self.engine.write();
         let dir = self.files.prepare_next()?;
         let next = Engine::open(&dir, self.cache_bytes)?;
         next.sync(&dir)?;
         self.files.switch_to_next()?;
         drop(std::mem::replace(&mut *engine, next));
-        *newest = 0;
+        writer.newest_batch = 0;
         self.files.remove_other_generations()?;
         self.measure_blobs();
         Ok(())
@@ -460,47 +539,90 @@ mod tests {
         assert_eq!(blobs(&store), 0);
     }
 
+    fn open(dir: &Path) -> SledStore {
+        SledStore::open(dir, DEFAULT_CACHE_BYTES).unwrap()
+    }
+
+    fn records(store: &SledStore) -> usize {
+        let mut count = 0;
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        let count_one = &mut |_: &[u8], _: &[u8]| {
+            count += 1;
+            ControlFlow::Continue(())
+        };
+        store.scan(Table::Revision, all, Order::Asc, count_one).unwrap();
+        count
+    }
+
     #[test]
-    fn rule_9_an_engine_that_lost_a_synced_batch_is_refused() {
+    fn what_was_closed_is_there_and_its_mark_is_gone_as_soon_as_it_is_open() {
         let dir = tempfile::tempdir().unwrap();
-        let store = SledStore::open(dir.path(), DEFAULT_CACHE_BYTES).unwrap();
-        write(&store, 0..10, 12, 100);
-        store.sync().unwrap();
-        let (db, before) = (store.files.current().join("db"), dir.path().join("before"));
-        fs::copy(&db, &before).unwrap();
-        write(&store, 10..20, 12, 100);
-        store.sync().unwrap();
-        drop(store);
-        fs::copy(&before, &db).unwrap();
-        match SledStore::open(dir.path(), DEFAULT_CACHE_BYTES) {
-            Err(StoreError::Refused(text)) => assert!(text.contains("lost data"), "{text}"),
-            Err(StoreError::Corrupt(_)) => {}
-            other => panic!("opened or failed otherwise: {:?}", other.map(|_| ())),
+        let mark = dir.path().join("CLEAN");
+        for round in 0..3 {
+            let store = open(dir.path());
+            assert!(!mark.exists(), "a crash from here on must be seen");
+            assert_eq!(records(&store), round as usize * 10);
+            write(&store, round * 10..(round + 1) * 10, 12, 6000);
+            store.close().unwrap();
+            store.close().unwrap();
+            assert!(mark.exists());
+            assert_eq!(records(&store), (round as usize + 1) * 10, "it can still be read");
         }
     }
 
     #[test]
-    fn a_crash_keeps_whole_batches_only() {
+    fn rule_13_what_was_not_closed_is_discarded_however_well_it_was_synced() {
         let dir = tempfile::tempdir().unwrap();
-        let store = SledStore::open(dir.path(), DEFAULT_CACHE_BYTES).unwrap();
-        for round in 0..40_u64 {
-            let mut batch = WriteBatch::default();
-            (0..30_u64).for_each(|i| batch.put(Table::Index, i.to_be_bytes(), vec![round as u8; 6000]));
-            store.write(batch).unwrap();
+        let store = open(dir.path());
+        write(&store, 0..10, 12, 100);
+        store.close().unwrap();
+        drop(store);
+        let store = open(dir.path());
+        assert_eq!(records(&store), 10);
+        write(&store, 10..20, 12, 100);
+        store.sync().unwrap();
+        drop(store);
+        let store = open(dir.path());
+        assert_eq!(records(&store), 0);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "STORE and one generation");
+        write(&store, 0..5, 12, 100);
+        store.close().unwrap();
+        drop(store);
+        assert_eq!(records(&open(dir.path())), 5);
+    }
+
+    #[test]
+    fn a_store_that_came_back_older_or_damaged_is_discarded() {
+        type Harm = fn(&Path, &Path);
+        let older: Harm = |db, before| assert!(fs::copy(before, db).unwrap() > 0);
+        let truncated: Harm = |db, _| File::options().write(true).open(db).unwrap().set_len(SEGMENT_BYTES as u64).unwrap();
+        for harm in [older, truncated] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = open(dir.path());
+            write(&store, 0..10, 12, 100);
+            store.sync().unwrap();
+            let (db, before) = (store.files.current().join("db"), dir.path().join("before"));
+            fs::copy(&db, &before).unwrap();
+            write(&store, 10..1000, 12, 5000);
+            store.close().unwrap();
+            drop(store);
+            // sled gives its file back only a while after it was dropped.
+            drop(open_when_unlocked(&sled::Config::new().path(db.parent().unwrap()).segment_size(SEGMENT_BYTES)).unwrap());
+            harm(&db, &before);
+            assert_eq!(records(&open(dir.path())), 0);
         }
-        // What the operating system has so far, as a killed process would leave it; some of it is still in sled's buffers.
-        let copy = tempfile::tempdir().unwrap();
-        let engine = copy.path().join("sled-1");
-        fs::create_dir_all(engine.join("blobs")).unwrap();
-        fs::copy(dir.path().join("STORE"), copy.path().join("STORE")).unwrap();
-        for name in ["db", "conf"] {
-            fs::copy(store.files.current().join(name), engine.join(name)).unwrap();
-        }
-        let crashed = SledStore::open(copy.path(), DEFAULT_CACHE_BYTES).unwrap();
-        let newest = *crashed.newest_batch.lock();
-        for i in 0..30_u64 {
-            let value = crashed.get(Table::Index, &i.to_be_bytes()).unwrap();
-            assert_eq!(value.map(|value| u64::from(value[0]) + 1), (newest > 0).then_some(newest));
-        }
+    }
+
+    #[test]
+    fn nothing_is_written_after_the_close() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        write(&store, 0..1, 12, 100);
+        store.close().unwrap();
+        let mut batch = WriteBatch::default();
+        batch.put(Table::Revision, *b"late", *b"1");
+        assert!(store.write(batch).is_err() && store.clear().is_err());
+        drop(store);
+        assert_eq!(records(&open(dir.path())), 1);
     }
 }

@@ -223,7 +223,9 @@ fn the_last_member_becomes_a_cluster_of_its_own_and_keeps_what_it_was() {
         assert_eq!(tool(&["recover", "--data-dir", last_name]).code, 2, "not by accident");
         let recovered = tool(&["recover", "--data-dir", last_name, "--force-new-cluster"]);
         assert_eq!(recovered.code, 0, "{}", recovered.stderr);
-        assert!(dir.path().join("d3.before-recovery-1").join("identity.toml").exists());
+        let kept = dir.path().join("d3.before-recovery-1");
+        assert!(kept.join("identity.toml").exists());
+        assert_eq!(kept.join("store").join("CLEAN").exists(), store == "sled", "the tool has closed it");
         let (client, peer) = (free_port(), free_port());
         let alone = Server::with(client, peer, &["--id=3", "--data-dir", last_name, "--store", store]);
         alone.ready();

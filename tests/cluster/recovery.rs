@@ -54,6 +54,76 @@ async fn rule_13_a_single_node_killed_at_random_moments_keeps_what_it_acknowledg
     }
 }
 
+/// What a member has logged since its log was so long.
+fn logged_since(cluster: &mut Cluster, id: u64, length: usize) -> String {
+    cluster.node(id).log_text().get(length..).unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_13_a_sled_store_is_rebuilt_after_a_crash_and_used_as_it_is_after_a_stop() {
+    const REBUILT: &str = "rebuilt from the newest snapshot and the log";
+    const LOADED: &str = "loading a snapshot";
+    let setup = Setup::of(3)
+        .engines("sled", "sled")
+        .set("raft.snapshot_entries=100")
+        .set("raft.keep_entries=20");
+    let mut cluster = Cluster::start(setup).await;
+    let ids = cluster.ids();
+    let member = cluster.leader().await % 3 + 1;
+    let mark = cluster.node(member).data_dir.join("store").join("CLEAN");
+    let mut records = Vec::new();
+
+    // One member, then all at once: each has only a snapshot file and its log.
+    for (prefix, killed) in [("one-", vec![member]), ("all-", ids.clone())] {
+        let writers = Writers::start(&cluster.urls(), 12, prefix);
+        writers.progress(400).await;
+        let length = cluster.node(member).log_text().len();
+        for &id in &killed {
+            cluster.node(id).kill();
+        }
+        assert!(!mark.exists());
+        for &id in &killed {
+            cluster.node(id).start();
+        }
+        cluster.all_ready().await;
+        let log = logged_since(&mut cluster, member, length);
+        assert!(log.contains(REBUILT) && log.contains(LOADED), "{log}");
+        writers.progress(100).await;
+        records.push((prefix, writers.stop().await));
+        for (prefix, record) in &records {
+            check(&cluster, member, prefix, record).await;
+        }
+        cluster.same_content(&ids).await;
+    }
+
+    let length = cluster.node(member).log_text().len();
+    cluster.node(member).terminate();
+    assert!(cluster.node(member).ended(SOON).await.success());
+    assert!(mark.exists());
+    cluster.node(member).start();
+    cluster.ready(member).await;
+    assert!(!mark.exists());
+    let log = logged_since(&mut cluster, member, length);
+    assert!(!log.contains(REBUILT) && !log.contains(LOADED), "{log}");
+    let first = cluster.status(member).await["wal"]["first_index"].as_u64().unwrap();
+    let snapshots = cluster.node(member).data_dir.join("snapshots");
+    let (newest, _) = metcd::snapshot_files::newest(&snapshots)
+        .unwrap()
+        .expect("it stays beside the store");
+    assert!(first <= newest + 1, "the log begins at {first}, the newest snapshot is {newest}");
+
+    // What it came back with was newer than that file, and is lost again.
+    let length = cluster.node(member).log_text().len();
+    cluster.node(member).kill();
+    cluster.node(member).start();
+    cluster.ready(member).await;
+    assert!(logged_since(&mut cluster, member, length).contains(REBUILT));
+    for (prefix, record) in &records {
+        check(&cluster, member, prefix, record).await;
+    }
+    cluster.same_content(&ids).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rule_28_a_member_that_missed_a_compacted_log_catches_up_by_snapshot_under_load() {
     for store in built(&STORES) {

@@ -1,7 +1,10 @@
-//! The same for the disk stores: batches as fast as they go, synced now and then as before the log is cut, and every batch a function of a seed
-//! and its number. What a sync covered must be there afterwards; of what came later, any number of whole batches.
+//! The same for the disk stores: batches as fast as they go, made durable now and then, and every batch a function of a seed and its number.
+//!
+//! A store that survives crashes is synced, as before the log is cut: what a sync covered must be there afterwards, and of what came later any
+//! number of whole batches. Any other is closed, left so for a moment, and opened again: afterwards it must be exactly as at a close that
+//! was not before the last one acknowledged, or empty.
 
-use std::{collections::BTreeMap, io::Write, ops::Bound, ops::ControlFlow, path::Path, sync::Arc};
+use std::{collections::BTreeMap, io::Write, ops::Bound, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
 use metcd::{
     config::StoreBackend,
@@ -73,38 +76,59 @@ fn newest(store: &dyn KvStore) -> Result<u64, StoreError> {
     Ok(counter.map_or(0, |raw| u64::from_le_bytes(raw[..].try_into().unwrap())))
 }
 
-/// Writes until killed; prints the number of the newest batch after each sync. Without `sync` it claims what it never did.
+/// Whether the store is made durable after this batch.
+fn is_last(seed: u64, number: u64) -> bool {
+    Random(seed ^ number).below(10) == 0
+}
+
+/// Writes until killed; prints the number of the newest batch after each sync or close. Without `sync` it claims what it never did.
 pub fn append(backend: StoreBackend, dir: &Path, seed: u64, sync: bool) {
-    let store = store::open(backend, dir).unwrap();
+    let mut store = store::open(backend, dir).unwrap();
+    let closes = sync && !store.survives_crashes();
     let mut model = Model::new();
     let first = newest(store.as_ref()).unwrap();
     (1..=first).for_each(|number| drop(step(&mut model, seed, number)));
     let mut out = std::io::stdout();
     for number in first + 1.. {
         store.write(batch(seed, number, step(&mut model, seed, number))).unwrap();
-        if Random(seed ^ number).below(10) > 0 {
+        if !is_last(seed, number) {
             continue;
         }
-        if sync {
+        if closes {
+            store.close().unwrap();
+        } else if sync {
             store.sync().unwrap();
         }
         if writeln!(out, "\nacknowledged {number}").and_then(|()| out.flush()).is_err() {
             return;
         }
+        if closes {
+            // A cut that falls in here must leave it whole.
+            std::thread::sleep(Duration::from_millis(Random(!seed ^ number).below(60)));
+            drop(store);
+            store = store::open(backend, dir).unwrap();
+            assert_eq!(newest(store.as_ref()).unwrap(), number, "closed and opened again");
+        }
     }
 }
 
-/// Opens the store after a cut; the verdict as for a log.
+/// Opens the store after a cut, and closes it; the verdict as for a log, or `empty` if a store may be.
 pub fn verify(backend: StoreBackend, dir: &Path, seed: u64, acknowledged: u64) -> String {
     let store = match store::open(backend, dir) {
         Ok(store) => store,
         Err(error) if acknowledged == 0 => return format!("whole 0 ({error})"),
         Err(error) => return format!("refused {error}"),
     };
-    match check(store.as_ref(), seed) {
-        Ok(newest) if newest >= acknowledged => format!("whole {newest}"),
-        Ok(newest) => format!("silent: batch {acknowledged} was synced, the newest is {newest}"),
+    let verdict = match check(store.as_ref(), seed) {
+        Ok(0) if !store.survives_crashes() => "empty".to_owned(),
+        Ok(newest) if newest < acknowledged => format!("silent: batch {acknowledged} was made durable, the newest is {newest}"),
+        Ok(newest) if !store.survives_crashes() && !is_last(seed, newest) => format!("silent: it was never closed at batch {newest}"),
+        Ok(newest) => format!("whole {newest}"),
         Err(what) => format!("silent: {what}"),
+    };
+    match store.close() {
+        Ok(()) => verdict,
+        Err(error) => format!("refused {error}"),
     }
 }
 

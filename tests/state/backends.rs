@@ -83,8 +83,8 @@ impl Engine {
             live,
         } = self;
         drop((state, live));
-        if store.is_persistent() {
-            store.sync().unwrap();
+        if store.keeps_records() {
+            store.close().unwrap();
             drop(store);
             store = open(backend, directory.path()).unwrap();
         }

@@ -127,7 +127,11 @@ impl KvStore for MemoryStore {
         Ok(())
     }
 
-    fn is_persistent(&self) -> bool {
+    fn survives_crashes(&self) -> bool {
+        false
+    }
+
+    fn keeps_records(&self) -> bool {
         false
     }
 

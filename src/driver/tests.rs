@@ -174,7 +174,10 @@ impl Member {
             value: "v".into(),
             ..Put::default()
         };
-        self.node.propose(Body::Put(put), None, Instant::now() + PATIENCE, &Stages::default()).await.map(drop)
+        self.node
+            .propose(Body::Put(put), None, Instant::now() + PATIENCE, &Stages::default())
+            .await
+            .map(drop)
     }
 
     /// Writes until the log was compacted so many times.

@@ -39,13 +39,24 @@ pub(crate) fn urls(data: &[u8]) {
 /// Every kind of parameter that a route takes. They must only not panic.
 fn read_params(params: &mut Params) {
     let max = Duration::from_secs(3600);
-    let _ = (params.revision("revision"), params.revision("from_revision"), params.number("min_revision"));
-    let _ = (params.duration("timeout", false, max), params.duration("ttl", true, max), params.number("lease"));
+    let _ = (
+        params.revision("revision"),
+        params.revision("from_revision"),
+        params.number("min_revision"),
+    );
+    let _ = (
+        params.duration("timeout", false, max),
+        params.duration("ttl", true, max),
+        params.number("lease"),
+    );
     let _ = (params.flag("prev"), params.text("order"), params.number("limit"));
     if let (Ok(Some(span)), Some(after)) = (span::from_params(params), params.bytes("after"))
         && let Ok(token) = PageToken::decode(&after, &span, false)
     {
-        assert_eq!(PageToken::decode(token.encode(&span, false).as_bytes(), &span, false).ok(), Some(token));
+        assert_eq!(
+            PageToken::decode(token.encode(&span, false).as_bytes(), &span, false).ok(),
+            Some(token)
+        );
     }
     let _ = params.finish();
 }

@@ -68,7 +68,11 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
-        let at = if path == "." || path == "?" { String::new() } else { format!("`{path}`: ") };
+        let at = if path == "." || path == "?" {
+            String::new()
+        } else {
+            format!("`{path}`: ")
+        };
         invalid(format!("the JSON body: {at}{}", error.inner()))
     })?;
     deserializer.end().map_err(|error| invalid(format!("the JSON body: {error}")))?;

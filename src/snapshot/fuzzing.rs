@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{CHUNK, HEADER, HeaderRecord, MAGIC, Message, SnapshotReader, SnapshotWriter, TRAILER, TrailerRecord, load, push_frame, verify};
+use super::{
+    CHUNK, HEADER, HeaderRecord, MAGIC, Message, SnapshotReader, SnapshotWriter, TRAILER, TrailerRecord, load, push_frame, verify,
+};
 use crate::state::State;
 use crate::store::MemoryStore;
 
@@ -16,7 +18,9 @@ pub(crate) fn snapshot_stream(data: &[u8]) {
 
 /// Verifies it, loads it, opens the state on it and writes it again.
 fn install(stream: &[u8]) {
-    let Ok(meta) = SnapshotReader::new(stream).and_then(verify) else { return };
+    let Ok(meta) = SnapshotReader::new(stream).and_then(verify) else {
+        return;
+    };
     let store = Arc::new(MemoryStore::new());
     let loaded = SnapshotReader::new(stream).and_then(|reader| load(reader, store.as_ref()));
     assert!(loaded.is_ok(), "what verifies can be loaded");

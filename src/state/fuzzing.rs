@@ -26,7 +26,10 @@ pub(crate) fn commands(data: &[u8]) {
             return;
         }
     }
-    assert!(at_once.apply(&entries).is_ok(), "what can be applied one by one can be applied at once");
+    assert!(
+        at_once.apply(&entries).is_ok(),
+        "what can be applied one by one can be applied at once"
+    );
     let hash = |state: &State| state.reader().hash(None).ok();
     assert_eq!(hash(&one_by_one), hash(&at_once));
     // Whatever was applied can be read and collected.

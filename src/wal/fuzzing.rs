@@ -4,7 +4,9 @@ use super::record::{self, Meta, Unit};
 
 /// An entry record, a meta record and a unit: as they come, and behind a checksum that fits.
 pub(crate) fn wal_records(data: &[u8]) {
-    let Some((index, payload)) = data.split_first_chunk::<8>() else { return };
+    let Some((index, payload)) = data.split_first_chunk::<8>() else {
+        return;
+    };
     let index = u64::from_le_bytes(*index);
     read_entry(index, payload);
     read_entry(index, &sealed_entry(index, payload));
@@ -23,7 +25,9 @@ pub(crate) fn wal_records(data: &[u8]) {
 fn read_entry(index: u64, bytes: &[u8]) {
     let Ok(decoded) = record::decode_entry(index, bytes) else { return };
     assert_eq!(decoded.entry.index, index);
-    let Ok((again, _)) = record::encode_entry(&decoded.entry, decoded.prev) else { return };
+    let Ok((again, _)) = record::encode_entry(&decoded.entry, decoded.prev) else {
+        return;
+    };
     assert!(record::decode_entry(index, &again).is_ok_and(|read| read.entry == decoded.entry && read.prev == decoded.prev));
 }
 

@@ -20,6 +20,10 @@ use crate::node::{PeerProgress, Shared};
 use crate::state::outcome::ConflictCode;
 use crate::transport::{PeerMetrics, Transport};
 
+/// A new leader hears of every live member with its first heartbeats; so long a transfer waits for that.
+const HEARD_WITHIN: Duration = Duration::from_millis(500);
+const HEARD_POLL: Duration = Duration::from_millis(10);
+
 /// A member to add.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewMember {
@@ -244,6 +248,20 @@ impl LeaderService {
         })
     }
 
+    /// Whether this member was heard of lately. A leader that is new has heard of nobody yet and waits a moment.
+    async fn hears(&self, member: u64, deadline: Instant) -> bool {
+        let until = deadline.min(Instant::now() + HEARD_WITHIN);
+        loop {
+            if member == self.shared.id || self.shared.peers().iter().any(|peer| peer.id == member && peer.active) {
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(HEARD_POLL).await;
+        }
+    }
+
     /// Hands leadership over and waits until the new leader is in place.
     async fn transfer(&self, to: u64, deadline: Instant) -> Result<LeaderReply, LeaderError> {
         let view = self.shared.view();
@@ -258,7 +276,7 @@ impl LeaderService {
                 LeaderError::MemberNotFound { id: to }
             });
         }
-        if to != self.shared.id && !self.shared.peers().iter().any(|peer| peer.id == to && peer.active) {
+        if !self.hears(to, deadline).await {
             let detail = format!("member {to} was not heard of within the last election timeout");
             return Err(LeaderError::Conflict {
                 code: ConflictCode::UnsafeChange,

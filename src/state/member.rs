@@ -199,15 +199,16 @@ impl Members {
 
     /// The record that follows `after`, for snapshots.
     pub(super) fn record_after(&self, after: Option<&[u8]>) -> Option<(Vec<u8>, Vec<u8>)> {
+        // `None`: no id can follow the last one.
         let (kind, from) = match after {
-            None => (PRESENT, 0),
+            None => (PRESENT, Some(0)),
             Some(key) => {
                 let (kind, id) = key.split_first()?;
-                (*kind, u64::from_be_bytes(id.try_into().ok()?).saturating_add(1))
+                (*kind, u64::from_be_bytes(id.try_into().ok()?).checked_add(1))
             }
         };
         if kind == PRESENT {
-            if let Some((id, member)) = self.present.range(from..).next() {
+            if let Some((id, member)) = from.and_then(|from| self.present.range(from..).next()) {
                 return Some((record_key(PRESENT, *id), member.encode_to_vec()));
             }
             if mutant!(SnapshotWithoutRemoved) {
@@ -215,7 +216,7 @@ impl Members {
             }
             return self.removed.get_min().map(|id| (record_key(REMOVED, *id), Vec::new()));
         }
-        self.removed.range(from..).next().map(|id| (record_key(REMOVED, *id), Vec::new()))
+        self.removed.range(from?..).next().map(|id| (record_key(REMOVED, *id), Vec::new()))
     }
 }
 

@@ -264,8 +264,13 @@ impl Sessions {
             Some(key) => {
                 let (member, rest) = key.split_first_chunk::<8>()?;
                 let member = u64::from_be_bytes(*member);
-                let from = rest.try_into().ok().map_or(0, |block| u64::from_be_bytes(block).saturating_add(1));
-                let next_block = self.by_member.get(&member).and_then(|session| session.blocks.range(from..).next());
+                // `None`: no block can follow the last one.
+                let from = rest
+                    .try_into()
+                    .ok()
+                    .map_or(Some(0), |block| u64::from_be_bytes(block).checked_add(1));
+                let session = self.by_member.get(&member);
+                let next_block = session.and_then(|session| session.blocks.range(from?..).next());
                 match next_block {
                     Some((block, _)) => (member, Some(*block)),
                     None => (*self.by_member.range(member.checked_add(1)?..).next()?.0, None),

@@ -10,6 +10,7 @@ mod harness;
 mod load;
 mod proxy;
 
+mod anywhere;
 mod chaos;
 mod failover;
 mod membership;

@@ -609,7 +609,9 @@ mod tests {
             // sled gives its file back only a while after it was dropped.
             drop(open_when_unlocked(&sled::Config::new().path(db.parent().unwrap()).segment_size(SEGMENT_BYTES)).unwrap());
             harm(&db, &before);
-            assert_eq!(records(&open(dir.path())), 0);
+            // sled answers some damage with a panic of its own: that ends the process, and serves nothing either.
+            let found = std::panic::catch_unwind(|| records(&open(dir.path())));
+            assert!(matches!(found, Ok(0) | Err(_)), "{found:?}");
         }
     }
 

@@ -274,7 +274,7 @@ async fn dispatch(app: &Arc<App>, parts: &Parts, body: &mut RequestBody, target:
         (Route::Root, _) => ops::welcome(call),
         (Route::Health, _) => ops::health(call).await,
         (Route::Livez, _) => ops::livez(call),
-        (Route::Readyz, _) => ops::readyz(call),
+        (Route::Readyz, _) => ops::readyz(call).await,
         (Route::Status, _) => ops::status(call),
         (Route::Version, _) => ops::version(call),
         (Route::Metrics, _) => ops::metrics(call),

@@ -1,8 +1,11 @@
 //! Operations: what people, probes and dashboards ask a member.
 
+use std::time::Duration;
+
 use http::{HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::call::{Call, Reply, odd_result};
 use super::error::{ApiError, Problem};
@@ -43,8 +46,12 @@ pub(super) fn livez(call: &mut Call<'_>) -> Reply {
     Ok(respond::with_body(StatusCode::OK, respond::TEXT, "ok\n"))
 }
 
-/// `GET /readyz`
-pub(super) fn readyz(call: &mut Call<'_>) -> Reply {
+/// How long `/readyz` waits for the leader's word on what is committed: several heartbeats.
+const READY_WITHIN: Duration = Duration::from_millis(500);
+
+/// `GET /readyz`. What a member knows to be committed may be old (it has just started): only a read that its leader confirmed shows that it
+/// is caught up.
+pub(super) async fn readyz(call: &mut Call<'_>) -> Reply {
     let verbose = call.params.flag("verbose")?;
     call.params.finish()?;
     let node = &call.app.node;
@@ -57,6 +64,9 @@ pub(super) fn readyz(call: &mut Call<'_>) -> Reply {
             .not_ready_reason
             .unwrap_or_else(|| "not caught up with the leader yet".to_owned());
         return Err(Problem::NotReady(reason).into());
+    }
+    if node.read_barrier(Instant::now() + READY_WITHIN).await.is_err() {
+        return Err(Problem::NotReady("not caught up with what its leader has committed yet".to_owned()).into());
     }
     if !verbose {
         return Ok(respond::with_body(StatusCode::OK, respond::TEXT, "ready\n"));

@@ -59,6 +59,7 @@ const MAX_KEPT_BYTES: u64 = 64 << 20;
 const MIN_BYTES_BETWEEN_SNAPSHOTS: u64 = 128 << 20;
 /// How long an offered snapshot is kept for followers that may ask for it again.
 const OFFER_TICKS: u64 = 600;
+
 /// What the driver needs besides the protocol.
 pub struct Options {
     /// Length of a tick.

@@ -87,9 +87,9 @@ pub struct LaneMetrics {
     pub posts: u64,
     /// Bodies that went in the answer to a request of the peer instead.
     pub rides: u64,
-    /// Messages in them.
+    /// Messages in both.
     pub messages: u64,
-    /// Bytes of them.
+    /// Bytes of both.
     pub bytes: u64,
     /// Messages dropped: queue full, or the peer down.
     pub dropped: u64,

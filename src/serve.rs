@@ -245,7 +245,8 @@ fn http_builder(limits: &ServeLimits) -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20))
         .max_concurrent_streams(limits.max_streams)
-        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+        // With the same room: a stream that this setting refuses is answered by hyper, with a bare status.
+        .max_header_list_size(u32::try_from(HEAD_ROOM * limits.max_header_bytes).unwrap_or(u32::MAX))
         // "Rapid reset": streams reset by the client before they were served, and by us because the client erred.
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(128);

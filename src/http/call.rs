@@ -143,6 +143,18 @@ impl Call<'_> {
         self.receive(limits, |max| Problem::RequestTooLarge { max }).await
     }
 
+    /// Reads the body of a request that has none to give: nothing, or `{}`. A field that would be ignored is a mistake to be told of.
+    pub(super) async fn read_nothing(&mut self, deadline: Instant) -> Result<(), ApiError> {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Nothing {}
+        let body = self.read_body(deadline).await?;
+        if !body.is_empty() {
+            let Nothing {} = super::json::parse(&body)?;
+        }
+        Ok(())
+    }
+
     async fn receive(&mut self, limits: BodyLimits, too_large: fn(u64) -> Problem) -> Result<Bytes, ApiError> {
         let begun = Instant::now();
         let body = self.body.read(limits, too_large).await;

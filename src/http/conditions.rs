@@ -5,6 +5,7 @@ use http::header::{HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH};
 use super::error::{ApiError, Problem};
 use super::params::decimal;
 use crate::state::command::Conditions;
+use crate::state::outcome::KeyValue;
 
 /// The tags of one condition header.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +59,14 @@ impl ConditionHeaders {
             if_match: parse_header(headers, &IF_MATCH)?,
             if_none_match: parse_header(headers, &IF_NONE_MATCH)?,
         })
+    }
+
+    /// `If-Match` of a GET. A key that does not exist is not found, whatever the condition (RFC 9110, section 13.2.1).
+    pub(super) fn if_match_holds(&self, kv: Option<&KeyValue>) -> bool {
+        match (&self.if_match, kv) {
+            (Some(tags), Some(kv)) => tags.matches_strongly(kv.mod_revision),
+            (Some(_), None) | (None, _) => true,
+        }
     }
 
     /// As a command carries them, sorted; `None` if there are none.

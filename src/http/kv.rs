@@ -121,17 +121,19 @@ pub(super) async fn get(call: &mut Call<'_>) -> Reply {
     let Some(wait) = wait else {
         return answer(at, kv, &conditions, form);
     };
-    if conditions
-        .if_none_match
-        .as_ref()
-        .is_some_and(|tags| !still_names(tags, kv.as_ref()))
-    {
+    let (until, known) = (Instant::now() + wait, conditions.if_none_match.as_ref());
+    if !conditions.if_match_holds(kv.as_ref()) || known.is_some_and(|tags| !still_names(tags, kv.as_ref())) {
         return answer(at, kv, &conditions, form);
     }
-    match wait_for_change(call, at, Instant::now() + wait).await? {
-        Some((at, kv)) => answer(at, kv, &conditions, form),
-        None => Ok(not_modified(call.app.node.reader().revision().max(at), kv.as_ref(), form)),
+    let (mut at, mut kv) = (at, kv);
+    while let Some(changed) = wait_for_change(call, at, until).await? {
+        (at, kv) = changed;
+        // `*` and a list may name the new revision as well: only a 304 before its time would say so.
+        if !known.is_some_and(|tags| still_names(tags, kv.as_ref())) {
+            return answer(at, kv, &conditions, form);
+        }
     }
+    Ok(not_modified(call.app.node.reader().revision().max(at), kv.as_ref(), form))
 }
 
 /// Whether the key is where the client knows it to be. A key that does not exist is nowhere.
@@ -174,11 +176,7 @@ fn answer(at: u64, kv: Option<KeyValue>, conditions: &ConditionHeaders, form: Fo
     let Some(kv) = kv else {
         return Err(ApiError::at(Problem::NotFound, at));
     };
-    if conditions
-        .if_match
-        .as_ref()
-        .is_some_and(|tags| !tags.matches_strongly(kv.mod_revision))
-    {
+    if !conditions.if_match_holds(Some(&kv)) {
         return Err(ApiError::at(
             Problem::PreconditionFailed {
                 current: Some(kv.mod_revision),

@@ -116,6 +116,7 @@ pub(super) async fn keep_alive(call: &mut Call<'_>) -> Reply {
     let id = lease_id(call)?;
     let deadline = call.deadline()?;
     call.params.finish()?;
+    call.read_nothing(deadline).await?;
     let reply = call.app.node.call_leader(LeaderRequest::KeepAlive { lease: id }, deadline).await?;
     let LeaderReply::Lease { ttl_ms, .. } = reply else {
         return Err(odd_reply(&reply));

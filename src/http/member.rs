@@ -195,6 +195,7 @@ pub(super) async fn promote(call: &mut Call<'_>) -> Reply {
     let id = member_id(call)?;
     let deadline = call.deadline()?;
     call.params.finish()?;
+    call.read_nothing(deadline).await?;
     call.app.node.call_leader(LeaderRequest::Promote { id }, deadline).await?;
     applied_here(call, deadline).await?;
     Ok(respond::json(StatusCode::OK, &described(call, id)))

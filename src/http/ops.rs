@@ -1,4 +1,5 @@
-//! Operations: what people, probes and dashboards ask a member.
+//! Operations: what people, probes and dashboards ask a member. Each takes a `timeout`, as every request does, also where nothing is
+//! waited for.
 
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ const OPENMETRICS: HeaderValue = HeaderValue::from_static("application/openmetri
 
 /// `GET /`
 pub(super) fn welcome(call: &mut Call<'_>) -> Reply {
+    call.deadline()?;
     call.params.finish()?;
     let (id, url) = (call.app.node.id(), &call.app.config.advertise.client_url);
     let text = format!(
@@ -41,6 +43,7 @@ pub(super) fn welcome(call: &mut Call<'_>) -> Reply {
 
 /// `GET /livez`
 pub(super) fn livez(call: &mut Call<'_>) -> Reply {
+    call.deadline()?;
     call.params.flag("verbose")?;
     call.params.finish()?;
     Ok(respond::with_body(StatusCode::OK, respond::TEXT, "ok\n"))
@@ -52,6 +55,7 @@ const READY_WITHIN: Duration = Duration::from_millis(500);
 /// `GET /readyz`. What a member knows to be committed may be old (it has just started): only a read that its leader confirmed shows that it
 /// is caught up.
 pub(super) async fn readyz(call: &mut Call<'_>) -> Reply {
+    call.deadline()?;
     let verbose = call.params.flag("verbose")?;
     call.params.finish()?;
     let node = &call.app.node;
@@ -101,6 +105,7 @@ pub(super) async fn health(call: &mut Call<'_>) -> Reply {
 
 /// `GET /status`
 pub(super) fn status(call: &mut Call<'_>) -> Reply {
+    call.deadline()?;
     call.params.finish()?;
     let app = call.app;
     let status = app.node.status();
@@ -161,12 +166,14 @@ fn backend(backend: StoreBackend) -> &'static str {
 
 /// `GET /version`
 pub(super) fn version(call: &mut Call<'_>) -> Reply {
+    call.deadline()?;
     call.params.finish()?;
     Ok(respond::json(StatusCode::OK, &json!({"version": VERSION, "api": "v1"})))
 }
 
 /// `GET /metrics`
 pub(super) fn metrics(call: &mut Call<'_>) -> Reply {
+    call.deadline()?;
     call.params.finish()?;
     match scrape_metrics::scrape(call.app) {
         Ok(page) if wants_openmetrics(call) => Ok(respond::with_body(StatusCode::OK, OPENMETRICS, page)),
@@ -186,6 +193,7 @@ fn wants_openmetrics(call: &Call<'_>) -> bool {
 
 /// `GET /openapi.json`
 pub(super) fn openapi(call: &mut Call<'_>) -> Reply {
+    call.deadline()?;
     call.params.finish()?;
     Ok(respond::with_body(StatusCode::OK, respond::JSON, OPENAPI))
 }
@@ -216,6 +224,7 @@ pub(super) async fn compact(call: &mut Call<'_>) -> Reply {
 
 /// `GET /debug/log`
 pub(super) fn log_filter(call: &mut Call<'_>) -> Reply {
+    call.deadline()?;
     call.params.finish()?;
     Ok(respond::with_body(
         StatusCode::OK,

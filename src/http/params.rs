@@ -26,8 +26,13 @@ impl Params {
         let mut pairs: Vec<Pair> = Vec::new();
         for part in query.unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let name = decode(name, "a parameter's name")?;
-            let value = decode(value, &shown(&name))?;
+            let name = decode(name, "a parameter's name", Problem::InvalidRequest)?;
+            // Keys are keys wherever they stand in a URL.
+            let broken = match &name[..] {
+                b"key" | b"prefix" | b"start" | b"end" => Problem::InvalidKey,
+                _ => Problem::InvalidRequest,
+            };
+            let value = decode(value, &shown(&name), broken)?;
             if pairs.iter().any(|pair| pair.name == name) {
                 return Err(invalid(format!("the parameter `{}` is given twice", shown(&name))));
             }
@@ -132,8 +137,8 @@ impl Params {
     }
 }
 
-fn decode(raw: &str, what: &str) -> Result<Vec<u8>, ApiError> {
-    percent::decode(raw.as_bytes()).ok_or_else(|| invalid(format!("a broken percent escape in `{what}` of the query")))
+fn decode(raw: &str, what: &str, broken: fn(String) -> Problem) -> Result<Vec<u8>, ApiError> {
+    percent::decode(raw.as_bytes()).ok_or_else(|| broken(format!("a broken percent escape in `{what}` of the query")).into())
 }
 
 /// A name as it can be quoted in an error: short, and without control characters.
@@ -222,7 +227,13 @@ mod tests {
 
     #[test]
     fn a_broken_escape_in_the_query_is_refused() {
-        assert_eq!(code(Params::parse(Some("a=%zz")).unwrap_err()), "invalid_request");
+        for (query, expected) in [
+            ("a=%zz", "invalid_request"),
+            ("%zz=a", "invalid_request"),
+            ("prefix=%zz", "invalid_key"),
+        ] {
+            assert_eq!(code(Params::parse(Some(query)).unwrap_err()), expected, "{query}");
+        }
     }
 
     #[test]

@@ -70,12 +70,13 @@ enum ScalarJson {
     Text(String),
 }
 
+/// Exactly one of them. Not an enum: serde would refuse a second field without naming it.
 #[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum OpJson {
-    Put(PutJson),
-    Get(GetJson),
-    Delete(DeleteJson),
+#[serde(deny_unknown_fields)]
+struct OpJson {
+    put: Option<PutJson>,
+    get: Option<GetJson>,
+    delete: Option<DeleteJson>,
 }
 
 #[derive(Deserialize)]
@@ -222,10 +223,11 @@ fn number_of(name: &str, scalar: &ScalarJson, lease: bool) -> Result<u64, ApiErr
 }
 
 fn operation(op: OpJson, limits: &LimitsConfig) -> Result<TxnOp, ApiError> {
-    let body = match op {
-        OpJson::Put(op) => TxnOpBody::Put(put(op, limits).map_err(|error| error.within("put"))?),
-        OpJson::Get(op) => TxnOpBody::Get(get(op).map_err(|error| error.within("get"))?),
-        OpJson::Delete(op) => TxnOpBody::Delete(delete(op, limits).map_err(|error| error.within("delete"))?),
+    let body = match (op.put, op.get, op.delete) {
+        (Some(op), None, None) => TxnOpBody::Put(put(op, limits).map_err(|error| error.within("put"))?),
+        (None, Some(op), None) => TxnOpBody::Get(get(op).map_err(|error| error.within("get"))?),
+        (None, None, Some(op)) => TxnOpBody::Delete(delete(op, limits).map_err(|error| error.within("delete"))?),
+        _ => return Err(invalid("exactly one of `put`, `get` and `delete` is required".to_owned())),
     };
     Ok(TxnOp { body: Some(body) })
 }

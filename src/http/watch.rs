@@ -43,9 +43,8 @@ const PIECE_BYTES: usize = 64 << 10;
 pub(super) async fn watch(call: &mut Call<'_>) -> Reply {
     let deadline = call.deadline()?;
     let consistency = call.consistency()?;
-    let filter = filter(call)?;
     let from_revision = call.params.revision("from_revision")?;
-    call.params.finish()?;
+    let filter = filter(call)?;
     let resumed = resume_point(call.headers(), from_revision)?;
     let form = negotiate(call.headers(), Form::EventStream, Form::Ndjson);
     let slot = call.app.watch_slot()?;
@@ -81,9 +80,18 @@ pub(super) async fn watch(call: &mut Call<'_>) -> Reply {
     Ok(response)
 }
 
+/// The last of the parameters: a mistyped `key` is called that, and not a missing one.
 fn filter(call: &mut Call<'_>) -> Result<WatchFilter, ApiError> {
-    let key = call.params.bytes("key");
-    let span = match (key, span::from_params(&mut call.params)?) {
+    let (key, range) = (call.params.bytes("key"), span::from_params(&mut call.params)?);
+    let (puts, deletes) = match call.params.bytes("only").as_deref() {
+        None => (true, true),
+        Some(b"put") => (true, false),
+        Some(b"delete") => (false, true),
+        Some(_) => return Err(invalid("`only` must be `put` or `delete`".to_owned())),
+    };
+    let want_prev = call.params.flag("prev")?;
+    call.params.finish()?;
+    let span = match (key, range) {
         (Some(key), None) => {
             check_key(&key)?;
             KeySpan::single(&key)
@@ -92,17 +100,11 @@ fn filter(call: &mut Call<'_>) -> Result<WatchFilter, ApiError> {
         (None, None) => return Err(invalid("a `key` or a `prefix` is required; `prefix=` is everything".to_owned())),
         (Some(_), Some(_)) => return Err(invalid("`key` and a range exclude each other".to_owned())),
     };
-    let (puts, deletes) = match call.params.bytes("only").as_deref() {
-        None => (true, true),
-        Some(b"put") => (true, false),
-        Some(b"delete") => (false, true),
-        Some(_) => return Err(invalid("`only` must be `put` or `delete`".to_owned())),
-    };
     Ok(WatchFilter {
         span,
         puts,
         deletes,
-        want_prev: call.params.flag("prev")?,
+        want_prev,
     })
 }
 

@@ -35,7 +35,12 @@ pub(super) fn answer(status: u16, member: u64) -> Vec<u8> {
             "too many connections (limits.max_connections)",
             "retry-after: 1\r\n",
         ),
-        _ => ("Bad Request", "invalid_request", "this is not an HTTP/1.1 or HTTP/2 request", ""),
+        _ => (
+            "Bad Request",
+            "invalid_request",
+            "this is not a well-formed HTTP/1.1 or HTTP/2 request (in a URL, escape blanks, quotes, < and >)",
+            "",
+        ),
     };
     let status = if title == "Bad Request" { 400 } else { status };
     let body = format!(

@@ -188,3 +188,77 @@ fn a_head_that_is_too_large_is_told_which_part_of_it() {
         .get(&format!("/v1/kv?start={bound}&end={bound}&after={token}"))
         .refused(400, "invalid_request");
 }
+
+#[test]
+fn what_is_mistyped_is_named_also_where_something_else_is_missing() {
+    let server = Server::start();
+    let watch = server.get("/v1/watch?kye=a");
+    watch.refused(400, "unknown_parameter");
+    assert!(watch.text().contains("`kye`; did you mean `key`?"), "{}", watch.text());
+    for then in [r#"{"put":{"key":"a","value":"b"},"x":{}}"#, r#"{"x":{}}"#] {
+        let txn = server.send("POST", "/v1/txn", &[], format!(r#"{{"then":[{then}]}}"#).as_bytes());
+        txn.refused(400, "invalid_request");
+        assert!(txn.text().contains("then[0]") && txn.text().contains("`x`"), "{}", txn.text());
+    }
+    for then in ["{}", r#"{"put":{"key":"a","value":"b"},"get":{"key":"a"}}"#] {
+        let txn = server.send("POST", "/v1/txn", &[], format!(r#"{{"then":[{then}]}}"#).as_bytes());
+        txn.refused(400, "invalid_request");
+        assert!(txn.text().contains("exactly one of"), "{}", txn.text());
+    }
+    let lease = server.send("POST", "/v1/leases", &[], br#"{"ttl":60}"#).json()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let keepalive = format!("/v1/leases/{lease}/keepalive");
+    let renewed = server.send("POST", &keepalive, &[], br#"{"tll":60}"#);
+    renewed.refused(400, "invalid_request");
+    assert!(renewed.text().contains("`tll`"), "{}", renewed.text());
+    assert_eq!(server.send("POST", &keepalive, &[], b"{}").status, 200);
+    server.get("/v1/watch?key=%zz").refused(400, "invalid_key");
+}
+
+#[test]
+fn every_request_may_have_a_timeout() {
+    let server = Server::start();
+    for path in [
+        "/",
+        "/livez",
+        "/readyz",
+        "/health",
+        "/status",
+        "/version",
+        "/metrics",
+        "/openapi.json",
+        "/members",
+        "/leader",
+    ] {
+        assert_eq!(server.get(&format!("{path}?timeout=1s")).status, 200, "{path}");
+        server.get(&format!("{path}?timeout=soon")).refused(400, "invalid_request");
+    }
+}
+
+/// HTTP/2 has a limit of its own for lists of headers; the answer has to be the same.
+#[test]
+fn http2_heads_that_are_too_large_get_the_same_answer() {
+    use http_body_util::{BodyExt as _, Empty};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let server = Server::start();
+    let mut request = hyper::Request::get(format!("http://{}/a", server.address));
+    for number in 0..17 {
+        request = request.header(format!("x-{number}"), "y".repeat(4000));
+    }
+    let request = request.body(Empty::<bytes::Bytes>::new()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (head, body) = runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(&server.address).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let (head, body) = sender.send_request(request).await.unwrap().into_parts();
+        (head, body.collect().await.unwrap().to_bytes())
+    });
+    assert_eq!((head.status.as_u16(), &head.headers["metcd-member"]), (431, &"1".parse().unwrap()));
+    let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(problem["code"], "headers_too_large");
+}

@@ -272,3 +272,22 @@ fn a_full_table_of_idempotency_keys_refuses_new_ones_and_forgets_none_early() {
     assert_eq!(put("one").header("idempotent-replayed"), "true");
     assert_eq!(server.put("/a", "y").status, 204);
 }
+
+#[test]
+fn a_wait_goes_on_while_the_condition_names_the_key_and_ends_at_once_where_if_match_fails() {
+    let server = Server::start();
+    server.put("/a", "1");
+    server.put("/a", "2");
+    let failed = server.send("GET", "/a?wait=30s", &[("If-Match", "\"2\"")], b"");
+    failed.refused(412, "precondition_failed");
+    let waited = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| server.send("GET", "/a?wait=30s", &[("If-None-Match", "*")], b""));
+        wait_until(|| server.get("/status").json()["watchers"] == 1);
+        // Still what `*` names: no reason to answer.
+        server.put("/a", "3");
+        server.delete("/a");
+        waiting.join().unwrap()
+    });
+    waited.refused(404, "not_found");
+    assert_eq!(waited.revision(), 5);
+}

@@ -51,7 +51,7 @@ fn wrong_usage_is_exit_code_2() {
     assert!(fails_with(2, &["serve", "--data_dir", "x"]).contains("'--data-dir'"));
     assert!(fails_with(2, &["serve", "--id", "zero"]).contains("--id: "));
     assert!(fails_with(2, &["serve", "--member", "http://a:1"]).contains("write it like 2=http://10.0.0.2:3380"));
-    assert!(fails_with(2, &["serve", "--set", "raft.tik=1s"]).contains("did you mean \"raft.tick\"?"));
+    assert!(fails_with(1, &["serve", "--set", "raft.tik=1s"]).contains("did you mean \"raft.tick\"?"));
     assert_eq!(metcd(&[]).status.code(), Some(2));
 }
 
@@ -83,15 +83,7 @@ fn a_member_that_cannot_start_says_why_once() {
     let address = taken.local_addr().expect("its address").to_string();
     let data_dir = directory.path().join("data");
     let data_dir = data_dir.to_str().expect("UTF-8");
-    let args = [
-        "serve",
-        "--data-dir",
-        data_dir,
-        "--listen-client",
-        &address,
-        "--set",
-        "log.level=error",
-    ];
+    let args = ["serve", "--data-dir", data_dir, "--listen-client", &address];
     let line = fails_with(1, &args);
     assert!(
         line.starts_with("metcd: cannot listen on") && line.contains("--listen-client"),
@@ -156,4 +148,72 @@ fn completions_are_a_script() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(stdout(&metcd(&["completions", shell])).contains("data-dir"), "{shell}");
     }
+}
+
+#[test]
+fn what_is_refused_is_exit_code_1_wherever_it_was_said() {
+    for refused in [
+        &["serve", "--member", "1=https://127.0.0.1:1"][..],
+        &["serve", "--advertise-client-url", "http://0.0.0.0:1"],
+        &["serve", "--listen-client", "0.0.0.0:1"],
+        &["serve", "--set", "raft.tikc=50ms"],
+        &["serve", "--set", "tls.client.cert=x"],
+    ] {
+        fails_with(1, refused);
+    }
+    for unreadable in [
+        &["serve", "--id", "zero"][..],
+        &["serve", "--member", "nobody"],
+        &["serve", "--set", "raft.tick"],
+    ] {
+        fails_with(2, unreadable);
+    }
+    if !cfg!(feature = "rocksdb") {
+        let line = fails_with(1, &["serve", "--store", "rocksdb"]);
+        assert!(line.contains("cargo build --release --features rocksdb"), "{line}");
+    }
+}
+
+#[test]
+fn one_problem_of_a_file_is_one_line() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let file = directory.path().join("bad.toml");
+    std::fs::write(&file, "[raft]\ntik = \"50ms\"\n").expect("write");
+    let line = fails_with(1, &["config", "check", file.to_str().expect("UTF-8")]);
+    assert!(line.contains("bad.toml:2: unknown key \"raft.tik\""), "{line}");
+}
+
+#[test]
+fn a_log_that_cannot_be_looked_at_is_an_error_on_stderr() {
+    for command in ["dump", "verify"] {
+        let output = metcd(&["wal", command, "/nonexistent"]);
+        assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(1), ""));
+        let line = stderr(&output);
+        assert!(line.contains("/nonexistent") && line.contains("name the data directory"), "{line}");
+    }
+}
+
+/// The warnings of a start are also said to somebody who asked for errors only.
+#[test]
+fn warnings_of_a_start_cannot_be_turned_off() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("its address").to_string();
+    let data_dir = directory.path().join("data").display().to_string();
+    let output = metcd(&[
+        "serve",
+        "--data-dir",
+        &data_dir,
+        "--listen-client",
+        &address,
+        "--set",
+        "log.level=error",
+        "--set",
+        "wal.sync=false",
+    ]);
+    let said = stderr(&output);
+    assert!(
+        said.contains("warning: wal.sync = false") && said.contains("cannot listen on"),
+        "{said}"
+    );
 }

@@ -44,16 +44,16 @@ fn check(file: PathBuf) -> Result<(), CliError> {
     print(&warnings.chain([format!("{name}: ok\n")]).collect::<String>())
 }
 
-/// A line for each problem, then the verdict.
+/// One problem is the error; of several each is a line, then the verdict.
 fn report(name: &str, error: &ConfigError) -> CliError {
+    if let [problem] = &error.problems[..] {
+        return CliError::Failed(problem.to_string());
+    }
     let mut stderr = io::stderr().lock();
     for problem in &error.problems {
         // Nobody is left to tell if stderr is gone.
         let _ = writeln!(stderr, "{problem}");
     }
     let count = error.problems.len();
-    CliError::Failed(format!(
-        "{name} is not accepted: {count} problem{} to correct",
-        if count == 1 { "" } else { "s" }
-    ))
+    CliError::Failed(format!("{name} is not accepted: {count} problems to correct"))
 }

@@ -45,14 +45,20 @@ enum Command {
     /// Run a member of a cluster, or a single node.
     Serve(Box<serve::ServeArgs>),
     /// Check a configuration file, or show the configuration in force.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  metcd config check config/node1.toml\n  metcd config show --set log.level=debug"
+    )]
     Config(config::ConfigCommand),
     #[command(flatten)]
     Client(client::ClientCommand),
     /// Make the one member that is left a cluster of its own, when a quorum is lost for ever.
     Recover(backup::RecoverArgs),
     /// Look into a log directory that no server has open; nothing in it is changed.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  metcd wal verify metcd-data\n  metcd wal dump metcd-data | less"
+    )]
     Wal(WalCommand),
     /// Print the version and what this build contains.
     Version,
@@ -104,6 +110,9 @@ pub enum CliError {
     /// What went wrong was said when it did; the exit code.
     #[error("failed")]
     Reported(u8),
+    /// Nobody reads stdout any more (`metcd watch … | head`): no error, and nothing more to do.
+    #[error("stdout was closed")]
+    ReaderGone,
 }
 
 impl CliError {
@@ -113,6 +122,15 @@ impl CliError {
             Self::Usage(_) => 2,
             Self::NotMet(_) => 3,
             Self::Command { code, .. } | Self::Reported(code) => *code,
+            Self::ReaderGone => 0,
+        }
+    }
+
+    /// One line on stderr, unless there is nothing to say.
+    fn say(&self) {
+        if !matches!(self, Self::Reported(_) | Self::ReaderGone) {
+            // Nobody is left to tell if stderr is gone.
+            let _ = writeln!(io::stderr(), "metcd: {}", one_line(&self.to_string()));
         }
     }
 }
@@ -126,10 +144,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if !matches!(error, CliError::Reported(_)) {
-                // Nobody is left to tell if stderr is gone.
-                let _ = writeln!(io::stderr(), "metcd: {}", one_line(&error.to_string()));
-            }
+            error.say();
             ExitCode::from(error.exit_code())
         }
     }
@@ -182,12 +197,14 @@ fn look_into_wal(command: &WalCommand) -> Result<(), CliError> {
     match looked {
         Ok(wal::EXIT_WHOLE) => Ok(()),
         Ok(_) => Err(CliError::Failed(format!(
-            "the log in {} is not whole, or cannot be read: see above",
+            "the log in {} is not whole (what is wrong is on stdout): add this member anew under another id",
             dir.display()
         ))),
-        // A reader that has gone away is not an error.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(CliError::Failed(format!("cannot write to stdout: {error}"))),
+        Err(wal::LookError::Out(error)) if error.kind() == io::ErrorKind::BrokenPipe => Err(CliError::ReaderGone),
+        Err(wal::LookError::Out(error)) => Err(CliError::Failed(format!("cannot write to stdout: {error}"))),
+        Err(wal::LookError::Log(error)) => Err(CliError::Failed(format!(
+            "{error}: name the data directory, or the log in it, of a member that is not running"
+        ))),
     }
 }
 
@@ -205,7 +222,7 @@ fn completions(shell: Shell) -> Result<(), CliError> {
     print(&String::from_utf8_lossy(&script))
 }
 
-/// Writes to stdout. A reader that has gone away (`metcd … | head`) is not an error.
+/// Writes to stdout.
 fn print(text: &str) -> Result<(), CliError> {
     print_bytes(text.as_bytes())
 }
@@ -213,8 +230,9 @@ fn print(text: &str) -> Result<(), CliError> {
 fn print_bytes(bytes: &[u8]) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::Failed(format!("cannot write to stdout: {error}"))),
-        Ok(()) | Err(_) => Ok(()),
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(CliError::ReaderGone),
+        Err(error) => Err(CliError::Failed(format!("cannot write to stdout: {error}"))),
     }
 }
 

@@ -1,5 +1,6 @@
 //! `metcd serve`: flags → configuration → logging → runtime → server → exit code.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -147,8 +148,7 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     let name = config.name().unwrap_or_else(|| "joining".to_owned());
     let has_log_file = config.log.directory.is_some();
     let log = telemetry::init(&config.log, &name).map_err(|error| CliError::Failed(error.to_string()))?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %config.node.data_dir.display(), "starting");
-    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    warn(&warnings, has_log_file);
     let result = run_to_the_end(config, log.clone());
     // On stderr it is said once, as of every command: by whoever is told the result.
     if let Err(error) = &result
@@ -158,6 +158,18 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     }
     log.close();
     result
+}
+
+/// What is said at every start: in the log and, where that goes to a file or leaves warnings out, on stderr as well.
+fn warn(warnings: &[String], has_log_file: bool) {
+    let is_seen = tracing::enabled!(tracing::Level::WARN) && !has_log_file;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+        if !is_seen {
+            // Nobody is left to tell if stderr is gone.
+            let _ = writeln!(std::io::stderr(), "metcd: warning: {warning}");
+        }
+    }
 }
 
 fn run_to_the_end(config: Config, log: LogHandle) -> Result<(), CliError> {

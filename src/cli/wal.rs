@@ -10,13 +10,13 @@ use std::{
 use raft::eraftpb::{Entry, EntryType};
 
 use crate::wal::{
-    Wal,
+    Wal, WalError,
     inspect::{Facts, inspect},
 };
 
 /// The log is whole.
 pub const EXIT_WHOLE: u8 = 0;
-/// The log is damaged or has lost entries, or the directory cannot be looked at.
+/// The log is damaged or has lost entries.
 pub const EXIT_DAMAGED: u8 = 1;
 /// Entries read at once.
 const READ_BYTES: u64 = 1024 * 1024;
@@ -24,30 +24,35 @@ const READ_BYTES: u64 = 1024 * 1024;
 /// Writes marker, fence, hard state and one line for each entry to `out`; returns the exit code.
 ///
 /// # Errors
-/// Only when `out` cannot be written.
-pub fn dump(dir: &Path, out: &mut dyn Write) -> io::Result<u8> {
+/// See [`LookError`]; damage is none.
+pub fn dump(dir: &Path, out: &mut dyn Write) -> Result<u8, LookError> {
     look(dir, out, true)
 }
 
 /// Like [`dump`] without the entries: every one is read and verified all the same.
 ///
 /// # Errors
-/// Only when `out` cannot be written.
-pub fn verify(dir: &Path, out: &mut dyn Write) -> io::Result<u8> {
+/// See [`LookError`]; damage is none.
+pub fn verify(dir: &Path, out: &mut dyn Write) -> Result<u8, LookError> {
     look(dir, out, false)
 }
 
-fn look(dir: &Path, out: &mut dyn Write, with_entries: bool) -> io::Result<u8> {
-    let inspected = match inspect(dir) {
-        Ok(inspected) => inspected,
-        Err(error) => {
-            writeln!(out, "{error}")?;
-            return Ok(EXIT_DAMAGED);
-        }
-    };
+/// Why nothing can be said about a log.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    /// The directory holds none, or a server has it open.
+    #[error(transparent)]
+    Log(#[from] WalError),
+    /// Where it should be said cannot be written to.
+    #[error(transparent)]
+    Out(#[from] io::Error),
+}
+
+fn look(dir: &Path, out: &mut dyn Write, with_entries: bool) -> Result<u8, LookError> {
+    let inspected = inspect(dir)?;
     write_facts(inspected.facts(), out)?;
     match inspected.wal() {
-        Ok(wal) => write_log(wal, out, with_entries),
+        Ok(wal) => Ok(write_log(wal, out, with_entries)?),
         Err(error) => {
             writeln!(out, "damage      {error}")?;
             Ok(EXIT_DAMAGED)
@@ -174,7 +179,10 @@ mod tests {
     fn what_is_no_log_is_said_to_be_none() {
         let place = tempfile::tempdir().unwrap();
         let mut out = Vec::new();
-        assert_eq!(verify(place.path(), &mut out).unwrap(), EXIT_DAMAGED);
-        assert!(String::from_utf8(out).unwrap().contains("FORMAT"));
+        let error = verify(place.path(), &mut out).unwrap_err();
+        assert!(
+            matches!(error, LookError::Log(_)) && error.to_string().contains("FORMAT"),
+            "{error}"
+        );
     }
 }

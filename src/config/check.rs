@@ -38,6 +38,7 @@ impl Problems<'_> {
         self.found.push(Problem {
             origin: origin.to_owned(),
             message,
+            is_refusal: true,
         });
     }
 }
@@ -88,6 +89,10 @@ fn members(config: &Config, problems: &mut Problems<'_>) {
             );
         }
     }
+    // Whom a cluster was founded by is of no interest any more to a member that has its data.
+    if crate::datadir::has_a_cluster(&config.node.data_dir) {
+        return;
+    }
     if ids.len() > 1 && config.cluster.join.is_empty() && !config.node.id_is_given {
         let message = "cluster.members lists several members: set node.id (--id) to say which of them this is".to_owned();
         return problems.add(&["cluster.members"], message);
@@ -104,7 +109,9 @@ fn members(config: &Config, problems: &mut Problems<'_>) {
 
 fn engines(config: &Config, problems: &mut Problems<'_>) {
     for (key, others) in engines_not_built(config, cfg!(feature = "rocksdb")) {
-        let message = format!("{key} = \"rocksdb\": this build has no RocksDB: build with --features rocksdb, or choose {others}");
+        let message = format!(
+            "{key} = \"rocksdb\": this build has no RocksDB: rebuild with `cargo build --release --features rocksdb`, or choose {others}"
+        );
         problems.add(&[key], message);
     }
 }

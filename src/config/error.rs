@@ -9,6 +9,19 @@ pub struct Problem {
     pub origin: String,
     /// What is wrong and what would be right.
     pub message: String,
+    /// It is well written, and refused all the same: what it asks for is not possible, or does not fit the rest.
+    pub is_refusal: bool,
+}
+
+impl Problem {
+    /// Something that cannot be read.
+    pub(super) fn new(origin: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            origin: origin.into(),
+            message: message.into(),
+            is_refusal: false,
+        }
+    }
 }
 
 impl fmt::Display for Problem {
@@ -28,16 +41,22 @@ impl ConfigError {
     /// One problem.
     pub(super) fn one(origin: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
-            problems: vec![Problem {
-                origin: origin.into(),
-                message: message.into(),
-            }],
+            problems: vec![Problem::new(origin, message)],
         }
     }
 
-    /// Whether all of it is the command line's fault: wrong usage rather than a wrong file.
+    /// The same, as a refusal of what is well written.
+    pub(super) fn refusing(mut self) -> Self {
+        self.problems.iter_mut().for_each(|problem| problem.is_refusal = true);
+        self
+    }
+
+    /// Whether all of it is wrong usage of the command line, rather than a configuration that is refused: a flag that cannot be read.
+    /// `--set` is configuration, as a line of a file is.
     pub fn is_usage(&self) -> bool {
-        self.problems.iter().all(|problem| problem.origin.starts_with("--"))
+        self.problems
+            .iter()
+            .all(|problem| problem.origin.starts_with("--") && !problem.origin.starts_with("--set") && !problem.is_refusal)
     }
 }
 

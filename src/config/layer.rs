@@ -111,10 +111,7 @@ impl Layer {
                 Some(text) => layer.read_text(&path, &FlagValue::Text(text.to_owned()), name),
                 None => Err("the value is not valid UTF-8".to_owned()),
             };
-            problems.extend(result.err().map(|message| Problem {
-                origin: name.to_owned(),
-                message,
-            }));
+            problems.extend(result.err().map(|message| Problem::new(name, message)));
         }
         problems.sort_by(|a, b| a.origin.cmp(&b.origin));
         if problems.is_empty() { Ok(layer) } else { Err(problems) }
@@ -130,8 +127,8 @@ impl Layer {
                 None => layer.read_text(&flag.path, &flag.value, &flag.origin),
             };
             problems.extend(result.err().map(|message| Problem {
-                origin: flag.origin.clone(),
-                message,
+                is_refusal: names_a_url(&flag.value),
+                ..Problem::new(&flag.origin, message)
             }));
         }
         if problems.is_empty() { Ok(layer) } else { Err(problems) }
@@ -182,13 +179,7 @@ impl Place<'_> {
     }
 
     fn problem(&self, span: Range<usize>, message: String) -> Located {
-        (
-            span.start,
-            Problem {
-                origin: self.origin(&span),
-                message,
-            },
-        )
+        (span.start, Problem::new(self.origin(&span), message))
     }
 }
 
@@ -211,9 +202,19 @@ fn checked(kind: &Kind, value: Spanned<DeValue<'_>>) -> Result<Value, (Range<usi
 
 fn syntax_problem(name: &str, text: &str, error: &toml::de::Error) -> Problem {
     let line = error.span().map_or(1, |span| line_of(text, span.start));
-    Problem {
-        origin: format!("{name}:{line}"),
-        message: format!("not valid TOML: {}", error.message().replace('\n', "; ")),
+    let message = format!("not valid TOML: {}", error.message().replace('\n', "; "));
+    Problem::new(format!("{name}:{line}"), message)
+}
+
+/// A URL that is wrong is well written, and refused: it asks for TLS, say, or cannot be connected to. Of members that is `ID=URL`.
+fn names_a_url(value: &FlagValue) -> bool {
+    let is_url = |text: &str| text.contains("://");
+    match value {
+        FlagValue::Text(text) => is_url(text),
+        FlagValue::List(items) => items.iter().any(|item| match item.split_once('=') {
+            Some((id, url)) => id.trim().parse::<u64>().is_ok() && is_url(url),
+            None => false,
+        }),
     }
 }
 

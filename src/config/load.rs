@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use toml::Value;
 
-use super::error::{ConfigError, Problem};
+use super::error::ConfigError;
 use super::layer::{self, Flag, Layer, Setting};
 use super::{check, schema, url, *};
 
@@ -98,12 +98,7 @@ impl Settings {
 
     fn optional<T>(&self, path: &str, read: impl Fn(&Value) -> Result<T, String>) -> Result<Option<T>, ConfigError> {
         let Some(setting) = self.0.get(path) else { return Ok(None) };
-        let wrong = |message| ConfigError {
-            problems: vec![Problem {
-                origin: setting.origin.clone(),
-                message: format!("{path}: {message}"),
-            }],
-        };
+        let wrong = |message| ConfigError::one(&setting.origin, format!("{path}: {message}"));
         read(&setting.value).map(Some).map_err(wrong)
     }
 
@@ -223,7 +218,9 @@ impl Settings {
     }
 
     fn advertise(&self, listen: &ListenConfig, node: &NodeConfig, members: &[FoundingMember]) -> Result<AdvertiseConfig, ConfigError> {
-        let own_entry = members.iter().find(|member| Some(member.id) == node.id);
+        // A list of founders that data has outlived says nothing about today's addresses.
+        let founds = !crate::datadir::has_a_cluster(&node.data_dir);
+        let own_entry = members.iter().find(|member| founds && Some(member.id) == node.id);
         let client_url = match self.optional("advertise.client_url", |value| url::parse_client_url(schema::text(value)?))? {
             Some(given) => given,
             None => self.derive_url("client", listen.client)?,
@@ -245,7 +242,7 @@ impl Settings {
             let message = format!(
                 "listen.{side} = \"{address}\" is not an address that others can connect to: set advertise.{side}_url (--advertise-{side}-url) to one"
             );
-            return Err(ConfigError::one(self.origin(&format!("listen.{side}")), message));
+            return Err(ConfigError::one(self.origin(&format!("listen.{side}")), message).refusing());
         }
         Ok(format!("http://{address}"))
     }

@@ -224,6 +224,12 @@ impl DataDir {
     }
 }
 
+/// Whether this directory is that of a member of some cluster: then `cluster.members` has done its work. What is wrong with it, if it cannot
+/// be read, is for [`DataDir::open`] to say.
+pub fn has_a_cluster(path: &Path) -> bool {
+    matches!(Identity::read(path), Ok(Some(identity)) if identity.cluster_id.is_some())
+}
+
 /// The id of the cluster these members found: the same on all of them, different for another name, member or address.
 pub fn founding_cluster_id(name: &str, members: &[FoundingMember]) -> u64 {
     let mut members: Vec<&FoundingMember> = members.iter().collect();
@@ -434,7 +440,7 @@ fn count_boot(path: &Path, identity: &Identity) -> Result<u64, DataDirError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{StoreBackend, WalEngine};
+    use crate::config::{self, StoreBackend, WalEngine};
 
     fn config(path: &Path) -> Config {
         let mut config = Config::default();
@@ -530,6 +536,32 @@ mod tests {
         let mut unsaid = config(root.path());
         (unsaid.node.id, unsaid.node.id_is_given) = (Some(9), false);
         assert_eq!(DataDir::open(&unsaid).expect("an id nobody gave does not count").node_id(), Some(1));
+    }
+
+    #[test]
+    fn founding_members_are_ignored_where_data_is() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let load = || {
+            let flags = [
+                ("node.id", "1".to_owned()),
+                ("node.data_dir", root.path().display().to_string()),
+                ("cluster.members", "2=http://127.0.0.1:2,3=http://127.0.0.1:3".to_owned()),
+            ];
+            let flags = flags.map(|(key, value)| config::Flag {
+                path: key.to_owned(),
+                value: config::FlagValue::Text(value),
+                origin: key.to_owned(),
+            });
+            let flags = flags.to_vec();
+            config::load(&config::Sources {
+                flags,
+                ..config::Sources::default()
+            })
+        };
+        assert!(load().is_err_and(|error| error.to_string().contains("is not in cluster.members")));
+        founded(root.path());
+        let loaded = load().expect("whom the cluster was founded by does not matter any more");
+        assert_eq!(DataDir::open(&loaded.config).expect("open").node_id(), Some(1));
     }
 
     #[test]

@@ -94,6 +94,8 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     };
     let client_listener = bind("clients", "--listen-client", config.listen.client).await?;
     let peer_listener = bind("peers", "--listen-peer", config.listen.peer).await?;
+    // Not before it may: whoever is refused reads one line, the reason.
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %config.node.data_dir.display(), "starting");
 
     let id = settled.id;
     let name = config.name().unwrap_or_else(|| crate::config::default_name(id));

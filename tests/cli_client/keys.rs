@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use serde_json::json;
 
-use crate::support::{Server, metcd, run};
+use crate::support::{Running, Server, metcd, run, until};
 
 #[test]
 fn a_value_comes_back_byte_for_byte_from_arguments_and_from_stdin() {
@@ -176,4 +176,31 @@ fn flags_may_stand_before_the_command_and_in_the_environment() {
         b"",
     );
     assert_eq!(done.text(), "b", "{}", done.stderr);
+}
+
+#[test]
+fn a_watch_ends_in_peace_when_nobody_reads_it_any_more() {
+    use std::io::BufRead as _;
+    let server = Server::start();
+    let mut watch = server.command();
+    watch.args(["watch", "--prefix", "x/"]).stdout(std::process::Stdio::piped());
+    let mut watch = Running(watch.spawn().unwrap());
+    let mut reader = std::io::BufReader::new(watch.0.stdout.take().unwrap());
+    let (line_tx, line_rx) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        drop(reader);
+        // The other side may have given up.
+        let _ = line_tx.send(line);
+    });
+    // The watch begins when it does: put until it has seen one.
+    until("the first line is read", || {
+        server.ok(&["put", "x/1", "1"]);
+        line_rx.try_recv().is_ok()
+    });
+    until("the watch has ended", || {
+        server.ok(&["put", "x/2", "2"]);
+        watch.0.try_wait().unwrap().is_some_and(|status| status.success())
+    });
 }

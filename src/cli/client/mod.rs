@@ -42,17 +42,23 @@ pub enum ClientCommand {
     /// Compare, then one of two branches, in one revision.
     Txn(txn::TxnArgs),
     /// Leases: keys that live as long as somebody says so.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  metcd lease grant 30s\n  metcd lease list\n  metcd lease revoke 7"
+    )]
     Lease(lease::LeaseCommand),
     /// Hold a lock, and run a command while it is held.
     Lock(lock::LockArgs),
     /// Stand for leader, and run a command while leading.
     Elect(lock::ElectArgs),
     /// The members of the cluster, and changes to them.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  metcd member list\n  metcd member add http://127.0.0.1:6380\n  metcd member remove 3"
+    )]
     Member(member::MemberCommand),
     /// The leader.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Examples:\n  metcd leader show\n  metcd leader transfer 2")]
     Leader(member::LeaderCommand),
     /// How every member is, as a table.
     #[command(after_help = "Examples:\n  metcd status\n  metcd status --output json")]
@@ -69,7 +75,10 @@ pub enum ClientCommand {
     /// Read JSON lines and set their keys.
     Import(transfer::ImportArgs),
     /// Backups: save one, check one, begin a new cluster from one.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  metcd snapshot save backup.metcd\n  metcd snapshot status backup.metcd\n  metcd snapshot restore backup.metcd --data-dir new"
+    )]
     Snapshot(snapshot::SnapshotCommand),
     /// An interactive console with history and completion; reads commands from a pipe too.
     #[command(after_help = "Examples:\n  metcd shell\n  printf 'set a hello-world\\nget a\\n' | metcd shell")]

@@ -4,7 +4,7 @@ mod complete;
 mod words;
 
 use std::ffi::OsString;
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::io::{self, BufRead as _, IsTerminal as _};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 use self::complete::Assistant;
 use super::output::Format;
 use super::{ClientArgs, Session, kv, lease, member, ops, runtime, txn, watch};
-use crate::cli::{CliError, one_line, print, usage};
+use crate::cli::{CliError, print, usage};
 
 const PROMPT: &str = "metcd> ";
 const HISTORY_LINES: usize = 1000;
@@ -115,7 +115,7 @@ fn converse(session: &Session, runtime: &Rc<Runtime>) -> Result<(), CliError> {
         match execute(session, runtime, &line) {
             Ok(Next::Line) => {}
             Ok(Next::Exit) => break,
-            Err(error) => complain(&error),
+            Err(error) => error.say(),
         }
     }
     if let Some(history) = &history {
@@ -132,18 +132,14 @@ fn carry_out(session: &Session, runtime: &Runtime) -> Result<(), CliError> {
         match execute(session, runtime, &line) {
             Ok(Next::Line) => {}
             Ok(Next::Exit) => break,
+            Err(CliError::ReaderGone) => break,
             Err(error) => {
-                complain(&error);
+                error.say();
                 first = first.or(Some(error.exit_code()));
             }
         }
     }
     first.map_or(Ok(()), |code| Err(CliError::Reported(code)))
-}
-
-fn complain(error: &CliError) {
-    // Nobody is left to tell if stderr is gone.
-    let _ = writeln!(io::stderr(), "metcd: {}", one_line(&error.to_string()));
 }
 
 fn execute(session: &Session, runtime: &Runtime, line: &str) -> Result<Next, CliError> {

@@ -37,7 +37,7 @@ const LOCK_NAME: &str = "LOCK";
 #[expect(missing_docs, reason = "the messages say what each field is")]
 pub enum DataDirError {
     /// The operating system refused.
-    #[error("{path}: {source}")]
+    #[error("data directory: {path}: {source}: --data-dir needs a directory that this user can write to, on a disk with room")]
     Io { path: String, source: io::Error },
     /// Another process has it.
     #[error("data directory {path} is in use by {holder}: stop that process, or choose another --data-dir")]
@@ -50,7 +50,7 @@ pub enum DataDirError {
     NewerFormat { path: String, format: i64 },
     /// A checksum does not fit.
     #[error(
-        "{path} is damaged ({why}): remove this member from the cluster and add it under a new id with an empty directory, or restore the directory from a backup made while it was stopped"
+        "{path} is damaged ({why}): remove this member from the cluster and add it under a new id with an empty directory, or, if it is all there is of the cluster, restore a snapshot (`metcd snapshot restore`). An older copy of the directory is no way out: it would vote again on what it has voted on"
     )]
     Damaged { path: String, why: String },
     /// Belongs to something else than what is configured.

@@ -42,8 +42,8 @@ fn keys_are_bytes_and_none_is_folded() {
 #[test]
 fn not_found_and_unmet_conditions_are_exit_code_3() {
     let server = Server::start();
-    assert_eq!(server.fails(3, &["get", "a"]), "metcd: there is no such key\n");
-    assert_eq!(server.fails(3, &["del", "a"]), "metcd: there is no such key\n");
+    assert_eq!(server.fails(3, &["get", "a"]), "metcd: there is no such key: a\n");
+    assert_eq!(server.fails(3, &["del", "a"]), "metcd: there is no such key: a\n");
     server.ok(&["put", "a", "1", "--if-absent"]);
     assert!(
         server
@@ -142,7 +142,7 @@ fn a_ttl_ends_a_key_and_prev_tells_what_was() {
     assert!(server.json(&["get", "session"])["lease"].is_string());
     assert_eq!(server.ok(&["put", "session", "bob", "--ttl", "1s", "--prev"]), "alice");
     let waited = server.fails(3, &["get", "session", "--wait", "20s"]);
-    assert_eq!(waited, "metcd: there is no such key\n");
+    assert_eq!(waited, "metcd: there is no such key: session\n");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `put`, `get`, `del`, `ls`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::time::Duration;
 
@@ -168,7 +168,7 @@ pub(super) async fn get(session: &Session, args: &GetArgs) -> Result<(), CliErro
             session.client.get_with(key, &options).await?
         }
     };
-    let kv = found.ok_or_else(no_such_key)?;
+    let kv = found.ok_or_else(|| no_such_key(&args.key))?;
     match session.format {
         Format::Plain => output::value(&kv.value),
         Format::Json => output::json(&kv),
@@ -176,8 +176,8 @@ pub(super) async fn get(session: &Session, args: &GetArgs) -> Result<(), CliErro
     }
 }
 
-fn no_such_key() -> CliError {
-    CliError::NotMet("there is no such key".to_owned())
+fn no_such_key(key: &OsStr) -> CliError {
+    CliError::NotMet(format!("there is no such key: {}", key.display()))
 }
 
 pub(super) async fn del(session: &Session, args: &DelArgs) -> Result<(), CliError> {
@@ -185,7 +185,7 @@ pub(super) async fn del(session: &Session, args: &DelArgs) -> Result<(), CliErro
         session.client.delete_range(&prefix(Some(&args.key))).await?
     } else {
         let condition = args.if_match.unwrap_or_default();
-        session.client.delete(key(&args.key)?, condition).await?.ok_or_else(no_such_key)?
+        session.client.delete(key(&args.key)?, condition).await?.ok_or_else(|| no_such_key(&args.key))?
     };
     match session.format {
         Format::Json => output::json(&deleted),

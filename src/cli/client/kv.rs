@@ -185,7 +185,11 @@ pub(super) async fn del(session: &Session, args: &DelArgs) -> Result<(), CliErro
         session.client.delete_range(&prefix(Some(&args.key))).await?
     } else {
         let condition = args.if_match.unwrap_or_default();
-        session.client.delete(key(&args.key)?, condition).await?.ok_or_else(|| no_such_key(&args.key))?
+        session
+            .client
+            .delete(key(&args.key)?, condition)
+            .await?
+            .ok_or_else(|| no_such_key(&args.key))?
     };
     match session.format {
         Format::Json => output::json(&deleted),

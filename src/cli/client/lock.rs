@@ -177,9 +177,11 @@ fn announce(format: Format, claim: &Claim) -> Result<(), CliError> {
 async fn within(wait: Option<Duration>, acquired: impl Future<Output = Result<Claim, CliError>>) -> Result<Claim, CliError> {
     match wait {
         None => acquired.await,
-        Some(wait) => timeout_at(Instant::now() + wait, acquired)
-            .await
-            .unwrap_or_else(|_| Err(CliError::NotMet("somebody else holds it: wait longer (--wait), or see who with `metcd ls --values`".to_owned()))),
+        Some(wait) => timeout_at(Instant::now() + wait, acquired).await.unwrap_or_else(|_| {
+            Err(CliError::NotMet(
+                "somebody else holds it: wait longer (--wait), or see who with `metcd ls --values`".to_owned(),
+            ))
+        }),
     }
 }
 

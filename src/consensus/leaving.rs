@@ -168,8 +168,10 @@ impl Consensus {
             message
         };
         let mut messages = vec![message(MessageType::MsgHeartbeat, member.matched.min(member.target))];
-        let is_short = member.matched < member.target && member.matched >= log.store.start().index;
-        if is_short
+        // Entries that left memory must not be asked for: raft-rs takes it for a damaged log that they are not at hand, and panics.
+        let is_at_hand = member.matched + 1 >= log.store.first_cached().max(log.store.start().index + 1);
+        if member.matched < member.target
+            && is_at_hand
             && let Ok(log_term) = log.term(member.matched)
             && let Ok(entries) = log.slice(
                 member.matched + 1,

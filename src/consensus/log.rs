@@ -81,7 +81,7 @@ impl LogCache {
         self.entries.back().map_or(self.start.index, |entry| entry.index)
     }
 
-    fn first_cached(&self) -> u64 {
+    pub(super) fn first_cached(&self) -> u64 {
         self.entries.front().map_or(self.start.index + 1, |entry| entry.index)
     }
 

@@ -41,6 +41,24 @@ fn a_removed_member_that_was_cut_off_gets_the_entries_it_lacks() {
     assert!(cluster.view(1).leaving.is_empty());
 }
 
+/// Seed 2172 of the simulation: raft-rs panics when entries are asked for that are not in memory.
+#[test]
+fn a_removed_member_that_lags_beyond_the_leaders_memory_does_not_end_the_leader() {
+    let mut cluster = Cluster::led_by(1, &[1, 2, 3]);
+    cluster.cut(1, 3);
+    cluster.cut(2, 3);
+    for _ in 0..20 {
+        cluster.propose_bytes(1, 1 << 20);
+    }
+    // What everybody who counts has is let go of, down to what may be kept.
+    cluster.tick(2);
+    cluster.change(1, &removal(3)).expect("removed");
+    cluster.heal();
+    cluster.tick(LINGER_TICKS);
+    assert!(cluster.view(1).leaving.is_empty(), "its patience has ended");
+    assert_eq!(cluster.view(1).voters, [1, 2]);
+}
+
 #[test]
 fn the_patience_of_the_leader_ends() {
     let mut cluster = Cluster::led_by(1, &[1, 2, 3]);

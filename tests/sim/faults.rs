@@ -169,6 +169,10 @@ impl World {
         if view.joint || view.conf_pending || !conf.voters_outgoing.is_empty() || self.oracle.raft.conf_in_flight() {
             return false;
         }
+        // A replacement under way takes a voter away by itself, within moments and before anybody notices that this one is lost.
+        if newest.reader.members().iter().any(|member| member.replaces != 0) {
+            return false;
+        }
         // By the newest configuration alone: a member with an older one may need more voters than that one counts.
         let has_conf = |id: &u64| {
             let process = self.machines[*id as usize - 1].process.as_ref();

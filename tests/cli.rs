@@ -154,6 +154,7 @@ fn completions_are_a_script() {
 fn what_is_refused_is_exit_code_1_wherever_it_was_said() {
     for refused in [
         &["serve", "--member", "1=https://127.0.0.1:1"][..],
+        &["serve", "--join", "https://127.0.0.1:1"],
         &["serve", "--advertise-client-url", "http://0.0.0.0:1"],
         &["serve", "--listen-client", "0.0.0.0:1"],
         &["serve", "--set", "raft.tikc=50ms"],

@@ -254,6 +254,38 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_of_every_command_can_be_typed() {
+        fn examples(command: &clap::Command, found: &mut Vec<String>) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            found.extend(
+                help.lines()
+                    .map(str::trim)
+                    .filter(|line| line.starts_with("metcd "))
+                    .map(str::to_owned),
+            );
+            command.get_subcommands().for_each(|command| examples(command, found));
+        }
+        let mut found = Vec::new();
+        examples(&Cli::command(), &mut found);
+        assert!(found.len() > 30, "{found:?}");
+        for line in found {
+            // Two blanks begin an explanation.
+            let plain = line.split(['|', '&', '<', '>', '#']).next().unwrap_or_default();
+            let plain = plain.split("  ").next().unwrap_or_default();
+            // What a shell would take apart differently is for the tests that run the commands.
+            if plain.contains(['\'', '"', '\\', '$']) {
+                continue;
+            }
+            let parsed = Cli::try_parse_from(plain.split_whitespace());
+            assert!(
+                parsed.is_ok(),
+                "{line}: {}",
+                parsed.err().map(|error| error.to_string()).unwrap_or_default()
+            );
+        }
+    }
+
+    #[test]
     fn wrong_usage_is_one_line_with_the_nearest_flag() {
         let error = Cli::try_parse_from(["metcd", "serve", "--confg", "x"]).expect_err("no such flag");
         let error = usage(&error).expect_err("wrong usage");

@@ -127,7 +127,7 @@ impl Layer {
                 None => layer.read_text(&flag.path, &flag.value, &flag.origin),
             };
             problems.extend(result.err().map(|message| Problem {
-                is_refusal: names_a_url(&flag.value),
+                is_refusal: names_a_url(flag),
                 ..Problem::new(&flag.origin, message)
             }));
         }
@@ -207,14 +207,16 @@ fn syntax_problem(name: &str, text: &str, error: &toml::de::Error) -> Problem {
 }
 
 /// A URL that is wrong is well written, and refused: it asks for TLS, say, or cannot be connected to. Of members that is `ID=URL`.
-fn names_a_url(value: &FlagValue) -> bool {
-    let is_url = |text: &str| text.contains("://");
-    match value {
-        FlagValue::Text(text) => is_url(text),
-        FlagValue::List(items) => items.iter().any(|item| match item.split_once('=') {
-            Some((id, url)) => id.trim().parse::<u64>().is_ok() && is_url(url),
-            None => false,
-        }),
+fn names_a_url(flag: &Flag) -> bool {
+    let has_form = |item: &str| match flag.path.as_str() {
+        "cluster.members" => item
+            .split_once('=')
+            .is_some_and(|(id, url)| id.trim().parse::<u64>().is_ok() && url.contains("://")),
+        _ => item.contains("://"),
+    };
+    match &flag.value {
+        FlagValue::Text(text) => has_form(text),
+        FlagValue::List(items) => items.iter().any(|item| has_form(item)),
     }
 }
 

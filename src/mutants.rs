@@ -100,8 +100,10 @@ mod switch {
         LearnerVotes,
         /// Put back: a snapshot from before a member was added is offered to it.
         OldOffer,
-        /// Put back, in the simulation's driver: the state knows a configuration change before the commit index that covers it is durable.
-        AnswerConfEarly,
+        /// Put back: a configuration change takes effect before it is durable that it is committed.
+        LazyConfCommit,
+        /// Put back: whoever knows of a removal tells the removed member, needed or not.
+        TellEarly,
         /// Put back: the terms of a log are noted twice at a start where its end spans several.
         NoteTermsTwice,
         /// Put back: a removed leader goes on.

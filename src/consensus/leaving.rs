@@ -4,10 +4,17 @@
 //! others than itself. Whoever has not heard of it either counts by the old configuration, and may need its vote; and a member that is
 //! stopped before its own disk knows comes back as a voter. So:
 //!
-//! - the leader goes on sending to it until it has acknowledged the commit of its removal, and a majority of those that remain has; at
-//!   most for [`Options::linger_ticks`](super::Options::linger_ticks). Then it may be told that it was removed.
+//! - the leader goes on sending to it until it has acknowledged the commit of its removal, at most for
+//!   [`Options::linger_ticks`](super::Options::linger_ticks).
+//! - it may be told that it was removed, which ends it for good, when nobody can need its vote any more: when it is durable on a
+//!   majority of those that remain that the removal is committed. Whoever else of them leads one day, has their votes, and hears of it.
+//!   Only a leader knows that ([`Consensus::knows_the_departed`]); the others ask it (`server::admission`).
 //! - a member that is told so goes on while its own log does not say it and somebody leads it: the commit is on its way.
-//! - a member whose log says it stays as long as others may need its vote, unless it is told that nobody does.
+//! - a member whose log says it stays until it is told.
+//!
+//! The leader knows by two ways. It has applied the removal while it led, and acknowledgements show the commit index of the others: one
+//! that covers a configuration change leaves when that is durable (`ready`). Or it had applied it before it was elected, and an entry of
+//! its term is committed: whoever acknowledged that entry received it with a commit index behind the removal, and wrote both at once.
 
 use std::collections::BTreeMap;
 
@@ -32,9 +39,9 @@ struct Departing {
 #[derive(Debug, Default)]
 pub(super) struct Leaving {
     departing: BTreeMap<u64, Departing>,
-    /// When this member's own configuration ceased to name it.
-    left_at: Option<u64>,
-    /// When another member first said that this one was removed.
+    /// This member's own configuration names it no longer.
+    has_left: bool,
+    /// When another member first said that this one was removed and is not needed.
     told_at: Option<u64>,
     ticks: usize,
 }
@@ -45,18 +52,17 @@ impl Consensus {
         self.leaving.departing.keys().copied().collect()
     }
 
+    /// Whether this member leads and knows of everybody who was removed, and is not [`leaving`](Self::leaving), that nobody needs them.
+    pub fn knows_the_departed(&self) -> bool {
+        self.is_leader() && self.node.raft.commit_to_current_term()
+    }
+
     /// This member was removed from the cluster, and nothing is lost any more if it stops for good.
     pub fn has_left(&self) -> bool {
-        let ticks_since = |at: u64| self.tick.saturating_sub(at);
-        let patience = self.options.linger_ticks;
-        match (self.leaving.left_at, self.leaving.told_at) {
-            (Some(left_at), told_at) => told_at.is_some() || ticks_since(left_at) >= patience,
-            (None, Some(told_at)) => {
-                let alone = ticks_since(told_at) >= self.options.election_ticks as u64 && !self.is_led();
-                alone || ticks_since(told_at) >= patience
-            }
-            (None, None) => false,
-        }
+        let Some(told_at) = self.leaving.told_at else { return false };
+        let waited = self.tick.saturating_sub(told_at);
+        let is_alone = waited >= self.options.election_ticks as u64 && !self.is_led();
+        self.leaving.has_left || is_alone || waited >= self.options.linger_ticks
     }
 
     /// Another member says that this one was removed.
@@ -68,14 +74,16 @@ impl Consensus {
 
     /// The configuration of this member does not name it, or no longer.
     pub(super) fn note_own_membership(&mut self) {
-        let is_configured = self.node.raft.prs().get(self.options.id).is_some();
-        self.leaving.left_at = match self.leaving.left_at {
-            _ if is_configured => None,
-            // A joiner has no configuration at all.
-            None if self.node.raft.prs().iter().next().is_none() => None,
-            None => Some(self.tick),
-            since => since,
-        };
+        let prs = self.node.raft.prs();
+        // A joiner has no configuration at all.
+        let has_left = prs.get(self.options.id).is_none() && prs.iter().next().is_some();
+        if has_left && !self.leaving.has_left {
+            tracing::info!(
+                id = self.options.id,
+                "this member was removed; it stops when the leader says that nobody needs its vote any more"
+            );
+        }
+        self.leaving.has_left = has_left;
     }
 
     /// On the leader, before a configuration change: who is in, and how far each log matches.
@@ -131,8 +139,9 @@ impl Consensus {
         let (term, is_leader, now, patience) = (self.node.raft.term, self.is_leader(), self.tick, self.options.linger_ticks);
         let mut departing = std::mem::take(&mut self.leaving.departing);
         departing.retain(|_, member| {
-            let is_done = member.acknowledged && self.is_commit_known_to_most(member.target);
-            is_leader && member.term == term && !is_done && now.saturating_sub(member.since_tick) < patience
+            let is_accompanied = member.acknowledged || now.saturating_sub(member.since_tick) >= patience;
+            let is_done = is_accompanied && self.is_commit_known_to_most(member.target);
+            is_leader && member.term == term && !is_done
         });
         self.leaving.ticks += 1;
         if self.leaving.ticks >= self.options.heartbeat_ticks {
@@ -144,6 +153,7 @@ impl Consensus {
         self.leaving.departing = departing;
     }
 
+    /// This member knows it, durably: it has applied the change.
     fn is_commit_known_to_most(&self, target: u64) -> bool {
         let prs = self.node.raft.prs();
         let conf = prs.conf().to_conf_state();

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 
 use protobuf::Message as _;
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
 
 use crate::wal::LogStart;
@@ -156,6 +156,13 @@ impl LogCache {
     /// Offers (or withdraws) a snapshot: metadata only, the data is streamed.
     pub fn offer_snapshot(&mut self, snapshot: Option<Snapshot>) {
         *self.snapshot.borrow_mut() = snapshot;
+    }
+
+    /// Whether a configuration change is among the cached entries in (after, upto].
+    pub(super) fn changes_conf_within(&self, after: u64, upto: u64) -> bool {
+        let skipped = (after + 1).saturating_sub(self.first_cached()) as usize;
+        let entries = self.entries.iter().skip(skipped).take_while(|entry| entry.index <= upto);
+        entries.into_iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal)
     }
 
     /// Where the log begins.

@@ -6,6 +6,9 @@
 //! - No vote, pre-vote or append reply leaves before what it stands on is durable (rules 2 and 3): such messages come out of
 //!   [`Input::Persisted`], never earlier.
 //! - Between raft's `ready()` and its `advance_append_async` nothing else is called on the node.
+//! - A configuration change that is committed goes to the state machine, and an acknowledgement that covers it leaves, when it is
+//!   durable here *that* it is committed. Any other commit index is learned again after a crash; this one perhaps not, since those
+//!   whom the old configuration needs may be gone by then.
 //! - One ReadIndex round is in flight at a time, each under a context that was never used before (rule 17): raft-rs 0.7 answers a
 //!   context that is sent twice with a stale index.
 
@@ -61,7 +64,7 @@ pub struct Options {
     pub max_inflight: usize,
     /// Bytes of one append message.
     pub max_message_bytes: u64,
-    /// How long a removed member is accompanied by the leader, and goes on as a voter of the old configuration, at most.
+    /// How long the leader goes on with a removed member that does not acknowledge its removal.
     pub linger_ticks: u64,
     /// Bytes of entries that may wait for the state machine in memory. Beyond it a follower takes no appends in, as if they were lost
     /// on the way, and a leader hands nothing over: both go on as soon as the state machine does.
@@ -133,7 +136,7 @@ pub enum Input {
     Compacted(LogStart),
     /// Hand leadership to this member.
     TransferLeader(u64),
-    /// A peer says that this member was removed: see [`Consensus::has_left`].
+    /// A peer says that this member was removed and that nobody needs it: see [`Consensus::has_left`].
     ToldRemoved,
     /// Tell those who have not heard of the commit index; the driver's answer to [`Effects::commit_unannounced`].
     Announce,
@@ -204,10 +207,14 @@ pub struct Consensus {
     promised: (u64, u64),
     /// The Ready that last moved them, until it is durable.
     moving: Option<u64>,
-    /// A hard state that only moved its commit index: goes with the next batch, no sync of its own.
+    /// A hard state that only moved its commit index: goes with the next batch, no sync of its own, unless a configuration change is
+    /// committed by it.
     lazy_hard_state: Option<HardState>,
-    /// Number of the last unit given to the WAL.
-    last_persist: u64,
+    /// The highest commit index that was looked through for configuration changes.
+    noted_commit: u64,
+    /// The Ready that committed a configuration change, until it is durable that it is committed; committed entries wait for that.
+    conf_gate: Option<u64>,
+    gated: Vec<Entry>,
     /// The state machine stands here; raft is told as soon as its log is durable that far.
     applied_index: u64,
     /// Cluster time as the state knows it, and the base of this leader's clock: (state's time, own time) at its first applied entry of the term.
@@ -249,6 +256,7 @@ impl Consensus {
             hard_state.vote = 0;
         }
         let promised = (hard_state.term, hard_state.vote);
+        let noted_commit = hard_state.commit;
         let mut conf_state = applied.conf_state.clone();
         if mutant!(LearnerVotes) {
             conf_state.voters.append(&mut conf_state.learners);
@@ -277,7 +285,9 @@ impl Consensus {
             promised,
             moving: None,
             lazy_hard_state: None,
-            last_persist: 0,
+            noted_commit,
+            conf_gate: None,
+            gated: Vec::new(),
             applied_index: applied.index,
             cluster_time_ms,
             leader_clock: None,
@@ -375,12 +385,6 @@ impl Consensus {
         if !mutant!(OldOffer) {
             self.node.mut_store().offer_snapshot(None);
         }
-        // Commit is usually learned again; not so once those are gone whom the old configuration needs. So it becomes durable now.
-        self.effects.persist.push(Persist {
-            number: self.last_persist,
-            hard_state: Some(self.node.raft.hard_state()),
-            ..Persist::default()
-        });
         let raft = &mut self.node.raft;
         if raft.state == StateRole::Leader && !raft.promotable() && !mutant!(RemovedLeader) {
             // raft-rs lets a leader that was removed go on, and panics at the next acknowledgement.
@@ -482,6 +486,9 @@ impl Consensus {
         }
         self.node.on_persist_ready(upto);
         self.moving.take_if(|moving| *moving <= upto);
+        if self.conf_gate.take_if(|gate| *gate <= upto).is_some() {
+            self.effects.apply.append(&mut self.gated);
+        }
         while self.held.front().is_some_and(|&(held, _)| held <= upto) {
             if let Some((_, messages)) = self.held.pop_front() {
                 self.effects.messages.extend(messages);

@@ -18,13 +18,24 @@ impl Consensus {
 
         let hard_state = ready.hs().cloned();
         let moved = hard_state.as_ref().is_some_and(|now| (now.term, now.vote) != self.promised);
+        let mut commits_conf = false;
         if let Some(now) = hard_state {
             self.promised = (now.term, now.vote);
+            commits_conf = self.node.store().changes_conf_within(self.noted_commit, now.commit) && !mutant!(LazyConfCommit);
+            self.noted_commit = self.noted_commit.max(now.commit);
             self.lazy_hard_state = Some(now);
+        }
+        if commits_conf {
+            self.conf_gate = Some(number);
         }
 
         // What the state machine may see was durable before this Ready: raft gives committed entries only from the durable part of the log.
-        self.effects.apply.extend(ready.take_committed_entries());
+        let committed = ready.take_committed_entries();
+        if self.conf_gate.is_some() {
+            self.gated.extend(committed);
+        } else {
+            self.effects.apply.extend(committed);
+        }
 
         let messages = ready.take_messages();
         let mut held = ready.take_persisted_messages();
@@ -67,16 +78,15 @@ impl Consensus {
 
         self.node.advance_append_async(ready);
 
-        if must_sync {
+        if must_sync || commits_conf {
             persist.hard_state = self.lazy_hard_state.take();
             if persist.snapshot.is_some() && persist.hard_state.is_none() {
                 // The log begins anew: its term and vote must come along.
                 persist.hard_state = Some(self.node.raft.hard_state());
             }
-            if mutant!(DropHardState) && persist.snapshot.is_none() {
+            if mutant!(DropHardState) && persist.snapshot.is_none() && !commits_conf {
                 persist.hard_state = None;
             }
-            self.last_persist = number;
             self.effects.persist.push(persist);
             if mutant!(CountBeforeSync) {
                 self.node.on_persist_ready(number);

@@ -39,6 +39,8 @@ pub struct View {
     pub learners: Vec<u64>,
     /// On the leader: removed members that still have to hear of it, ascending.
     pub leaving: Vec<u64>,
+    /// It leads, and whoever was removed and is not in `leaving` is needed by nobody.
+    pub knows_the_departed: bool,
 }
 
 impl Consensus {
@@ -73,6 +75,7 @@ impl Consensus {
             voters,
             learners,
             leaving: self.leaving(),
+            knows_the_departed: self.knows_the_departed(),
         }
     }
 

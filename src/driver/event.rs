@@ -136,22 +136,3 @@ impl Fatal {
         Fatal { reason, removed: true }
     }
 }
-
-/// What raft made of a configuration change, for the apply thread that waits for it.
-///
-/// It hears of it when the commit index that covers the change is durable here. Until then the state does not know the change, and so
-/// nobody is told by this member that it was removed: one that is told ends for ever, and if this member then lost its commit index in
-/// a crash, it would need that one's vote.
-pub struct ConfAnswer {
-    /// To the apply thread.
-    pub reply: SyncSender<raft::Result<ConfState>>,
-    /// Raft's configuration after the change.
-    pub result: raft::Result<ConfState>,
-}
-
-impl ConfAnswer {
-    /// Hands it over. If nobody waits, the process is ending.
-    pub fn send(self) {
-        let _ = self.reply.send(self.result);
-    }
-}

@@ -36,7 +36,7 @@ use log_size::LogSize;
 
 pub use apply::ApplyJob;
 pub use chores::Chore;
-pub use event::{ConfAnswer, Event, Fatal, Reply};
+pub use event::{Event, Fatal, Reply};
 pub use wal::WalJob;
 
 use crate::consensus::log::compaction_point;
@@ -136,8 +136,6 @@ struct Driver {
     chore_running: bool,
     /// Since when a snapshot goes to which member, for the figures.
     sending_since: HashMap<u64, Instant>,
-    /// A configuration change that raft has taken, and the apply thread has not heard of yet.
-    conf_answer: Option<ConfAnswer>,
     peers: Vec<Peer>,
     /// The leader that was last published, for the log.
     led_by: u64,
@@ -189,7 +187,6 @@ pub fn start(
         last_snapshot_bytes: 0,
         chore_running: false,
         sending_since: HashMap::new(),
-        conf_answer: None,
         peers: Vec::new(),
         led_by: raft::INVALID_ID,
         given_up: false,
@@ -283,7 +280,8 @@ impl Driver {
                 let result = self.core.apply_conf_change(&change);
                 // Before anybody is told that it is done: the next request judges by it.
                 self.publish();
-                self.conf_answer = Some(ConfAnswer { reply, result });
+                // If nobody waits, the process is ending.
+                let _ = reply.send(result);
             }
             Event::ProposeConf { change, reply } => {
                 let _ = reply.send(self.core.propose_conf_change(&change));
@@ -390,10 +388,6 @@ impl Driver {
         self.send(messages);
         for unit in persist {
             self.persist(unit);
-        }
-        // Behind the commit index that the change made durable, see `ConfAnswer`.
-        if let Some(answer) = self.conf_answer.take() {
-            self.to_wal(WalJob::Answer(answer));
         }
         if !apply.is_empty() {
             self.to_apply(ApplyJob::Entries(apply, Instant::now()));

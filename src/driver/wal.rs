@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use raft::eraftpb::Entry;
 
-use super::event::{ConfAnswer, Event, Fatal};
+use super::event::{Event, Fatal};
 use crate::consensus::Persist;
 use crate::consensus::log::FetchWish;
 use crate::node::Shared;
@@ -24,8 +24,6 @@ pub enum WalJob {
     Compact(LogStart),
     /// Read entries back.
     Fetch(FetchWish),
-    /// Everything before is durable: the apply thread may go on.
-    Answer(ConfAnswer),
     /// End.
     Close,
 }
@@ -76,10 +74,6 @@ impl WalThread {
                     WalJob::Fetch(wish) => {
                         self.flush()?;
                         self.fetch(wish)?;
-                    }
-                    WalJob::Answer(answer) => {
-                        self.flush()?;
-                        answer.send();
                     }
                     WalJob::Close => return self.flush(),
                 }

@@ -172,6 +172,7 @@ mod tests {
             voters: vec![1],
             learners: vec![2],
             leaving: vec![],
+            knows_the_departed: true,
         };
         let peer = |match_index, active, snapshot| PeerProgress {
             id: 2,

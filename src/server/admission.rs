@@ -13,6 +13,10 @@
 //! Nobody is asked by a member that hears its leader: it learns of new members from the log, and strangers get nothing in. What an
 //! introduction says is kept in memory and forgotten as soon as the own state is as new.
 //!
+//! A member that was removed is refused, and stops for good once it is told `member_removed`. It must not be told while somebody may need
+//! its vote, and only the leader knows when that is over (`consensus::leaving`). So everybody else says `member_leaving`, which changes
+//! nothing for the one that is told, and asks the leader for its member table, which says who is departed.
+//!
 //! *Missing*: this keeps out members of other clusters, removed ones, and wrong addresses or disks. Whoever forges requests on purpose
 //! can also forge an address, an id and a table; only TLS between the peers keeps those out.
 
@@ -20,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::consensus::View;
 use crate::state::StateReader;
 use crate::state::command::MemberRecord;
 use crate::state::reader::Admission;
@@ -28,6 +33,8 @@ use crate::transport::{MEMBER_REMOVED, Peer, Refusal, SenderIdentity};
 /// The sender's directory is not the one that the cluster knows under its id.
 pub const REINCARNATED: &str = "member_reincarnated";
 const UNKNOWN: &str = "unknown_member";
+/// The sender was removed, and may still be needed by others.
+const LEAVING: &str = "member_leaving";
 
 /// `GET /raft/members`: what a member says of its cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,24 +49,15 @@ pub struct MemberTable {
     /// Ids that were members once.
     #[serde(default)]
     pub removed: Vec<u64>,
+    /// Those of them whom nobody needs any more, as the member that says it knows for sure.
+    #[serde(default)]
+    pub departed: Vec<u64>,
     /// The member that says it is about to stop.
     #[serde(default)]
     pub stopping: bool,
 }
 
 impl MemberTable {
-    /// What this state says.
-    pub fn of(reader: &StateReader, stopping: bool) -> MemberTable {
-        MemberTable {
-            cluster_id: format!("{:016x}", reader.cluster_id()),
-            // Read before the members: they are of this index or a later one, never of an earlier.
-            applied_index: reader.applied_index(),
-            members: reader.members(),
-            removed: reader.removed(),
-            stopping,
-        }
-    }
-
     fn incarnation_of(&self, id: u64) -> Option<u64> {
         self.members.iter().find(|member| member.id == id).map(|member| member.incarnation)
     }
@@ -70,7 +68,7 @@ impl MemberTable {
 pub enum Introduction {
     /// The members in it are known from now on.
     Accepted,
-    /// It is newer than what this member knows, and this member was removed in it.
+    /// It is newer than what this member knows, and this member was removed in it and is not needed any more.
     Removed,
     /// It proves nothing, for this reason.
     Refused(&'static str),
@@ -88,6 +86,10 @@ pub struct Admissions {
     introduced: Option<MemberTable>,
     /// The members as they were last looked at, and those who are leaving since.
     seen: BTreeMap<u64, MemberRecord>,
+    /// Removed members of whom the leader has said that nobody needs them: true for ever.
+    departed: BTreeSet<u64>,
+    /// Somebody was refused of whom that is not known.
+    wants_departed: bool,
 }
 
 impl Admissions {
@@ -100,17 +102,50 @@ impl Admissions {
             first_contact: BTreeMap::new(),
             introduced: None,
             seen: BTreeMap::new(),
+            departed: BTreeSet::new(),
+            wants_departed: false,
         }
     }
 
-    /// Whether the sender may speak. `leaving`: whom this member accompanies, as the leader.
-    pub fn admit(&mut self, reader: &StateReader, sender: &SenderIdentity<'_>, leaving: &[u64]) -> Result<(), Refusal> {
+    /// What this member says of its cluster. `view` is asked after the state: an older one might not name who is leaving.
+    pub fn table(&self, reader: &StateReader, view: impl FnOnce() -> View, stopping: bool) -> MemberTable {
+        // Read before the members: they are of this index or a later one, never of an earlier.
+        let applied_index = reader.applied_index();
+        let (members, removed) = (reader.members(), reader.removed());
+        let view = view();
+        MemberTable {
+            cluster_id: format!("{:016x}", reader.cluster_id()),
+            applied_index,
+            members,
+            departed: removed.iter().copied().filter(|&id| self.has_departed(id, &view)).collect(),
+            removed,
+            stopping,
+        }
+    }
+
+    fn has_departed(&self, id: u64, view: &View) -> bool {
+        self.departed.contains(&id) || (view.knows_the_departed && !view.leaving.contains(&id))
+    }
+
+    /// Whether the leader is to be asked for its table. Once for each time that it matters.
+    pub fn take_wish_for_departed(&mut self) -> bool {
+        std::mem::take(&mut self.wants_departed)
+    }
+
+    /// Takes from the leader's table who has departed.
+    pub fn learn_departed(&mut self, table: &MemberTable) {
+        if u64::from_str_radix(&table.cluster_id, 16) == Ok(self.cluster_id) {
+            self.departed.extend(&table.departed);
+        }
+    }
+
+    /// Whether the sender may speak. `view` is asked after the state: an older one might not name who is leaving.
+    pub fn admit(&mut self, reader: &StateReader, sender: &SenderIdentity<'_>, view: impl FnOnce() -> View) -> Result<(), Refusal> {
         let member = sender.member;
         match reader.admission(member) {
             // A joiner knows nobody yet: it believes whoever speaks for its cluster, until its first snapshot tells it the members.
             Admission::Uninitialized => Ok(()),
-            Admission::Removed if leaving.contains(&member) && self.is_seen(sender) => Ok(()),
-            Admission::Removed => refuse(MEMBER_REMOVED, format!("member {member} was removed from the cluster")),
+            Admission::Removed => self.admit_removed(sender, &view()),
             Admission::Unknown => match self.introduced(reader).and_then(|table| table.incarnation_of(member)) {
                 Some(incarnation) if incarnation == sender.incarnation => Ok(()),
                 Some(_) => refuse(REINCARNATED, reincarnated(member)),
@@ -123,6 +158,21 @@ impl Admissions {
             Admission::Member { incarnation } if incarnation == sender.incarnation => Ok(()),
             Admission::Member { .. } => refuse(REINCARNATED, reincarnated(member)),
         }
+    }
+
+    fn admit_removed(&mut self, sender: &SenderIdentity<'_>, view: &View) -> Result<(), Refusal> {
+        let member = sender.member;
+        if view.leaving.contains(&member) && self.is_seen(sender) {
+            return Ok(());
+        }
+        if self.has_departed(member, view) || mutant!(TellEarly) {
+            return refuse(MEMBER_REMOVED, format!("member {member} was removed from the cluster"));
+        }
+        self.wants_departed = true;
+        refuse(
+            LEAVING,
+            format!("member {member} was removed from the cluster; it is to wait until the leader says that nobody needs its vote"),
+        )
     }
 
     /// A member whose data directory is not noted yet: the first one that speaks for it. For an id that was added by hand, only one
@@ -168,7 +218,7 @@ impl Admissions {
     pub fn introduce(&mut self, reader: &StateReader, stranger: (u64, u64), table: MemberTable) -> Introduction {
         match self.judge(reader, stranger, &table) {
             Err(why) => Introduction::Refused(why),
-            Ok(()) if table.removed.contains(&self.id) => Introduction::Removed,
+            Ok(()) if table.departed.contains(&self.id) => Introduction::Removed,
             Ok(()) => {
                 let is_newest = self
                     .introduced(reader)
@@ -262,8 +312,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::node::Role;
     use crate::state::State;
     use crate::store::MemoryStore;
+    use crate::wal::LogStart;
 
     const CLUSTER: u64 = 0xc1;
     const OWN: u64 = 1;
@@ -312,6 +364,36 @@ mod tests {
         }
     }
 
+    fn follower() -> View {
+        View {
+            role: Role::Follower,
+            term: 2,
+            leader: Some(2),
+            is_led: true,
+            commit_index: 1,
+            persisted_index: 1,
+            log_start: LogStart { index: 1, term: 1 },
+            last_index: 1,
+            applied_current_term: true,
+            transferring: false,
+            joint: false,
+            conf_pending: false,
+            voters: vec![1, 2, 3],
+            learners: vec![],
+            leaving: vec![],
+            knows_the_departed: false,
+        }
+    }
+
+    fn leader(leaving: &[u64]) -> View {
+        View {
+            role: Role::Leader,
+            leaving: leaving.to_vec(),
+            knows_the_departed: true,
+            ..follower()
+        }
+    }
+
     fn code(result: Result<(), Refusal>) -> &'static str {
         result.map_or_else(|refusal| refusal.code, |()| "admitted")
     }
@@ -322,12 +404,12 @@ mod tests {
         let reader = state.reader();
         let four = url(4);
         let stranger = sender(4, Some(&four));
-        assert_eq!(code(admissions.admit(&reader, &stranger, &[])), UNKNOWN);
+        assert_eq!(code(admissions.admit(&reader, &stranger, follower)), UNKNOWN);
         assert!(admissions.wants_introduction(&reader, &stranger, false));
         assert_eq!(admissions.introduce(&reader, (4, 104), newer()), Introduction::Accepted);
-        assert_eq!(code(admissions.admit(&reader, &stranger, &[])), "admitted");
+        assert_eq!(code(admissions.admit(&reader, &stranger, follower)), "admitted");
         assert_eq!(
-            code(admissions.admit(&reader, &sender(5, None), &[])),
+            code(admissions.admit(&reader, &sender(5, None), follower)),
             "admitted",
             "and the others of the table"
         );
@@ -335,7 +417,7 @@ mod tests {
             incarnation: 9,
             ..stranger
         };
-        assert_eq!(code(admissions.admit(&reader, &wiped, &[])), REINCARNATED);
+        assert_eq!(code(admissions.admit(&reader, &wiped, follower)), REINCARNATED);
         assert_eq!(
             admissions.peers(&reader, &[]).iter().map(|peer| peer.id).collect::<Vec<_>>(),
             [4, 5]
@@ -411,7 +493,7 @@ mod tests {
             let answer = admissions.introduce(&reader, (4, 104), table.clone());
             assert!(matches!(answer, Introduction::Refused(_)), "{table:?}");
         }
-        assert_eq!(code(admissions.admit(&reader, &sender(4, None), &[])), UNKNOWN);
+        assert_eq!(code(admissions.admit(&reader, &sender(4, None), follower)), UNKNOWN);
         assert_eq!(
             admissions.peers(&reader, &[]).iter().map(|peer| peer.id).collect::<Vec<_>>(),
             [2, 3]
@@ -444,9 +526,17 @@ mod tests {
         let table = MemberTable {
             members: vec![record(4), record(5)],
             removed: vec![1, 2, 3],
+            departed: vec![1, 2],
             ..newer()
         };
-        assert_eq!(admissions.introduce(&state.reader(), (4, 104), table), Introduction::Removed);
+        assert_eq!(admissions.introduce(&state.reader(), (4, 104), table.clone()), Introduction::Removed);
+        // Somebody there may need its vote: it knows them, so that it can give it, and goes on.
+        let early = MemberTable {
+            departed: vec![2],
+            applied_index: 51,
+            ..table
+        };
+        assert_eq!(admissions.introduce(&state.reader(), (4, 104), early), Introduction::Accepted);
     }
 
     #[test]
@@ -460,14 +550,14 @@ mod tests {
         let reader = state.reader();
         let (right, wrong) = (url(2), url(9));
         for elsewhere in [Some(&*wrong), None] {
-            assert_eq!(code(admissions.admit(&reader, &sender(2, elsewhere), &[])), UNKNOWN);
+            assert_eq!(code(admissions.admit(&reader, &sender(2, elsewhere), follower)), UNKNOWN);
         }
-        assert_eq!(code(admissions.admit(&reader, &sender(2, Some(&right)), &[])), "admitted");
+        assert_eq!(code(admissions.admit(&reader, &sender(2, Some(&right)), follower)), "admitted");
         let second = SenderIdentity {
             incarnation: 9,
             ..sender(2, Some(&right))
         };
-        assert_eq!(code(admissions.admit(&reader, &second, &[])), REINCARNATED);
+        assert_eq!(code(admissions.admit(&reader, &second, follower)), REINCARNATED);
     }
 
     #[test]
@@ -478,7 +568,7 @@ mod tests {
         };
         let (state, mut admissions) = member(&[record(1), founder]);
         let proxy = url(9);
-        assert_eq!(code(admissions.admit(&state.reader(), &sender(2, Some(&proxy)), &[])), "admitted");
+        assert_eq!(code(admissions.admit(&state.reader(), &sender(2, Some(&proxy)), follower)), "admitted");
     }
 
     #[test]
@@ -510,5 +600,51 @@ mod tests {
             [3]
         );
         assert!(!admissions.is_seen(&sender(2, None)));
+    }
+
+    /// Seed 2746 of the simulation: a learner told the member whose vote was needed.
+    #[test]
+    fn only_who_has_it_from_the_leader_says_that_a_removed_member_is_not_needed() {
+        let (_, mut admissions) = member(&founders());
+        let gone = sender(2, None);
+        assert_eq!(code(admissions.admit_removed(&gone, &follower())), LEAVING);
+        assert!(admissions.take_wish_for_departed(), "the leader is asked");
+        assert!(!admissions.take_wish_for_departed(), "once");
+
+        let others = MemberTable {
+            departed: vec![3],
+            ..newer()
+        };
+        admissions.learn_departed(&others);
+        assert_eq!(code(admissions.admit_removed(&gone, &follower())), LEAVING);
+        let foreign = MemberTable {
+            cluster_id: "c2".to_owned(),
+            departed: vec![2],
+            ..newer()
+        };
+        admissions.learn_departed(&foreign);
+        assert_eq!(code(admissions.admit_removed(&gone, &follower())), LEAVING);
+        let says_so = MemberTable {
+            departed: vec![2],
+            ..newer()
+        };
+        admissions.learn_departed(&says_so);
+        assert_eq!(code(admissions.admit_removed(&gone, &follower())), MEMBER_REMOVED);
+    }
+
+    #[test]
+    fn a_leader_says_so_of_those_whom_it_does_not_accompany_any_more() {
+        let (state, mut admissions) = member(&founders());
+        let gone = sender(2, None);
+        admissions.peers(&state.reader(), &[]);
+        assert_eq!(code(admissions.admit_removed(&gone, &leader(&[2]))), "admitted");
+        assert!(!admissions.has_departed(2, &leader(&[2])));
+        assert_eq!(code(admissions.admit_removed(&gone, &leader(&[]))), MEMBER_REMOVED);
+        assert!(admissions.has_departed(2, &leader(&[])));
+        let fresh = View {
+            knows_the_departed: false,
+            ..leader(&[])
+        };
+        assert_eq!(code(admissions.admit_removed(&gone, &fresh)), LEAVING, "nothing of its term is committed");
     }
 }

@@ -201,6 +201,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         tokio::spawn(join::find_peers(config.clone(), shared.clone()));
     }
     tokio::spawn(peers::ask_whether_welcome(shared.clone(), transport.clone()));
+    tokio::spawn(peers::ask_who_departed(shared.clone(), transport.clone()));
     tokio::spawn(watch_disk(shared.clone(), data_dir.path().to_owned(), config.limits.min_free_disk));
     tracing::info!(id, client = %config.advertise.client_url, peer = %config.advertise.peer_url, "serving");
 

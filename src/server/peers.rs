@@ -97,6 +97,31 @@ pub async fn ask_whether_welcome(shared: Arc<Shared>, transport: Transport) {
     }
 }
 
+/// Where members that were removed come back to a member that does not lead, it asks the leader whether they may go.
+pub async fn ask_who_departed(shared: Arc<Shared>, transport: Transport) {
+    let mut phases = shared.phases();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(ASK_INTERVAL) => {}
+            _ = phases.wait_for(|phase| *phase != Phase::Running) => return,
+        }
+        if !shared.admissions.lock().take_wish_for_departed() {
+            continue;
+        }
+        let Some(url) = leader_url(&shared) else { continue };
+        match transport.fetch_members(&url, ASK_INTERVAL).await.map_err(|error| error.to_string()).and_then(parse_table) {
+            Ok(table) => shared.admissions.lock().learn_departed(&table),
+            Err(error) => tracing::debug!(url, error, "the leader does not say who departed"),
+        }
+    }
+}
+
+fn leader_url(shared: &Shared) -> Option<String> {
+    let leader = shared.view().leader?;
+    let members = shared.reader.members();
+    members.into_iter().find(|member| member.id == leader).map(|member| member.peer_url)
+}
+
 /// Between two tables that strangers are asked for.
 const INTRODUCTION_INTERVAL: Duration = Duration::from_millis(200);
 /// For one such table.
@@ -163,8 +188,7 @@ impl Intake {
             // Nearly every request: no lock.
             Admission::Member { incarnation } if incarnation != 0 && incarnation == sender.incarnation => Ok(()),
             Admission::Member { .. } | Admission::Uninitialized | Admission::Removed | Admission::Unknown => {
-                let leaving = shared.view().leaving;
-                shared.admissions.lock().admit(&shared.reader, sender, &leaving)
+                shared.admissions.lock().admit(&shared.reader, sender, || shared.view())
             }
         }
     }
@@ -245,7 +269,9 @@ impl PeerService for Service {
     fn members(&self) -> serde_json::Value {
         // A table of plain numbers and strings always has a JSON form.
         let stopping = *self.node.shared().phases().borrow() != Phase::Running;
-        serde_json::to_value(MemberTable::of(self.node.reader(), stopping)).unwrap_or_default()
+        let shared = self.node.shared();
+        let table = shared.admissions.lock().table(&shared.reader, || shared.view(), stopping);
+        serde_json::to_value(table).unwrap_or_default()
     }
 
     fn snapshot_dir(&self) -> PathBuf {

@@ -272,21 +272,26 @@ impl Cluster {
         self.sent.iter().filter(is_it).collect()
     }
 
+    /// One round of work for everybody, and the messages that came of it arrive. `false`: there was nothing.
+    pub fn step_all(&mut self) -> bool {
+        let mut has_worked = false;
+        for id in self.members.keys().copied().collect::<Vec<_>>() {
+            has_worked |= self.work(id);
+        }
+        while let Some(message) = self.wire.pop_front() {
+            has_worked = true;
+            let is_cut = self.cut.contains(&(message.from, message.to));
+            if let Some(member) = self.members.get_mut(&message.to).filter(|_| !is_cut) {
+                member.core.step(Input::Message(message));
+            }
+        }
+        has_worked
+    }
+
     /// Until nothing is left to be done but what is held back.
     pub fn settle(&mut self) {
         for _ in 0..MAX_ROUNDS {
-            let mut is_quiet = true;
-            for id in self.members.keys().copied().collect::<Vec<_>>() {
-                is_quiet &= !self.work(id);
-            }
-            while let Some(message) = self.wire.pop_front() {
-                is_quiet = false;
-                let is_cut = self.cut.contains(&(message.from, message.to));
-                if let Some(member) = self.members.get_mut(&message.to).filter(|_| !is_cut) {
-                    member.core.step(Input::Message(message));
-                }
-            }
-            if is_quiet {
+            if !self.step_all() {
                 return;
             }
         }

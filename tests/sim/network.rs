@@ -26,6 +26,8 @@ pub enum PacketBody {
     Raft(Message),
     /// A refusal: the receiver was removed from the cluster.
     Removed,
+    /// A member that is not a voter asks whether it is still one of them: an answer comes only if it is not.
+    AskWhetherWelcome,
     /// `GET /raft/members`, at the address that the receiver named when it spoke under this incarnation.
     AskMembers,
     /// Its answer.

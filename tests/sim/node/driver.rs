@@ -172,11 +172,6 @@ impl Process {
             world.oracle.raft.note_appended(&unit.entries);
             self.persist(world, unit);
         }
-        match self.conf_answer.take() {
-            Some(conf_state) if known_bug!(AnswerConfEarly) => self.answer_conf(world, conf_state),
-            Some(conf_state) => self.to_wal(world, WalJob::Answer(conf_state)),
-            None => {}
-        }
         if !apply.is_empty() {
             world.oracle.raft.note_committed(self.id, &apply);
             self.to_apply(world, ApplyJob::Entries(apply));
@@ -208,6 +203,7 @@ impl Process {
         let now = self.core.leadership();
         if self.leadership != now {
             self.leadership = now;
+            self.view = self.core.view();
             world.trace(|| format!("n{} term {} leader {}", self.id, now.0, now.1));
         }
         if self.core.is_leader() {
@@ -269,7 +265,7 @@ impl Process {
             PacketBody::Raft(message) => self.enqueue(world, Input::Message(message)),
             PacketBody::ToLeader { call, lease } => self.renew_for(world, packet.from_member, call, lease),
             PacketBody::FromLeader { call, ttl_ms, gone } => world.answer_renewal(call, ttl_ms, gone),
-            PacketBody::Removed | PacketBody::AskMembers | PacketBody::Members(_) => {}
+            PacketBody::AskWhetherWelcome | PacketBody::Removed | PacketBody::AskMembers | PacketBody::Members(_) => {}
         }
     }
 
@@ -278,11 +274,16 @@ impl Process {
         match &packet.body {
             PacketBody::Removed => self.enqueue(world, Input::ToldRemoved),
             PacketBody::AskMembers => {
-                let table = MemberTable::of(&self.reader, false);
+                let table = self.admissions.table(&self.reader, || self.view.clone(), false);
                 self.send_to_address(world, packet.from_member, PacketBody::Members(table));
             }
+            PacketBody::Members(table) if self.asked_leader.take_if(|leader| *leader == packet.from_member).is_some() => {
+                self.admissions.learn_departed(table);
+            }
             PacketBody::Members(table) => self.be_introduced(world, packet, table.clone()),
-            PacketBody::Raft(_) | PacketBody::ToLeader { .. } | PacketBody::FromLeader { .. } => return false,
+            PacketBody::Raft(_) | PacketBody::AskWhetherWelcome | PacketBody::ToLeader { .. } | PacketBody::FromLeader { .. } => {
+                return false;
+            }
         }
         true
     }
@@ -317,7 +318,7 @@ impl Process {
             self.strangers.insert((packet.from_member, packet.from_incarnation));
             self.send_to_address(world, packet.from_member, PacketBody::AskMembers);
         }
-        match self.admissions.admit(&self.reader, &sender, &self.view.leaving) {
+        match self.admissions.admit(&self.reader, &sender, || self.view.clone()) {
             Ok(()) => true,
             Err(refusal) => {
                 if refusal.code == MEMBER_REMOVED {

@@ -6,6 +6,7 @@ use metcd::state::command::{Body, Compact, Evict, FEATURE_LEVEL, LeaseExpire, Me
 use raft::eraftpb::ConfChangeV2;
 
 use super::{Input, Process};
+use crate::network::PacketBody;
 use crate::plan::{ELECTION_TICKS, TICK};
 use crate::world::World;
 
@@ -20,6 +21,8 @@ impl Process {
         self.renew_again(world);
         let is_slow = self.ticks.is_multiple_of(SLOW_TICKS);
         if is_slow {
+            self.ask_whether_welcome(world);
+            self.ask_who_departed(world);
             self.publish_self(world);
             if let Some(report) = self.state.take_hash_report(self.id) {
                 self.propose_duty(world, Body::HashReport(report));
@@ -37,6 +40,25 @@ impl Process {
         if is_slow {
             self.forget_history(world);
             self.evict_idempotency(world);
+        }
+    }
+
+    fn ask_whether_welcome(&mut self, world: &mut World) {
+        if self.view.voters.contains(&self.id) && self.reader.applied_index() > 0 {
+            return;
+        }
+        for to in self.peers.clone() {
+            self.send_packet(world, to, PacketBody::AskWhetherWelcome);
+        }
+    }
+
+    fn ask_who_departed(&mut self, world: &mut World) {
+        if !self.admissions.take_wish_for_departed() {
+            return;
+        }
+        if let Some(leader) = self.view.leader.filter(|&leader| leader != self.id) {
+            self.asked_leader = Some(leader);
+            self.send_packet(world, leader, PacketBody::AskMembers);
         }
     }
 

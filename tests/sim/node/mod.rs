@@ -22,7 +22,7 @@ use metcd::state::{SnapshotView, State, StateReader};
 use metcd::store::MemoryStore;
 use metcd::wal::LogStart;
 use metcd::wal::memory::MemoryWal;
-use raft::eraftpb::{ConfChangeV2, ConfState, Entry, Message};
+use raft::eraftpb::{ConfChangeV2, Entry, Message};
 
 use crate::oracle::history::Auditor;
 use crate::oracle::raft::Written;
@@ -72,8 +72,6 @@ pub enum Input {
 pub enum WalJob {
     Persist(Persist),
     Compact(LogStart),
-    /// Everything before is durable: the apply thread may go on with this configuration.
-    Answer(ConfState),
     Fetch(metcd::consensus::log::FetchWish),
 }
 
@@ -140,7 +138,6 @@ pub struct Process {
     installing: Option<Installing>,
     durable_index: u64,
     is_chore_running: bool,
-    conf_answer: Option<ConfState>,
     /// Some do not know of the commit index: they are told at the next tick.
     is_commit_unannounced: bool,
     /// Members it can send to.
@@ -149,6 +146,8 @@ pub struct Process {
     /// Who was asked for a member table and has not answered: member and data directory.
     strangers: BTreeSet<(u64, u64)>,
     may_ask_at: u64,
+    /// The leader was asked who departed, and has not answered.
+    asked_leader: Option<u64>,
 
     /// As published at the last tick.
     pub view: View,

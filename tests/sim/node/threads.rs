@@ -65,10 +65,6 @@ impl Process {
                     self.wal.compact(to)?;
                     world.pass_crash_point(self.slot);
                 }
-                WalJob::Answer(conf_state) => {
-                    let at = world.now + world.rng.skewed(1, MS);
-                    world.schedule(at, self.event(|slot, boot| Event::ConfDone { slot, boot, conf_state }));
-                }
                 WalJob::Fetch(wish) => {
                     let entries = match self.wal.entries(wish.low, wish.high, wish.max_bytes) {
                         Ok(entries) => entries,
@@ -314,7 +310,7 @@ impl Process {
         }
     }
 
-    /// The driver's side of it. The apply thread hears of it when the commit index is durable.
+    /// The driver's side of it.
     pub(super) fn take_conf(&mut self, world: &mut World, change: &ConfChangeV2) {
         match self.core.apply_conf_change(change) {
             Ok(conf_state) => {
@@ -322,7 +318,10 @@ impl Process {
                     // From now on raft counts by it.
                     world.oracle.raft.note_conf(entry.index, &conf_state);
                 }
-                self.conf_answer = Some(conf_state);
+                // Before anybody is told that it is done: the next request judges by it.
+                self.view = self.core.view();
+                let at = world.now + world.rng.skewed(1, MS);
+                world.schedule(at, self.event(|slot, boot| Event::ConfDone { slot, boot, conf_state }));
             }
             Err(error) => self.failed = Some(Failure::Bug(format!("raft refused a committed configuration change: {error}"))),
         }

@@ -169,12 +169,18 @@ impl RaftOracle {
     }
 
     /// Only a majority of the voters that counted may have committed this: that of the newest configuration before it, or, if whoever
-    /// counted had not applied that one yet, of the one before.
+    /// counted had not applied that one yet, of the one before. It cannot be an older one: a change is proposed by a leader that has
+    /// applied the one before, goes out with a commit index behind that one, and is written together with it; so whoever has two changes
+    /// in its log has the first one committed, also after a crash, and does not campaign before it has applied it. Majorities of two
+    /// neighbouring configurations have a member in common.
     fn check_quorum(&mut self, index: u64, term: u64) {
         let holds = |id: &&u64| self.synced.get(*id).is_some_and(|log| log.holds(index, term));
         let agree = |voters: &[u64]| voters.is_empty() || 2 * voters.iter().filter(holds).count() > voters.len();
-        let mut confs = self.confs.range(..index).rev().map(|(_, conf)| conf).take(2).peekable();
-        if confs.peek().is_none() || confs.any(|conf| agree(&conf.voters) && agree(&conf.voters_outgoing)) {
+        // A configuration is noted wherever somebody applied, or began, with it: the same one at several indexes.
+        let mut confs = self.confs.range(..index).rev().map(|(_, conf)| conf);
+        let agrees = |conf: &ConfState| agree(&conf.voters) && agree(&conf.voters_outgoing);
+        let Some(newest) = confs.next() else { return };
+        if agrees(newest) || confs.find(|conf| voters_of(conf) != voters_of(newest)).is_some_and(agrees) {
             return;
         }
         let holders: Vec<u64> = self
@@ -206,6 +212,14 @@ impl RaftOracle {
             }
         }
     }
+}
+
+/// The two halves, ascending.
+fn voters_of(conf: &ConfState) -> (Vec<u64>, Vec<u64>) {
+    let (mut incoming, mut outgoing) = (conf.voters.clone(), conf.voters_outgoing.clone());
+    incoming.sort_unstable();
+    outgoing.sort_unstable();
+    (incoming, outgoing)
 }
 
 /// A snapshot that does not name its receiver is thrown away there, without a word, and offered again for ever.

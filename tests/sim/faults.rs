@@ -3,9 +3,10 @@
 use std::io;
 
 use metcd::wal::memory::FaultAt;
+use raft::eraftpb::{Entry, EntryType};
 
-use crate::machine::{FASTEST_CLOCK, SLOWEST_CLOCK};
-use crate::plan::{FaultKind, MS, SECOND};
+use crate::machine::{FASTEST_CLOCK, SLOWEST_CLOCK, Trap};
+use crate::plan::{FaultKind, MS, Micros, SECOND};
 use crate::world::{Event, World};
 
 /// The end of a fault.
@@ -14,6 +15,8 @@ pub enum Cure {
     Links,
     Link(usize, usize),
     Resume(usize),
+    /// Together with its clock, which shows this; unless the process is not the one that was suspended.
+    Wake { slot: usize, boot: u64, own_time: Micros },
     Clock(usize),
     Disk(usize),
 }
@@ -86,6 +89,15 @@ impl World {
                 self.machines[slot].is_paused = self.machines[slot].process.is_some();
                 self.schedule(until, Event::Cure(Cure::Resume(slot)));
             }
+            FaultKind::Suspend => {
+                let machine = &mut self.machines[slot];
+                if machine.is_paused || machine.process.is_none() {
+                    return false;
+                }
+                machine.is_paused = true;
+                let (boot, own_time) = (machine.boot, machine.clock.at(self.now));
+                self.schedule(until, Event::Cure(Cure::Wake { slot, boot, own_time }));
+            }
             FaultKind::Clock => {
                 let rate = self.rng.range(SLOWEST_CLOCK, FASTEST_CLOCK + 1);
                 self.machines[slot].clock.set_rate(self.now, rate);
@@ -93,6 +105,14 @@ impl World {
             }
             FaultKind::SlowDisk => {
                 self.machines[slot].is_slow = true;
+                self.schedule(until, Event::Cure(Cure::Disk(slot)));
+            }
+            FaultKind::ChangeTrap => {
+                self.machines[slot].trap = Trap::Set;
+                return self.machines[slot].process.is_some();
+            }
+            FaultKind::FullSnapshotDisk => {
+                self.machines[slot].is_full = true;
                 self.schedule(until, Event::Cure(Cure::Disk(slot)));
             }
             FaultKind::FullDisk => return self.fail_disk(slot, FaultAt::Write, io::ErrorKind::StorageFull),
@@ -146,6 +166,36 @@ impl World {
     pub fn crash_at_point(&mut self, slot: usize, boot: u64) {
         if self.machines[slot].boot == boot && self.crash(slot) {
             self.trace(|| format!("FAULT CrashPoint n{} dies", slot + 1));
+        }
+    }
+
+    /// A log writes this: the trap may be set for it.
+    pub fn enter_trap(&mut self, slot: usize, entries: &[Entry]) {
+        let trap = &mut self.machines[slot].trap;
+        if *trap == Trap::Set && entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal) {
+            *trap = Trap::Entered;
+        }
+    }
+
+    /// What a log wrote is durable.
+    pub fn spring_trap(&mut self, slot: usize) {
+        let machine = &mut self.machines[slot];
+        if machine.trap == Trap::Entered && !self.is_healed {
+            machine.trap = Trap::Sprung;
+            let boot = machine.boot;
+            let at = self.now + self.rng.range(200 * MS, 4 * SECOND);
+            self.schedule(at, Event::PowerCut { slot, boot });
+        }
+    }
+
+    pub fn cut_power(&mut self, slot: usize, boot: u64) {
+        let machine = &mut self.machines[slot];
+        machine.trap = Trap::None;
+        if machine.boot == boot && machine.process.is_some() {
+            self.trace(|| format!("FAULT ChangeTrap n{} dies", slot + 1));
+            self.kill(slot, 0);
+            let at = self.now + self.rng.range(50 * MS, 5 * SECOND);
+            self.schedule(at, Event::Start { slot });
         }
     }
 
@@ -221,8 +271,18 @@ impl World {
             Cure::Links => self.network.join_all(),
             Cure::Link(from, to) => self.network.join(from, to),
             Cure::Resume(slot) => self.resume(slot),
+            Cure::Wake { slot, boot, own_time } => {
+                let machine = &mut self.machines[slot];
+                if machine.is_paused && machine.boot == boot {
+                    machine.clock.set(self.now, own_time);
+                    self.resume(slot);
+                }
+            }
             Cure::Clock(slot) => self.machines[slot].clock.set_rate(self.now, 1000),
-            Cure::Disk(slot) => self.machines[slot].is_slow = false,
+            Cure::Disk(slot) => {
+                let machine = &mut self.machines[slot];
+                (machine.is_slow, machine.is_full) = (false, false);
+            }
         }
     }
 
@@ -247,7 +307,7 @@ impl World {
         for slot in 0..self.machines.len() {
             self.resume(slot);
             let machine = &mut self.machines[slot];
-            machine.is_slow = false;
+            (machine.is_slow, machine.is_full, machine.trap) = (false, false, Trap::None);
             machine.clock.set_rate(self.now, 1000);
             self.schedule(self.now, Event::Start { slot });
         }

@@ -30,10 +30,26 @@ pub struct Machine {
     pub stalled: Vec<crate::world::Event>,
     pub clock: Clock,
     pub is_slow: bool,
+    /// Snapshots find no room on the disk.
+    pub is_full: bool,
+    pub trap: Trap,
     /// The disk was damaged or wiped on purpose: the machine may refuse to start.
     pub is_damaged: bool,
     /// Removed, wiped or refusing to start: it never comes back under this id.
     pub is_gone: bool,
+}
+
+/// See [`FaultKind::ChangeTrap`](crate::plan::FaultKind::ChangeTrap).
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Trap {
+    #[default]
+    None,
+    /// Waits for a configuration change.
+    Set,
+    /// One is on its way to the disk.
+    Entered,
+    /// It is durable, and nothing more will be before the process is dead.
+    Sprung,
 }
 
 /// A monotonic clock at a rate of its own. There is no wall clock: nothing in a node can read one.
@@ -59,7 +75,7 @@ impl Clock {
         self.at(now) / 1000
     }
 
-    fn at(&self, now: Micros) -> Micros {
+    pub fn at(&self, now: Micros) -> Micros {
         self.base + (now - self.since) * self.rate / 1000
     }
 
@@ -68,6 +84,15 @@ impl Clock {
             base: self.at(now),
             since: now,
             rate,
+        };
+    }
+
+    /// It shows this now.
+    pub fn set(&mut self, now: Micros, own_time: Micros) {
+        *self = Clock {
+            base: own_time,
+            since: now,
+            rate: self.rate,
         };
     }
 

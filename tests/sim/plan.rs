@@ -40,10 +40,17 @@ pub enum FaultKind {
     Pause,
     /// A monotonic clock runs too fast or too slow.
     Clock,
+    /// A machine stands still, its monotonic clock too: afterwards that clock is behind by as much.
+    Suspend,
     /// Syncs take long.
     SlowDisk,
+    /// A disk stops just after a configuration change has become durable on it, and the process dies before anything else does: it
+    /// comes back without knowing that the change is committed.
+    ChangeTrap,
     /// The log's disk refuses a write.
     FullDisk,
+    /// Snapshots that are written or received find no room; the log goes on.
+    FullSnapshotDisk,
     /// A sync fails.
     FailedSync,
     /// A bit on a disk flips.
@@ -53,7 +60,7 @@ pub enum FaultKind {
 }
 
 /// All of them.
-pub const FAULT_KINDS: [FaultKind; 17] = [
+pub const FAULT_KINDS: [FaultKind; 20] = [
     FaultKind::Loss,
     FaultKind::Duplication,
     FaultKind::Delay,
@@ -71,6 +78,9 @@ pub const FAULT_KINDS: [FaultKind; 17] = [
     FaultKind::FailedSync,
     FaultKind::BitFlip,
     FaultKind::Wipe,
+    FaultKind::Suspend,
+    FaultKind::ChangeTrap,
+    FaultKind::FullSnapshotDisk,
 ];
 
 /// What a run is asked to do.
@@ -146,7 +156,7 @@ impl Plan {
     }
 
     pub fn new(settings: &Settings, rng: &mut Rng) -> Plan {
-        let founders = [1, 1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7][rng.range(0, 16) as usize];
+        let mut founders = [1, 1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7][rng.range(0, 16) as usize];
         let mut faults = Vec::new();
         // A few kinds each time: some bugs need a single kind undisturbed by the others.
         let share = [150, 300, 500, 800][rng.range(0, 4) as usize];
@@ -168,6 +178,11 @@ impl Plan {
             0
         };
         let slow = has(FaultKind::Delay);
+        let traps = has(FaultKind::ChangeTrap);
+        if traps && rng.chance(300) {
+            // Where every vote is needed.
+            founders = 2;
+        }
         Plan {
             founders,
             clients: rng.range(2, 7) as usize,
@@ -187,7 +202,7 @@ impl Plan {
             leader_per_mille: [0, 400, 800][rng.range(0, 3) as usize],
             admin_pause: [2 * SECOND, 10 * SECOND][rng.range(0, 2) as usize],
             lease_share: [9, 9, 60][rng.range(0, 3) as usize],
-            membership: rng.chance(400),
+            membership: rng.chance(400) || traps,
             keys: [1, 3, 8][rng.range(0, 3) as usize],
             retain_revisions: [20, 100, 100_000][rng.range(0, 3) as usize],
             idempotency_retain_ms: 600_000,

@@ -12,7 +12,7 @@ use raft::eraftpb::{ConfState, Message};
 use crate::calls::{Answer, Calls};
 use crate::clients::Client;
 use crate::faults::Cure;
-use crate::machine::Machine;
+use crate::machine::{Machine, Trap};
 use crate::network::{Network, Packet, PacketBody};
 use crate::node::{Failure, Input, Process, founding_snapshot};
 use crate::oracle::Oracle;
@@ -35,6 +35,7 @@ pub enum Event {
     Stream { stream: u64 },
     Start { slot: usize },
     Crash { slot: usize, boot: u64 },
+    PowerCut { slot: usize, boot: u64 },
     Request { call: u64 },
     CallTimeout { call: u64 },
     Answer { client: usize, call: u64, answer: Answer },
@@ -241,6 +242,7 @@ impl World {
             Event::Stream { stream } => self.continue_stream(stream),
             Event::Start { slot } => self.start(slot),
             Event::Crash { slot, boot } => self.crash_at_point(slot, boot),
+            Event::PowerCut { slot, boot } => self.cut_power(slot, boot),
             Event::Request { call } => self.deliver_request(call),
             Event::CallTimeout { call } => self.call_timeout(call),
             Event::Answer { client, call, answer } => self.hear(client, call, answer),
@@ -301,7 +303,13 @@ impl World {
     /// How long a sync takes now.
     pub fn sync_duration(&mut self, slot: usize) -> Micros {
         let (low, high) = self.plan.sync;
-        let factor = if self.machines[slot].is_slow { 50 } else { 1 };
+        let machine = &self.machines[slot];
+        let factor = match machine.trap {
+            // Longer than the process lives.
+            Trap::Sprung => return 10 * SECOND,
+            Trap::None | Trap::Set | Trap::Entered if machine.is_slow => 50,
+            Trap::None | Trap::Set | Trap::Entered => 1,
+        };
         self.rng.skewed(low, high + 1) * factor
     }
 
@@ -464,7 +472,9 @@ impl World {
                 };
                 if !self.machines[to].is_paused {
                     self.with_process(to, |process, world| {
-                        is_taken = process.admits(world, &packet) && process.receive_snapshot(world, message, file);
+                        is_taken = !world.machines[to].is_full
+                            && process.admits(world, &packet)
+                            && process.receive_snapshot(world, message, file);
                     });
                 }
                 self.report_stream(&stream, is_taken);

@@ -50,6 +50,7 @@ impl Process {
                 WalJob::Persist(unit) if unit.snapshot.is_none() => {
                     number = Some(unit.number);
                     self.unsynced.extend(unit.entries.iter().map(Written::from));
+                    world.enter_trap(self.slot, &unit.entries);
                     self.wal.append_unsynced(&WalBatch {
                         entries: unit.entries,
                         hard_state: unit.hard_state,
@@ -111,6 +112,7 @@ impl Process {
         world.oracle.raft.note_synced(self.id, &self.unsynced);
         self.unsynced.clear();
         world.pass_crash_point(self.slot);
+        world.spring_trap(self.slot);
         self.run_wal(world);
         if self.failed.is_none() {
             self.enqueue(world, Input::Persisted(number));
@@ -378,6 +380,10 @@ impl Process {
     pub fn finish_chore(&mut self, world: &mut World) {
         let Some(view) = self.chore.take() else { return };
         let index = view.applied.index;
+        if world.machines[self.slot].is_full {
+            // Tried again; until then the log keeps everything.
+            return self.enqueue(world, Input::Durable { index: 0 });
+        }
         match write_snapshot(*view) {
             Ok(file) => {
                 let snapshots = &mut world.machines[self.slot].snapshots;

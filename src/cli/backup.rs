@@ -1,9 +1,8 @@
 //! `metcd snapshot status|restore` and `metcd recover`: tools for files, not for a running cluster.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::json;
 
 use super::serve::ConfigArgs;
 use super::{CliError, print};
@@ -44,38 +43,13 @@ pub struct RecoverArgs {
     peer_url: Option<String>,
 }
 
-/// Checks a file and says what is in it.
-pub fn status(file: &Path, as_json: bool) -> Result<(), CliError> {
-    let meta = verify_file(file).map_err(failed)?;
-    let digest: String = meta.digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    if as_json {
-        let status = json!({
-            "cluster_id": format!("{:016x}", meta.cluster_id), "revision": meta.revision, "compacted_revision": meta.compacted_revision,
-            "applied_index": meta.applied.index, "voters": meta.applied.conf_state.voters, "records": meta.records,
-            "bytes": meta.bytes, "blake3": digest,
-        });
-        return print(&format!("{status}\n"));
-    }
-    print(&format!(
-        "whole\ncluster   {:016x}\nrevision  {}, history from {}\nindex     {}, members {:?}\nrecords   {} in {} bytes\nblake3    {digest}\n",
-        meta.cluster_id,
-        meta.revision,
-        meta.compacted_revision,
-        meta.applied.index,
-        meta.applied.conf_state.voters,
-        meta.records,
-        meta.bytes,
-    ))
-}
-
-/// Makes a data directory from a snapshot.
-pub fn restore(args: &RestoreArgs) -> Result<(), CliError> {
+/// Makes a data directory from a snapshot; says where, and what it is.
+pub fn restore(args: &RestoreArgs) -> Result<(PathBuf, Restored), CliError> {
     // A file that is no snapshot is named before anything else that may be wrong.
     verify_file(&args.file).map_err(failed)?;
     let Loaded { config, .. } = args.config.load()?;
     let restored = restore::restore(&args.file, &config).map_err(failed)?;
-    let dir = config.node.data_dir.display();
-    print(&format!("{dir} is member {} of {}\n", restored.id, described(&restored)))
+    Ok((config.node.data_dir, restored))
 }
 
 /// Makes the member that is left a cluster of its own.
@@ -92,7 +66,8 @@ pub fn recover(args: &RecoverArgs) -> Result<(), CliError> {
     ))
 }
 
-fn described(restored: &Restored) -> String {
+/// The cluster that it belongs to.
+pub fn described(restored: &Restored) -> String {
     format!("the new cluster {:016x}, at revision {}", restored.cluster_id, restored.revision)
 }
 

@@ -360,6 +360,7 @@ mod tests {
             applied_index: 50,
             members: vec![record(1), record(4), record(5)],
             removed: vec![2, 3],
+            departed: vec![],
             stopping: false,
         }
     }
@@ -529,7 +530,10 @@ mod tests {
             departed: vec![1, 2],
             ..newer()
         };
-        assert_eq!(admissions.introduce(&state.reader(), (4, 104), table.clone()), Introduction::Removed);
+        assert_eq!(
+            admissions.introduce(&state.reader(), (4, 104), table.clone()),
+            Introduction::Removed
+        );
         // Somebody there may need its vote: it knows them, so that it can give it, and goes on.
         let early = MemberTable {
             departed: vec![2],
@@ -568,7 +572,10 @@ mod tests {
         };
         let (state, mut admissions) = member(&[record(1), founder]);
         let proxy = url(9);
-        assert_eq!(code(admissions.admit(&state.reader(), &sender(2, Some(&proxy)), follower)), "admitted");
+        assert_eq!(
+            code(admissions.admit(&state.reader(), &sender(2, Some(&proxy)), follower)),
+            "admitted"
+        );
     }
 
     #[test]
@@ -645,6 +652,10 @@ mod tests {
             knows_the_departed: false,
             ..leader(&[])
         };
-        assert_eq!(code(admissions.admit_removed(&gone, &fresh)), LEAVING, "nothing of its term is committed");
+        assert_eq!(
+            code(admissions.admit_removed(&gone, &fresh)),
+            LEAVING,
+            "nothing of its term is committed"
+        );
     }
 }

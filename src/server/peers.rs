@@ -109,7 +109,12 @@ pub async fn ask_who_departed(shared: Arc<Shared>, transport: Transport) {
             continue;
         }
         let Some(url) = leader_url(&shared) else { continue };
-        match transport.fetch_members(&url, ASK_INTERVAL).await.map_err(|error| error.to_string()).and_then(parse_table) {
+        match transport
+            .fetch_members(&url, ASK_INTERVAL)
+            .await
+            .map_err(|error| error.to_string())
+            .and_then(parse_table)
+        {
             Ok(table) => shared.admissions.lock().learn_departed(&table),
             Err(error) => tracing::debug!(url, error, "the leader does not say who departed"),
         }

@@ -16,7 +16,11 @@ pub enum Cure {
     Link(usize, usize),
     Resume(usize),
     /// Together with its clock, which shows this; unless the process is not the one that was suspended.
-    Wake { slot: usize, boot: u64, own_time: Micros },
+    Wake {
+        slot: usize,
+        boot: u64,
+        own_time: Micros,
+    },
     Clock(usize),
     Disk(usize),
 }

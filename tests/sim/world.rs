@@ -472,9 +472,8 @@ impl World {
                 };
                 if !self.machines[to].is_paused {
                     self.with_process(to, |process, world| {
-                        is_taken = !world.machines[to].is_full
-                            && process.admits(world, &packet)
-                            && process.receive_snapshot(world, message, file);
+                        is_taken =
+                            !world.machines[to].is_full && process.admits(world, &packet) && process.receive_snapshot(world, message, file);
                     });
                 }
                 self.report_stream(&stream, is_taken);

@@ -241,7 +241,8 @@ pub(super) async fn ls(session: &Session, args: &LsArgs) -> Result<(), CliError>
 fn count(session: &Session, revision: u64, count: u64) -> Result<(), CliError> {
     match session.format {
         Format::Json => output::json(&json!({"revision": revision, "count": count})),
-        Format::Plain | Format::Table => print(&format!("{count}\n")),
+        Format::Plain => print(&format!("{count}\n")),
+        Format::Table => output::row(["REVISION", "COUNT"], [revision.to_string(), count.to_string()]),
     }
 }
 
@@ -280,7 +281,7 @@ fn finish(session: &Session, args: &LsArgs, revision: u64, count: u64, all: &[Ke
 /// Longest part of a value that is shown in a table.
 const SHOWN: usize = 60;
 
-fn table(kvs: &[KeyValue]) -> Result<(), CliError> {
+pub(super) fn table(kvs: &[KeyValue]) -> Result<(), CliError> {
     let mut table = Table::new(&["KEY", "REVISION", "VERSION", "LEASE", "SIZE", "VALUE"]);
     for kv in kvs {
         let mut shown: String = visible(&kv.value, false).chars().take(SHOWN + 1).collect();

@@ -57,7 +57,8 @@ pub(super) async fn run(session: &Session, command: &LeaseCommand) -> Result<(),
             session.client.revoke_lease(id).await?;
             match session.format {
                 Format::Json => output::json(&serde_json::json!({"id": id, "revoked": true})),
-                Format::Plain | Format::Table => print(&format!("lease {id} revoked\n")),
+                Format::Plain => print(&format!("lease {id} revoked\n")),
+                Format::Table => output::row(["ID", "REVOKED"], [id.clone(), "true".to_owned()]),
             }
         }
     }
@@ -68,11 +69,7 @@ async fn grant(session: &Session, ttl: Duration) -> Result<(), CliError> {
     match session.format {
         Format::Json => output::json(&lease),
         Format::Plain => print(&format!("{}\n", lease.id)),
-        Format::Table => {
-            let mut table = Table::new(&["ID", "TTL"]);
-            table.row([lease.id, seconds(lease.ttl)]);
-            table.print()
-        }
+        Format::Table => output::row(["ID", "TTL"], [lease.id, seconds(lease.ttl)]),
     }
 }
 
@@ -101,9 +98,10 @@ fn show(session: &Session, lease: &LeaseDetail) -> Result<(), CliError> {
         let keys: String = keys.iter().map(|key| format!("{key}\n")).collect();
         return print(&format!("lease {}, {remaining} of {} left\n{keys}", lease.id, seconds(lease.ttl)));
     }
-    let mut table = Table::new(&["ID", "TTL", "REMAINING", "KEYS"]);
-    table.row([lease.id.clone(), seconds(lease.ttl), remaining, keys.join(" ")]);
-    table.print()
+    output::row(
+        ["ID", "TTL", "REMAINING", "KEYS"],
+        [lease.id.clone(), seconds(lease.ttl), remaining, keys.join(" ")],
+    )
 }
 
 async fn keep_alive(session: &Session, id: &str, forever: bool) -> Result<(), CliError> {
@@ -111,7 +109,8 @@ async fn keep_alive(session: &Session, id: &str, forever: bool) -> Result<(), Cl
         let lease = session.client.keep_lease_alive(id).await?;
         match session.format {
             Format::Json => output::json(&lease)?,
-            Format::Plain | Format::Table => print(&format!("lease {id} has {} again\n", seconds(lease.ttl)))?,
+            Format::Plain => print(&format!("lease {id} has {} again\n", seconds(lease.ttl)))?,
+            Format::Table => output::row(["ID", "TTL"], [id.to_owned(), seconds(lease.ttl)])?,
         }
         if !forever {
             return Ok(());

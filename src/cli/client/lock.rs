@@ -86,7 +86,8 @@ pub(super) async fn elect(session: &Session, args: &ElectArgs) -> Result<(), Cli
             let leader = leader.ok_or_else(|| CliError::NotMet("nobody leads".to_owned()))?;
             match session.format {
                 Format::Json => output::json(&leader),
-                Format::Plain | Format::Table => output::value(&leader.value),
+                Format::Plain => output::value(&leader.value),
+                Format::Table => super::kv::table(&[leader]),
             }
         }
         None => Err(CliError::Usage(
@@ -170,7 +171,11 @@ fn announce(format: Format, claim: &Claim) -> Result<(), CliError> {
         Format::Json => output::json(&serde_json::json!({
             "key": output::visible(&claim.key, false), "fencing_token": claim.token, "lease": claim.lease,
         })),
-        Format::Plain | Format::Table => print(&format!("held, fencing token {}\n", claim.token)),
+        Format::Plain => print(&format!("held, fencing token {}\n", claim.token)),
+        Format::Table => output::row(
+            ["KEY", "FENCING TOKEN", "LEASE"],
+            [output::visible(&claim.key, false), claim.token.to_string(), claim.lease.clone()],
+        ),
     }
 }
 

@@ -133,7 +133,8 @@ pub(super) async fn run(session: &Session, command: &MemberCommand) -> Result<()
             client.remove_member(args.id, args.force).await?;
             match session.format {
                 Format::Json => output::json(&serde_json::json!({"id": args.id, "removed": true})),
-                Format::Plain | Format::Table => print(&format!("member {} removed\n", args.id)),
+                Format::Plain => print(&format!("member {} removed\n", args.id)),
+                Format::Table => output::row(["ID", "REMOVED"], [args.id.to_string(), "true".to_owned()]),
             }
         }
         MemberCommand::Promote { id } => show(session, "promoted", &client.promote_member(*id).await?),

@@ -23,7 +23,7 @@ pub use args::ClientArgs;
 
 use self::output::Format;
 use self::snapshot::SnapshotCommand;
-use super::{CliError, backup, print, print_bytes};
+use super::{CliError, print, print_bytes};
 use crate::client::{Client, ClientError};
 
 /// One command for a cluster.
@@ -106,10 +106,10 @@ pub fn run(args: &ClientArgs, command: &ClientCommand) -> Result<(), CliError> {
         return bench::run(args, command);
     }
     if let ClientCommand::Snapshot(SnapshotCommand::Status { file }) = command {
-        return backup::status(file, args.format() == Format::Json);
+        return snapshot::status(file, args.format());
     }
     if let ClientCommand::Snapshot(SnapshotCommand::Restore(restore)) = command {
-        return backup::restore(restore);
+        return snapshot::restore(restore, args.format());
     }
     if let ClientCommand::Shell = command {
         return shell::run(args);

@@ -178,7 +178,8 @@ pub(super) async fn health(session: &Session) -> Result<(), CliError> {
     let health = session.client.health().await?;
     match session.format {
         Format::Json => output::json(&health),
-        Format::Plain | Format::Table => print("healthy\n"),
+        Format::Plain => print("healthy\n"),
+        Format::Table => output::row(["HEALTH"], ["healthy".to_owned()]),
     }
 }
 
@@ -187,7 +188,8 @@ pub(super) async fn compact(session: &Session, args: &CompactArgs) -> Result<(),
     let compacted = answer.get("compacted_revision").and_then(Value::as_u64).unwrap_or(args.revision);
     match session.format {
         Format::Json => output::json(&answer),
-        Format::Plain | Format::Table => print(&format!("compacted to revision {compacted}\n")),
+        Format::Plain => print(&format!("compacted to revision {compacted}\n")),
+        Format::Table => output::row(["COMPACTED REVISION"], [compacted.to_string()]),
     }
 }
 
@@ -198,10 +200,6 @@ pub(super) async fn hash(session: &Session, args: &HashArgs) -> Result<(), CliEr
     match session.format {
         Format::Json => output::json(&answer),
         Format::Plain => print(&format!("{hash} revision {revision}\n")),
-        Format::Table => {
-            let mut table = Table::new(&["REVISION", "HASH"]);
-            table.row([revision.to_string(), hash.to_owned()]);
-            table.print()
-        }
+        Format::Table => output::row(["REVISION", "HASH"], [revision.to_string(), hash.to_owned()]),
     }
 }

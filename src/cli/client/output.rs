@@ -82,6 +82,13 @@ pub(super) fn warn(text: &str) {
     let _ = writeln!(io::stderr(), "metcd: {text}");
 }
 
+/// One row.
+pub(super) fn row<const N: usize>(columns: [&'static str; N], cells: [String; N]) -> Result<(), CliError> {
+    let mut table = Table::new(&columns);
+    table.row(cells);
+    table.print()
+}
+
 /// Rows in aligned columns.
 pub(super) struct Table {
     columns: Vec<&'static str>,

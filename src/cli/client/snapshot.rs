@@ -48,7 +48,11 @@ pub(super) async fn save(session: &Session, args: &SaveArgs) -> Result<(), CliEr
         Format::Json => output::json(&serde_json::json!({
             "file": args.file.display().to_string(), "revision": meta.revision, "bytes": meta.bytes,
         })),
-        Format::Plain | Format::Table => print(&format!("saved revision {}, {}\n", meta.revision, output::size(meta.bytes))),
+        Format::Plain => print(&format!("saved revision {}, {}\n", meta.revision, output::size(meta.bytes))),
+        Format::Table => output::row(
+            ["FILE", "REVISION", "SIZE"],
+            [args.file.display().to_string(), meta.revision.to_string(), output::size(meta.bytes)],
+        ),
     }
 }
 
@@ -75,4 +79,62 @@ async fn copy(stream: &mut ByteStream, output: &mut File) -> Result<io::Result<(
     }
     bar.finish_and_clear();
     Ok(Ok(()))
+}
+
+/// Checks a file and says what is in it.
+pub(super) fn status(file: &Path, format: Format) -> Result<(), CliError> {
+    let meta = verify_file(file).map_err(|error| CliError::Failed(error.to_string()))?;
+    let digest: String = meta.digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let cluster = format!("{:016x}", meta.cluster_id);
+    let (index, voters) = (meta.applied.index, &meta.applied.conf_state.voters);
+    match format {
+        Format::Json => output::json(&serde_json::json!({
+            "cluster_id": cluster, "revision": meta.revision, "compacted_revision": meta.compacted_revision,
+            "applied_index": index, "voters": voters, "records": meta.records, "bytes": meta.bytes, "blake3": digest,
+        })),
+        Format::Plain => print(&format!(
+            "whole\ncluster   {cluster}\nrevision  {}, history from {}\nindex     {index}, members {voters:?}\n\
+             records   {} in {} bytes\nblake3    {digest}\n",
+            meta.revision, meta.compacted_revision, meta.records, meta.bytes,
+        )),
+        Format::Table => output::row(
+            ["CLUSTER", "REVISION", "COMPACTED", "INDEX", "MEMBERS", "RECORDS", "BYTES", "BLAKE3"],
+            [
+                cluster,
+                meta.revision.to_string(),
+                meta.compacted_revision.to_string(),
+                index.to_string(),
+                voters.iter().map(u64::to_string).collect::<Vec<_>>().join(","),
+                meta.records.to_string(),
+                meta.bytes.to_string(),
+                digest,
+            ],
+        ),
+    }
+}
+
+/// Makes the data directory of a member of a new cluster.
+pub(super) fn restore(args: &backup::RestoreArgs, format: Format) -> Result<(), CliError> {
+    let (dir, restored) = backup::restore(args)?;
+    let cluster = format!("{:016x}", restored.cluster_id);
+    match format {
+        Format::Json => output::json(&serde_json::json!({
+            "data_dir": dir.display().to_string(), "id": restored.id, "cluster_id": cluster, "revision": restored.revision,
+        })),
+        Format::Plain => print(&format!(
+            "{} is member {} of {}\n",
+            dir.display(),
+            restored.id,
+            backup::described(&restored)
+        )),
+        Format::Table => output::row(
+            ["DATA DIRECTORY", "ID", "CLUSTER", "REVISION"],
+            [
+                dir.display().to_string(),
+                restored.id.to_string(),
+                cluster,
+                restored.revision.to_string(),
+            ],
+        ),
+    }
 }

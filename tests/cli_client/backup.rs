@@ -270,3 +270,29 @@ fn a_log_is_dumped_and_verified_without_being_changed() {
     assert!(content(&wal) == before, "nothing was changed");
     assert_eq!(tool(&["wal", "verify", dir.path().to_str().unwrap()]).code, 1);
 }
+
+#[test]
+fn every_answer_has_a_table_and_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, file) = saved(dir.path());
+    let table = |args: &[&str]| server.ok(&[args, &["-o", "table"]].concat());
+    let head = |args: &[&str]| table(args).lines().next().unwrap_or_default().to_owned();
+    assert_eq!(head(&["health"]), "HEALTH");
+    assert_eq!(head(&["compact", "3"]), "COMPACTED REVISION");
+    assert!(head(&["hash"]).starts_with("REVISION"));
+    assert!(head(&["ls", "--count"]).starts_with("REVISION"));
+    let granted = table(&["lease", "grant", "1m"]);
+    let id = granted.lines().nth(1).and_then(|line| line.split_whitespace().next()).unwrap();
+    assert!(head(&["lease", "keepalive", id]).starts_with("ID"));
+    assert!(head(&["lease", "revoke", id]).starts_with("ID"));
+    let copy = dir.path().join("copy.snap");
+    assert!(head(&["snapshot", "save", copy.to_str().unwrap()]).starts_with("FILE"));
+    assert!(head(&["snapshot", "status", &file]).starts_with("CLUSTER"));
+
+    let restored = dir.path().join("restored");
+    let restored = restored.to_str().unwrap();
+    let answer = server.json(&["snapshot", "restore", &file, "--data-dir", restored]);
+    assert_eq!(answer["data_dir"], restored);
+    assert_eq!(answer["id"], 1);
+    assert_eq!(answer["revision"], 1_000_000_007);
+}

@@ -6,6 +6,7 @@
 //! ├─ identity.toml   whose data this is
 //! ├─ boot            how often it was started
 //! ├─ reserve         space held back for a full disk
+//! ├─ departed        only once its member was removed from the cluster, and knows that nobody needs it
 //! ├─ wal/  store/  snapshots/
 //! ```
 //!
@@ -31,6 +32,7 @@ use disk::RESERVE_BYTES;
 pub use identity::{FORMAT, Identity};
 
 const LOCK_NAME: &str = "LOCK";
+const DEPARTED_NAME: &str = "departed";
 
 /// Why a directory cannot be used; each says the way out.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +47,11 @@ pub enum DataDirError {
     /// Not empty, and not ours.
     #[error("data directory {path} is not metcd's: it holds {found} and no identity.toml: choose another --data-dir, or empty this one")]
     Foreign { path: String, found: String },
+    /// Its member was removed for good.
+    #[error(
+        "data directory {path} is of member {id}, which was removed from the cluster: to come back, start with an empty directory under a new id and --join"
+    )]
+    Departed { path: String, id: u64 },
     /// Written by a newer program.
     #[error("{path} has format {format}, this program knows formats up to {FORMAT}: start the newer version of metcd that wrote it")]
     NewerFormat { path: String, format: i64 },
@@ -103,6 +110,7 @@ impl DataDir {
         let found = Identity::read(path)?;
         if let Some(identity) = &found {
             check(path, identity, config)?;
+            refuse_departed(path, identity)?;
         }
         make_room(path).map_err(io_error)?;
         let identity = match found {
@@ -213,6 +221,11 @@ impl DataDir {
         Ok(())
     }
 
+    /// Notes durably that the member was removed and that nobody needs it: from now on [`open`](Self::open) refuses the directory.
+    pub fn note_departure(&self) -> io::Result<()> {
+        disk::write_atomically(&self.path.join(DEPARTED_NAME), b"This member was removed from its cluster.\n")
+    }
+
     /// Bytes that may still be written on this disk.
     pub fn free_bytes(&self) -> io::Result<u64> {
         disk::free_bytes(&self.path)
@@ -221,6 +234,17 @@ impl DataDir {
     /// Takes the reserve again once the disk has space; whether it is there now. For the disk monitor.
     pub fn keep_reserve(&self) -> io::Result<bool> {
         disk::keep_reserve(&self.path)
+    }
+}
+
+fn refuse_departed(path: &Path, identity: &Identity) -> Result<(), DataDirError> {
+    match path.join(DEPARTED_NAME).try_exists() {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(DataDirError::Departed {
+            path: path.display().to_string(),
+            id: identity.node_id.unwrap_or_default(),
+        }),
+        Err(source) => Err(DataDirError::io(path, source)),
     }
 }
 
@@ -472,6 +496,20 @@ mod tests {
             (third.boot(), third.identity().incarnation, third.identity().cluster_id),
             (3, incarnation, Some(17))
         );
+    }
+
+    #[test]
+    fn the_directory_of_a_removed_member_is_refused_by_name() {
+        let root = tempfile::tempdir().expect("tempdir");
+        founded(root.path());
+        let opened = DataDir::open(&config(root.path())).expect("open");
+        let boot = opened.boot();
+        opened.note_departure().expect("noted");
+        drop(opened);
+        let refused = refusal(&config(root.path()));
+        assert!(refused.contains("member 1, which was removed"), "{refused}");
+        let offline = DataDir::open_offline(root.path()).expect("a tool may still look at it");
+        assert_eq!(offline.boot(), boot, "no start was counted");
     }
 
     #[test]

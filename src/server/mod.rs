@@ -207,8 +207,14 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
 
     let failure = tokio::select! {
         () = &mut stop => None,
-        reason = failed(&shared) => Some(reason),
+        fatal = failed(&shared) => Some(fatal),
     };
+    if failure.as_ref().is_some_and(|fatal| fatal.removed)
+        && let Err(error) = data_dir.note_departure()
+    {
+        // Whoever starts it again has to ask the others.
+        tracing::warn!(%error, "could not note in the data directory that this member was removed");
+    }
     let orderly = stop::shut_down(stop::Running {
         shared,
         leader,
@@ -223,7 +229,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     }
     match failure {
         None => Ok(()),
-        Some(reason) => Err(ServerError::Failed(reason)),
+        Some(fatal) => Err(ServerError::Failed(fatal.reason)),
     }
 }
 
@@ -236,14 +242,14 @@ async fn bind(what: &'static str, flag: &'static str, address: std::net::SocketA
     })
 }
 
-async fn failed(shared: &Shared) -> String {
+async fn failed(shared: &Shared) -> driver::Fatal {
     let mut phases = shared.phases();
     loop {
         if let Phase::Failed(fatal) = &*phases.borrow_and_update() {
-            return fatal.reason.clone();
+            return fatal.clone();
         }
         if phases.changed().await.is_err() {
-            return "the node is gone".into();
+            return driver::Fatal::new("the node is gone");
         }
     }
 }

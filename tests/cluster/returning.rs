@@ -72,7 +72,7 @@ async fn a_removed_member_stops_with_its_removal_on_its_own_disk() {
     cluster.node(gone).start();
     assert_eq!(cluster.node(gone).ended(SOON).await.code(), Some(1));
     let log = cluster.node(gone).log_text().split_off(first_run);
-    assert!(log.contains("was removed from the cluster and stops"), "{log}");
+    assert!(log.contains("was removed from the cluster: to come back"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

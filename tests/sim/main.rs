@@ -74,5 +74,5 @@ fn explore() {
 #[test]
 #[ignore = "run by scripts/simulate --mutants"]
 fn mutants_are_found() {
-    report::find_mutants(200);
+    report::find_mutants(400);
 }

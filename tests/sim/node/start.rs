@@ -98,6 +98,7 @@ impl Process {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let mut core = Consensus::start(options, image, applied.clone(), reader.cluster_time_ms(), &logger)
             .map_err(|error| Failure::Disk(error.to_string()))?;
+        oracle.note_started(machine.member, &held, &core);
         let view = core.view();
         if view.voters == [machine.member] {
             core.step(Step::Campaign);

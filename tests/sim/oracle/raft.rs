@@ -153,6 +153,16 @@ impl RaftOracle {
         self.synced.insert(node, Synced { start: start.index, terms });
     }
 
+    /// A process starts from this log: it knows the terms that are in it. All matching of logs rests on them.
+    pub fn note_started(&mut self, node: u64, log: &[Written], core: &Consensus) {
+        if let Some(entry) = log.iter().find(|entry| core.term_at(entry.index) != Some(entry.term)) {
+            let (index, term, found) = (entry.index, entry.term, core.term_at(entry.index));
+            self.fault(format!(
+                "n{node} starts with entry {index} of term {term} in its log, and takes it for one of {found:?}"
+            ));
+        }
+    }
+
     /// These entries, in the order of their writing, are synced.
     pub fn note_synced(&mut self, node: u64, entries: &[Written]) {
         let mut next = 0;

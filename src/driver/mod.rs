@@ -70,6 +70,8 @@ pub struct Options {
     pub keep_entries: u64,
     /// Where snapshot files live.
     pub snapshot_dir: PathBuf,
+    /// A log that is at one thing for so long hangs: the process ends, so that others lead and this one can be started again.
+    pub log_patience: Duration,
 }
 
 /// The task and the threads, to be joined after [`Event::Stop`].
@@ -346,6 +348,7 @@ impl Driver {
         self.maybe_make_durable();
         self.update_peers();
         self.check_membership();
+        self.check_log();
         self.publish();
     }
 
@@ -576,6 +579,19 @@ impl Driver {
         if peers != self.peers {
             self.peers.clone_from(&peers);
             self.transport.set_peers(peers);
+        }
+    }
+
+    /// A disk that neither answers nor fails. A leader would go on with its heartbeats and answer nobody: what is not durable on its own
+    /// disk it does not apply. sled 0.34.7 can hang by itself, too: all its writers wait for a lock whose holder waits for one of them.
+    fn check_log(&self) {
+        let busy_for = self.shared.wal_metrics.busy_for();
+        if busy_for >= self.options.log_patience {
+            self.shared.fail(Fatal::new(format!(
+                "the log has not finished a write for {} s: its disk, or its engine ({}), hangs. Look at the disk, then start the member again; nothing acknowledged is lost",
+                busy_for.as_secs(),
+                self.shared.wal_engine,
+            )));
         }
     }
 

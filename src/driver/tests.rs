@@ -25,6 +25,8 @@ use crate::{recovery, snapshot, snapshot_files};
 
 const SNAPSHOT_ENTRIES: u64 = 5;
 const PATIENCE: Duration = Duration::from_secs(20);
+/// No append of memory takes so long, however busy the machine is.
+const LOG_PATIENCE: Duration = Duration::from_secs(3);
 
 struct Nobody;
 
@@ -44,6 +46,8 @@ struct WatchedWal {
     wal: MemoryWal,
     snapshots: PathBuf,
     compactions: Compactions,
+    /// Held by a test: appends hang.
+    gate: Arc<Mutex<()>>,
 }
 
 impl Wal for WatchedWal {
@@ -51,6 +55,7 @@ impl Wal for WatchedWal {
         self.wal.recovered()
     }
     fn append(&mut self, batch: &WalBatch) -> Result<(), WalError> {
+        drop(self.gate.lock());
         self.wal.append(batch)
     }
     fn entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, WalError> {
@@ -77,6 +82,7 @@ impl Wal for WatchedWal {
 struct Member {
     node: Node,
     disk: Disk,
+    gate: Arc<Mutex<()>>,
     compactions: Compactions,
     snapshots: tempfile::TempDir,
     threads: Threads,
@@ -132,17 +138,19 @@ fn begin() -> Member {
         peer_url: "http://127.0.0.1:1".into(),
     };
     let transport = Transport::start(identity, TransportLimits::default(), Arc::new(Nobody), Handle::current()).expect("a client");
-    let compactions = Compactions::default();
+    let (compactions, gate) = (Compactions::default(), Arc::<Mutex<()>>::default());
     let wal = WatchedWal {
         wal,
         snapshots: snapshots.path().to_owned(),
         compactions: compactions.clone(),
+        gate: gate.clone(),
     };
     let options = Options {
         tick,
         snapshot_entries: SNAPSHOT_ENTRIES,
         keep_entries: 0,
         snapshot_dir: snapshots.path().to_owned(),
+        log_patience: LOG_PATIENCE,
     };
     let runtime = Handle::current();
     let threads = start(
@@ -161,6 +169,7 @@ fn begin() -> Member {
     Member {
         node: Node::new(shared, leader),
         disk,
+        gate,
         compactions,
         snapshots,
         threads,
@@ -254,4 +263,31 @@ async fn rule_5_a_failed_sync_ends_the_member_and_is_not_tried_again() {
 #[tokio::test]
 async fn rule_5_a_failed_write_ends_the_member() {
     ends_at(FaultAt::Write, "write").await;
+}
+
+#[tokio::test]
+async fn a_log_that_hangs_ends_the_member() {
+    let member = begin();
+    member.put().await.expect("a healthy disk");
+    let gate = member.gate.clone();
+    let (holds, ended) = (std::sync::mpsc::channel::<()>(), std::sync::mpsc::channel::<()>());
+    let holder = std::thread::spawn(move || {
+        let _hangs = gate.lock();
+        let _ = holds.0.send(());
+        let _ = ended.1.recv();
+    });
+    holds.1.recv().expect("held");
+    assert_eq!(
+        member.put().await,
+        Err(ProposeError::Timeout),
+        "handed to raft: nobody knows what became of it"
+    );
+    let phase = member.node.shared().phases().borrow().clone();
+    let Phase::Failed(fatal) = phase else {
+        panic!("the log hangs and the member goes on: {phase:?}");
+    };
+    assert!(fatal.reason.contains("hangs"), "{}", fatal.reason);
+    ended.0.send(()).expect("the holder waits");
+    holder.join().expect("the holder ends");
+    member.end().await;
 }

@@ -60,6 +60,7 @@ impl WalThread {
         while let Ok(job) = jobs.recv() {
             let mut next = Some(job);
             while let Some(job) = next.take() {
+                self.shared.wal_metrics.set_busy(true);
                 match job {
                     WalJob::Persist(unit) if unit.snapshot.is_none() => self.gather(unit),
                     WalJob::Persist(unit) => {
@@ -82,6 +83,7 @@ impl WalThread {
                 }
             }
             self.flush()?;
+            self.shared.wal_metrics.set_busy(false);
         }
         Ok(())
     }

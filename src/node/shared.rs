@@ -51,7 +51,7 @@ pub struct Shared {
     pub(super) hash_report: Mutex<Option<HashReport>>,
     pub(super) write_refusal: RwLock<Option<String>>,
     pub(super) max_store_bytes: u64,
-    pub(super) wal_engine: &'static str,
+    pub(crate) wal_engine: &'static str,
     pub(super) started: std::time::Instant,
     /// Who may speak to this member.
     pub(crate) admissions: Mutex<Admissions>,

@@ -30,6 +30,8 @@ pub struct WalMetrics {
     pub entry_bytes: AtomicU64,
     /// The last [`NOTABLE_APPEND`]s, oldest first.
     notable: Mutex<VecDeque<Append>>,
+    /// What the log does now, it does since then.
+    busy_since: Mutex<Option<Instant>>,
 }
 
 /// One durable append.
@@ -96,6 +98,16 @@ impl WalMetrics {
             }
         }
         share
+    }
+
+    /// The log begins with something, or is idle from now on.
+    pub(crate) fn set_busy(&self, is_busy: bool) {
+        *self.busy_since.lock() = is_busy.then(Instant::now);
+    }
+
+    /// How long the log has been at what it does now.
+    pub(crate) fn busy_for(&self) -> Duration {
+        self.busy_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     pub(crate) fn set_stats(&self, stats: WalStats) {

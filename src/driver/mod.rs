@@ -125,6 +125,9 @@ struct Driver {
     chore_tx: Sender<Chore>,
     ticks: u64,
     next_tick: Instant,
+    /// What the log is at, and the tick at which it was first seen at it.
+    log_turn: Option<u64>,
+    log_turn_since: u64,
     /// When those who have not heard of the commit index are told.
     announce_at: Option<Instant>,
     offer: Option<Offer>,
@@ -173,6 +176,8 @@ pub fn start(
         shared,
         transport,
         next_tick: now + options.tick,
+        log_turn: None,
+        log_turn_since: 0,
         options,
         events,
         wal_tx,
@@ -584,12 +589,20 @@ impl Driver {
 
     /// A disk that neither answers nor fails. A leader would go on with its heartbeats and answer nobody: what is not durable on its own
     /// disk it does not apply. sled 0.34.7 can hang by itself, too: all its writers wait for a lock whose holder waits for one of them.
-    fn check_log(&self) {
-        let busy_for = self.shared.wal_metrics.busy_for();
-        if busy_for >= self.options.log_patience {
+    ///
+    /// Counted in ticks, not by a clock: a process that was stopped for a while has not waited for its disk.
+    fn check_log(&mut self) {
+        let turn = self.shared.wal_metrics.turn();
+        if turn.is_none() || turn != self.log_turn {
+            (self.log_turn, self.log_turn_since) = (turn, self.ticks);
+            return;
+        }
+        let ticks = u32::try_from(self.ticks - self.log_turn_since).unwrap_or(u32::MAX);
+        let waited = self.options.tick.saturating_mul(ticks);
+        if waited >= self.options.log_patience {
             self.shared.fail(Fatal::new(format!(
                 "the log has not finished a write for {} s: its disk, or its engine ({}), hangs. Look at the disk, then start the member again; nothing acknowledged is lost",
-                busy_for.as_secs(),
+                waited.as_secs(),
                 self.shared.wal_engine,
             )));
         }

@@ -30,8 +30,8 @@ pub struct WalMetrics {
     pub entry_bytes: AtomicU64,
     /// The last [`NOTABLE_APPEND`]s, oldest first.
     notable: Mutex<VecDeque<Append>>,
-    /// What the log does now, it does since then.
-    busy_since: Mutex<Option<Instant>>,
+    /// Counts what the log begins with, and that it is done with everything: odd while it is at something.
+    turns: AtomicU64,
 }
 
 /// One durable append.
@@ -100,14 +100,22 @@ impl WalMetrics {
         share
     }
 
-    /// The log begins with something, or is idle from now on.
-    pub(crate) fn set_busy(&self, is_busy: bool) {
-        *self.busy_since.lock() = is_busy.then(Instant::now);
+    /// The log begins with something. Only its own thread calls this.
+    pub(crate) fn begin_turn(&self) {
+        let turns = self.turns.load(Ordering::Relaxed);
+        self.turns.store((turns + 1) | 1, Ordering::Relaxed);
     }
 
-    /// How long the log has been at what it does now.
-    pub(crate) fn busy_for(&self) -> Duration {
-        self.busy_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
+    /// The log has nothing more to do. Only its own thread calls this.
+    pub(crate) fn end_turns(&self) {
+        let turns = self.turns.load(Ordering::Relaxed);
+        self.turns.store((turns | 1) + 1, Ordering::Relaxed);
+    }
+
+    /// What the log is at, as a number that is never the same for two things; `None` while it has nothing to do.
+    pub(crate) fn turn(&self) -> Option<u64> {
+        let turns = self.turns.load(Ordering::Relaxed);
+        (turns % 2 == 1).then_some(turns)
     }
 
     pub(crate) fn set_stats(&self, stats: WalStats) {

@@ -270,7 +270,7 @@ async fn a_log_that_hangs_ends_the_member() {
     let member = begin();
     member.put().await.expect("a healthy disk");
     let gate = member.gate.clone();
-    let (holds, ended) = (std::sync::mpsc::channel::<()>(), std::sync::mpsc::channel::<()>());
+    let (holds, ended) = (std::sync::mpsc::sync_channel::<()>(1), std::sync::mpsc::sync_channel::<()>(1));
     let holder = std::thread::spawn(move || {
         let _hangs = gate.lock();
         let _ = holds.0.send(());

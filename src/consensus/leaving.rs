@@ -40,7 +40,7 @@ struct Departing {
 pub(super) struct Leaving {
     departing: BTreeMap<u64, Departing>,
     /// This member's own configuration names it no longer.
-    has_left: bool,
+    is_out: bool,
     /// When another member first said that this one was removed and is not needed.
     told_at: Option<u64>,
     ticks: usize,
@@ -62,7 +62,7 @@ impl Consensus {
         let Some(told_at) = self.leaving.told_at else { return false };
         let waited = self.tick.saturating_sub(told_at);
         let is_alone = waited >= self.options.election_ticks as u64 && !self.is_led();
-        self.leaving.has_left || is_alone || waited >= self.options.linger_ticks
+        self.leaving.is_out || is_alone || waited >= self.options.linger_ticks
     }
 
     /// Another member says that this one was removed.
@@ -76,14 +76,14 @@ impl Consensus {
     pub(super) fn note_own_membership(&mut self) {
         let prs = self.node.raft.prs();
         // A joiner has no configuration at all.
-        let has_left = prs.get(self.options.id).is_none() && prs.iter().next().is_some();
-        if has_left && !self.leaving.has_left {
+        let is_out = prs.get(self.options.id).is_none() && prs.iter().next().is_some();
+        if is_out && !self.leaving.is_out {
             tracing::info!(
                 id = self.options.id,
                 "this member was removed; it stops when the leader says that nobody needs its vote any more"
             );
         }
-        self.leaving.has_left = has_left;
+        self.leaving.is_out = is_out;
     }
 
     /// On the leader, before a configuration change: who is in, and how far each log matches.

@@ -161,8 +161,8 @@ impl LogCache {
     /// Whether a configuration change is among the cached entries in (after, upto].
     pub(super) fn changes_conf_within(&self, after: u64, upto: u64) -> bool {
         let skipped = (after + 1).saturating_sub(self.first_cached()) as usize;
-        let entries = self.entries.iter().skip(skipped).take_while(|entry| entry.index <= upto);
-        entries.into_iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal)
+        let mut entries = self.entries.iter().skip(skipped).take_while(|entry| entry.index <= upto);
+        entries.any(|entry| entry.get_entry_type() != EntryType::EntryNormal)
     }
 
     /// Where the log begins.

@@ -84,7 +84,7 @@ impl Consensus {
                 // The log begins anew: its term and vote must come along.
                 persist.hard_state = Some(self.node.raft.hard_state());
             }
-            if mutant!(DropHardState) && persist.snapshot.is_none() && !commits_conf {
+            if mutant!(DropHardState) && persist.snapshot.is_none() {
                 persist.hard_state = None;
             }
             self.effects.persist.push(persist);

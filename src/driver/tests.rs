@@ -189,6 +189,14 @@ impl Member {
             .map(drop)
     }
 
+    fn has_failed_with(&self, reason: &str) {
+        let phase = self.node.shared().phases().borrow().clone();
+        let Phase::Failed(fatal) = phase else {
+            panic!("the member goes on: {phase:?}");
+        };
+        assert!(fatal.reason.contains(reason), "{}", fatal.reason);
+    }
+
     /// Writes until the log was compacted so many times.
     async fn compacted(&self, times: usize) {
         let deadline = Instant::now() + PATIENCE;
@@ -241,11 +249,7 @@ async fn ends_at(fault: FaultAt, named: &str) {
         Err(ProposeError::Timeout),
         "handed to raft: nobody knows what became of it"
     );
-    let phase = member.node.shared().phases().borrow().clone();
-    let Phase::Failed(fatal) = phase else {
-        panic!("{fault:?} failed and the member goes on: {phase:?}");
-    };
-    assert!(fatal.reason.contains(named), "{}", fatal.reason);
+    member.has_failed_with(named);
     // Nothing is tried again, and nothing is answered: whatever a second fdatasync said, it would prove nothing.
     let syncs = member.disk.syncs();
     assert_eq!(member.put().await, Err(ProposeError::ShuttingDown));
@@ -282,11 +286,7 @@ async fn a_log_that_hangs_ends_the_member() {
         Err(ProposeError::Timeout),
         "handed to raft: nobody knows what became of it"
     );
-    let phase = member.node.shared().phases().borrow().clone();
-    let Phase::Failed(fatal) = phase else {
-        panic!("the log hangs and the member goes on: {phase:?}");
-    };
-    assert!(fatal.reason.contains("hangs"), "{}", fatal.reason);
+    member.has_failed_with("hangs");
     ended.0.send(()).expect("the holder waits");
     holder.join().expect("the holder ends");
     member.end().await;

@@ -30,8 +30,8 @@
 //!    sync for all that is queued. A follower acknowledges only after its sync.
 //! 4. A majority has the entry: it is committed, and goes to the apply thread. Members where somebody waits hear of the commit at once,
 //!    the others with the next append.
-//! 5. The apply thread runs the commands on the [`state`], one atomic batch into the [`store`] for each entry, with applied index and
-//!    results in it, and puts the result into the slot of the one who waits on this member.
+//! 5. The apply thread runs the commands on the [`state`], one atomic batch into the [`store`] for all entries that are there (up to
+//!    4 MiB), with applied index and results in it, and puts the result into the slot of the one who waits on this member.
 //! 6. [`http`] makes an answer of it. Nothing else ever answers a write.
 //!
 //! # A linearizable GET
@@ -67,5 +67,7 @@ pub mod snapshot_files;
 pub mod state;
 pub mod store;
 pub mod telemetry;
+#[cfg(test)]
+mod test_child;
 pub mod transport;
 pub mod wal;

@@ -4,6 +4,7 @@ mod histogram;
 mod read_gate;
 mod shared;
 mod stages;
+mod turns;
 mod wal_metrics;
 
 use std::sync::Arc;

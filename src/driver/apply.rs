@@ -19,6 +19,8 @@ use crate::{snapshot, snapshot_files};
 
 /// Records that one step of garbage collection looks at: about a millisecond.
 const GARBAGE_STEP: usize = 512;
+/// Entries beyond this many bytes are written to the store apart: bounds a batch, and with it what a thread may be at for long.
+const MAX_RUN_BYTES: usize = 4 << 20;
 
 /// Work for the apply thread, done in order.
 pub enum ApplyJob {
@@ -119,11 +121,15 @@ impl ApplyThread {
                     queue.push_back(job);
                     break;
                 }
-                Err(TryRecvError::Empty) => self.garbage = self.state.collect_garbage(GARBAGE_STEP)?,
+                Err(TryRecvError::Empty) => {
+                    self.shared.apply_turns.begin();
+                    self.garbage = self.state.collect_garbage(GARBAGE_STEP)?;
+                }
                 Err(TryRecvError::Disconnected) => return Ok(false),
             }
         }
         if queue.is_empty() {
+            self.shared.apply_turns.end();
             match jobs.recv() {
                 Ok(job) => queue.push_back(job),
                 Err(_) => return Ok(false),
@@ -150,6 +156,7 @@ impl ApplyThread {
             }
             ApplyJob::Install { file, start } => {
                 let begun = Instant::now();
+                self.shared.apply_turns.end();
                 self.shared.set_installing(true);
                 let file = snapshot_files::adopt(&file, &self.snapshot_dir, start.index)?;
                 snapshot::install(&file, self.shared.store.as_ref())?;
@@ -173,15 +180,15 @@ impl ApplyThread {
         }
         let begun = Instant::now();
         let committed = committed.unwrap_or(begun);
-        let is_conf = |entry: &Entry| entry.get_entry_type() != EntryType::EntryNormal;
         let mut rest = &entries[..];
         while let Some(first) = rest.first() {
-            if is_conf(first) {
+            self.shared.apply_turns.begin();
+            let run = run_length(rest);
+            if run == 0 {
                 self.apply_conf(first)?;
                 rest = &rest[1..];
                 continue;
             }
-            let run = rest.iter().position(is_conf).unwrap_or(rest.len());
             let results = self.state.apply(&rest[..run])?;
             self.follow_leases();
             let applied = Instant::now();
@@ -248,5 +255,43 @@ impl ApplyThread {
         };
         self.state.finish_conf(entry, conf_state)?;
         Ok(())
+    }
+}
+
+/// How many entries go into the store's next batch; none before a configuration change, which goes alone.
+fn run_length(entries: &[Entry]) -> usize {
+    let mut bytes = 0;
+    let fits = |entry: &&Entry| {
+        let fits = bytes < MAX_RUN_BYTES;
+        bytes += entry.data.len();
+        fits && entry.get_entry_type() == EntryType::EntryNormal
+    };
+    entries.iter().take_while(fits).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_bounded_and_ends_before_a_configuration_change() {
+        let entry = |bytes: usize| Entry {
+            data: vec![0; bytes].into(),
+            ..Entry::default()
+        };
+        let mut change = entry(1);
+        change.set_entry_type(EntryType::EntryConfChangeV2);
+        assert_eq!(
+            run_length(&[entry(1), entry(MAX_RUN_BYTES), entry(1)]),
+            2,
+            "the last one is past the limit"
+        );
+        assert_eq!(
+            run_length(&[entry(9 * MAX_RUN_BYTES), entry(1)]),
+            1,
+            "a large one goes alone, and goes"
+        );
+        assert_eq!(run_length(&[entry(1), entry(1), change.clone(), entry(1)]), 2);
+        assert_eq!(run_length(&[change, entry(1)]), 0);
     }
 }

@@ -18,6 +18,7 @@ mod log_size;
 #[cfg(test)]
 mod tests;
 mod wal;
+mod watchdog;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
 use log_size::LogSize;
+use watchdog::Watchdog;
 
 pub use apply::ApplyJob;
 pub use chores::Chore;
@@ -70,8 +72,8 @@ pub struct Options {
     pub keep_entries: u64,
     /// Where snapshot files live.
     pub snapshot_dir: PathBuf,
-    /// A log that is at one thing for so long hangs: the process ends, so that others lead and this one can be started again.
-    pub log_patience: Duration,
+    /// A log or a state machine that is at one thing for so long hangs: the process ends, so that others lead and this one can be started again.
+    pub patience: Duration,
 }
 
 /// The task and the threads, to be joined after [`Event::Stop`].
@@ -125,9 +127,8 @@ struct Driver {
     chore_tx: Sender<Chore>,
     ticks: u64,
     next_tick: Instant,
-    /// What the log is at, and the tick at which it was first seen at it.
-    log_turn: Option<u64>,
-    log_turn_since: u64,
+    log_watch: Watchdog,
+    apply_watch: Watchdog,
     /// When those who have not heard of the commit index are told.
     announce_at: Option<Instant>,
     offer: Option<Offer>,
@@ -176,8 +177,8 @@ pub fn start(
         shared,
         transport,
         next_tick: now + options.tick,
-        log_turn: None,
-        log_turn_since: 0,
+        log_watch: Watchdog::default(),
+        apply_watch: Watchdog::default(),
         options,
         events,
         wal_tx,
@@ -353,7 +354,7 @@ impl Driver {
         self.maybe_make_durable();
         self.update_peers();
         self.check_membership();
-        self.check_log();
+        self.check_threads();
         self.publish();
     }
 
@@ -588,23 +589,22 @@ impl Driver {
     }
 
     /// A disk that neither answers nor fails. A leader would go on with its heartbeats and answer nobody: what is not durable on its own
-    /// disk it does not apply. sled 0.34.7 can hang by itself, too: all its writers wait for a lock whose holder waits for one of them.
-    ///
-    /// Counted in ticks, not by a clock: a process that was stopped for a while has not waited for its disk.
-    fn check_log(&mut self) {
-        let turn = self.shared.wal_metrics.turn();
-        if turn.is_none() || turn != self.log_turn {
-            (self.log_turn, self.log_turn_since) = (turn, self.ticks);
-            return;
-        }
-        let ticks = u32::try_from(self.ticks - self.log_turn_since).unwrap_or(u32::MAX);
-        let waited = self.options.tick.saturating_mul(ticks);
-        if waited >= self.options.log_patience {
-            self.shared.fail(Fatal::new(format!(
-                "the log has not finished a write for {} s: its disk, or its engine ({}), hangs. Look at the disk, then start the member again; nothing acknowledged is lost",
-                waited.as_secs(),
-                self.shared.wal_engine,
-            )));
+    /// disk it does not apply, and what is not applied it does not answer. sled 0.34.7 can hang by itself, too: all its writers wait for a
+    /// lock whose holder waits for one of them.
+    fn check_threads(&mut self) {
+        let shared = &self.shared;
+        let threads = [
+            ("log", &mut self.log_watch, &shared.wal_metrics.turns, shared.wal_engine),
+            ("store", &mut self.apply_watch, &shared.apply_turns, shared.store.backend()),
+        ];
+        for (what, watch, turns, engine) in threads {
+            let waited = watch.waited(turns.current(), self.ticks, self.options.tick);
+            if waited >= self.options.patience {
+                shared.fail(Fatal::new(format!(
+                    "the {what} has not finished a write for {} s: its disk, or its engine ({engine}), hangs. Look at the disk, then start the member again; nothing acknowledged is lost",
+                    waited.as_secs(),
+                )));
+            }
         }
     }
 

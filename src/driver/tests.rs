@@ -17,7 +17,7 @@ use crate::node::{Node, Phase, ProposeError, Shared, SharedParts, Stages};
 use crate::server::admission::Admissions;
 use crate::state::State;
 use crate::state::command::{Body, MemberRecord, Put};
-use crate::store::MemoryStore;
+use crate::store::{KeyRange, KvStore, MemoryStore, Order, StoreError, Table, Visitor, WriteBatch};
 use crate::transport::{Identity, PeerEvents, SenderIdentity, Transport, TransportLimits};
 use crate::wal::memory::{self, Disk, FaultAt, MemoryWal};
 use crate::wal::{LogStart, Recovered, Wal, WalBatch, WalError, WalStats};
@@ -25,8 +25,8 @@ use crate::{recovery, snapshot, snapshot_files};
 
 const SNAPSHOT_ENTRIES: u64 = 5;
 const PATIENCE: Duration = Duration::from_secs(20);
-/// No append of memory takes so long, however busy the machine is.
-const LOG_PATIENCE: Duration = Duration::from_secs(3);
+/// Nothing that memory does takes so long, however busy the machine is.
+const THREAD_PATIENCE: Duration = Duration::from_secs(3);
 
 struct Nobody;
 
@@ -78,11 +78,51 @@ impl Wal for WatchedWal {
     }
 }
 
+/// A store whose writes a test can make hang.
+struct GatedStore {
+    store: MemoryStore,
+    gate: Arc<Mutex<()>>,
+}
+
+impl KvStore for GatedStore {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Arc<[u8]>>, StoreError> {
+        self.store.get(table, key)
+    }
+    fn scan(&self, table: Table, range: KeyRange<'_>, order: Order, visit: Visitor<'_>) -> Result<(), StoreError> {
+        self.store.scan(table, range, order, visit)
+    }
+    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        drop(self.gate.lock());
+        self.store.write(batch)
+    }
+    fn sync(&self) -> Result<(), StoreError> {
+        self.store.sync()
+    }
+    fn survives_crashes(&self) -> bool {
+        self.store.survives_crashes()
+    }
+    fn keeps_records(&self) -> bool {
+        self.store.keeps_records()
+    }
+    fn clear(&self) -> Result<(), StoreError> {
+        self.store.clear()
+    }
+    fn bytes(&self) -> u64 {
+        self.store.bytes()
+    }
+    fn backend(&self) -> &'static str {
+        self.store.backend()
+    }
+}
+
 /// A sole voter.
 struct Member {
     node: Node,
     disk: Disk,
-    gate: Arc<Mutex<()>>,
+    /// Held by a test: appends to the log hang.
+    log_gate: Arc<Mutex<()>>,
+    /// Held by a test: writes of the store hang.
+    store_gate: Arc<Mutex<()>>,
     compactions: Compactions,
     snapshots: tempfile::TempDir,
     threads: Threads,
@@ -91,7 +131,11 @@ struct Member {
 fn begin() -> Member {
     let disk = Disk::new();
     let snapshots = tempfile::tempdir().expect("a directory");
-    let store = Arc::new(MemoryStore::new());
+    let (log_gate, store_gate) = (Arc::<Mutex<()>>::default(), Arc::<Mutex<()>>::default());
+    let store = Arc::new(GatedStore {
+        store: MemoryStore::new(),
+        gate: store_gate.clone(),
+    });
     let mut state = State::open(store.clone()).expect("opens");
     let founder = MemberRecord {
         id: 1,
@@ -138,19 +182,19 @@ fn begin() -> Member {
         peer_url: "http://127.0.0.1:1".into(),
     };
     let transport = Transport::start(identity, TransportLimits::default(), Arc::new(Nobody), Handle::current()).expect("a client");
-    let (compactions, gate) = (Compactions::default(), Arc::<Mutex<()>>::default());
+    let compactions = Compactions::default();
     let wal = WatchedWal {
         wal,
         snapshots: snapshots.path().to_owned(),
         compactions: compactions.clone(),
-        gate: gate.clone(),
+        gate: log_gate.clone(),
     };
     let options = Options {
         tick,
         snapshot_entries: SNAPSHOT_ENTRIES,
         keep_entries: 0,
         snapshot_dir: snapshots.path().to_owned(),
-        log_patience: LOG_PATIENCE,
+        patience: THREAD_PATIENCE,
     };
     let runtime = Handle::current();
     let threads = start(
@@ -169,7 +213,8 @@ fn begin() -> Member {
     Member {
         node: Node::new(shared, leader),
         disk,
-        gate,
+        log_gate,
+        store_gate,
         compactions,
         snapshots,
         threads,
@@ -269,11 +314,11 @@ async fn rule_5_a_failed_write_ends_the_member() {
     ends_at(FaultAt::Write, "write").await;
 }
 
-#[tokio::test]
-async fn a_log_that_hangs_ends_the_member() {
+/// Whoever hangs is named, and nobody is told that the command was not applied.
+async fn ends_when_hung(gate: impl Fn(&Member) -> Arc<Mutex<()>>, named: &str) {
     let member = begin();
     member.put().await.expect("a healthy disk");
-    let gate = member.gate.clone();
+    let gate = gate(&member);
     let (holds, ended) = (std::sync::mpsc::sync_channel::<()>(1), std::sync::mpsc::sync_channel::<()>(1));
     let holder = std::thread::spawn(move || {
         let _hangs = gate.lock();
@@ -286,8 +331,18 @@ async fn a_log_that_hangs_ends_the_member() {
         Err(ProposeError::Timeout),
         "handed to raft: nobody knows what became of it"
     );
-    member.has_failed_with("hangs");
+    member.has_failed_with(named);
     ended.0.send(()).expect("the holder waits");
     holder.join().expect("the holder ends");
     member.end().await;
+}
+
+#[tokio::test]
+async fn a_log_that_hangs_ends_the_member() {
+    ends_when_hung(|member| member.log_gate.clone(), "the log has not finished a write").await;
+}
+
+#[tokio::test]
+async fn a_store_that_hangs_ends_the_member() {
+    ends_when_hung(|member| member.store_gate.clone(), "the store has not finished a write").await;
 }

@@ -60,7 +60,7 @@ impl WalThread {
         while let Ok(job) = jobs.recv() {
             let mut next = Some(job);
             while let Some(job) = next.take() {
-                self.shared.wal_metrics.begin_turn();
+                self.shared.wal_metrics.turns.begin();
                 match job {
                     WalJob::Persist(unit) if unit.snapshot.is_none() => self.gather(unit),
                     WalJob::Persist(unit) => {
@@ -83,7 +83,7 @@ impl WalThread {
                 }
             }
             self.flush()?;
-            self.shared.wal_metrics.end_turns();
+            self.shared.wal_metrics.turns.end();
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use crate::state::StateReader;
 use crate::state::command::HashReport;
 use crate::store::KvStore;
 
-use super::{Applied, BarrierError, Histogram, PeerProgress, ProposeError, ReadGate, WalMetrics};
+use super::{Applied, BarrierError, Histogram, PeerProgress, ProposeError, ReadGate, WalMetrics, turns::Turns};
 
 /// What the threads of a node share. Everything here is small, and no lock is held across work.
 pub struct Shared {
@@ -32,6 +32,8 @@ pub struct Shared {
     pub store: Arc<dyn KvStore>,
     /// What the WAL thread did.
     pub wal_metrics: WalMetrics,
+    /// What the apply thread is at; nothing while it installs a snapshot, which takes as long as the snapshot is large.
+    pub(crate) apply_turns: Turns,
     /// What the other threads did.
     pub metrics: NodeMetrics,
     pub(crate) replies: Mutex<HashMap<u64, oneshot::Sender<Applied>>>,
@@ -141,6 +143,7 @@ impl Shared {
             reader: parts.reader,
             store: parts.store,
             wal_metrics: WalMetrics::default(),
+            apply_turns: Turns::default(),
             metrics: NodeMetrics::default(),
             replies: Mutex::default(),
             reads: ReadGate::default(),

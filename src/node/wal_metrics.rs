@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::Histogram;
+use super::{Histogram, turns::Turns};
 use crate::wal::WalStats;
 
 /// A durable append that takes longer is worth a warning.
@@ -30,8 +30,8 @@ pub struct WalMetrics {
     pub entry_bytes: AtomicU64,
     /// The last [`NOTABLE_APPEND`]s, oldest first.
     notable: Mutex<VecDeque<Append>>,
-    /// Counts what the log begins with, and that it is done with everything: odd while it is at something.
-    turns: AtomicU64,
+    /// What the thread is at.
+    pub(crate) turns: Turns,
 }
 
 /// One durable append.
@@ -98,24 +98,6 @@ impl WalMetrics {
             }
         }
         share
-    }
-
-    /// The log begins with something. Only its own thread calls this.
-    pub(crate) fn begin_turn(&self) {
-        let turns = self.turns.load(Ordering::Relaxed);
-        self.turns.store((turns + 1) | 1, Ordering::Relaxed);
-    }
-
-    /// The log has nothing more to do. Only its own thread calls this.
-    pub(crate) fn end_turns(&self) {
-        let turns = self.turns.load(Ordering::Relaxed);
-        self.turns.store((turns | 1) + 1, Ordering::Relaxed);
-    }
-
-    /// What the log is at, as a number that is never the same for two things; `None` while it has nothing to do.
-    pub(crate) fn turn(&self) -> Option<u64> {
-        let turns = self.turns.load(Ordering::Relaxed);
-        (turns % 2 == 1).then_some(turns)
     }
 
     pub(crate) fn set_stats(&self, stats: WalStats) {

@@ -36,7 +36,7 @@ use crate::transport::{Identity, PeerServer, Transport, TransportLimits};
 /// The whole stop takes no longer than this.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
 /// Far beyond what a slow disk, or an engine that tidies up, takes for one thing.
-const LOG_PATIENCE: Duration = Duration::from_secs(60);
+const THREAD_PATIENCE: Duration = Duration::from_secs(60);
 /// A removed member is accompanied, or goes on as a voter of the old configuration, so long at most.
 const LINGER: Duration = Duration::from_secs(10);
 /// Entries that wait for the state machine in memory. The replay at a start may hold more: the log is bounded by other limits.
@@ -152,7 +152,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         snapshot_entries: config.raft.snapshot_entries,
         keep_entries: config.raft.keep_entries,
         snapshot_dir: data_dir.snapshot_dir(),
-        log_patience: LOG_PATIENCE,
+        patience: THREAD_PATIENCE,
     };
     let threads = driver::start(
         core,

@@ -9,7 +9,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::{KvStore, MAX_KEY_BYTES, Op, Order, StoreError, TABLES, Table, WriteBatch};
 use crate::config::StoreBackend;
@@ -484,6 +484,14 @@ fn run_against_model(backend: StoreBackend, actions: Vec<Action>) {
     }
 }
 
+/// The engines that are not ours run where they can be ended.
+fn bounded(backend: StoreBackend, test: &str, body: impl FnOnce()) {
+    match backend {
+        StoreBackend::Memory => body(),
+        StoreBackend::Sled | StoreBackend::RocksDb => crate::test_child::run(test.trim_start_matches("metcd::"), body),
+    }
+}
+
 macro_rules! engines {
     ($($(#[$feature:meta])? $engine:ident: $backend:expr, $cases:expr;)*) => {$(
         $(#[$feature])?
@@ -505,19 +513,24 @@ macro_rules! engines {
                 a_flipped_bit_is_an_error_and_never_other_data,
             );
 
-            proptest! {
-                #![proptest_config(ProptestConfig { cases: $cases, failure_persistence: None, ..ProptestConfig::default() })]
-                #[test]
-                fn random_operations_agree_with_a_model(actions in prop::collection::vec(any_action(), 1..60)) {
-                    run_against_model($backend, actions);
-                }
+            #[test]
+            fn random_operations_agree_with_a_model() {
+                bounded($backend, concat!(module_path!(), "::random_operations_agree_with_a_model"), || {
+                    let config = ProptestConfig { cases: $cases, failure_persistence: None, ..ProptestConfig::default() };
+                    let actions = prop::collection::vec(any_action(), 1..60);
+                    let run = TestRunner::new(config).run(&actions, |actions| {
+                        run_against_model($backend, actions);
+                        Ok(())
+                    });
+                    run.unwrap_or_else(|error| panic!("{error}"));
+                });
             }
         }
     )*};
     (@tests $backend:expr; $($name:ident,)*) => {$(
         #[test]
         fn $name() {
-            super::$name($backend);
+            bounded($backend, concat!(module_path!(), "::", stringify!($name)), || super::$name($backend));
         }
     )*};
 }

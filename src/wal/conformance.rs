@@ -618,6 +618,15 @@ fn an_engine_behind_its_fence_is_a_lost_disk(open: fn(&Path) -> Opened) {
     }
 }
 
+macro_rules! in_a_child {
+    ($test:ident, $body:expr) => {
+        crate::test_child::run(
+            concat!(module_path!(), "::", stringify!($test)).trim_start_matches("metcd::"),
+            || $body,
+        )
+    };
+}
+
 macro_rules! suite {
     ($engine:ident, $place:expr) => {
         mod $engine {
@@ -639,7 +648,7 @@ macro_rules! suite {
     ($engine:ident, dir $open:expr) => {
         mod $engine {
             use super::*;
-            suite!(@tests dir_place($open);
+            suite!(@child dir_place($open);
                 an_empty_log_recovers_to_nothing
                 appended_entries_are_there_after_close_and_after_kill
                 appending_inside_the_log_replaces_its_end
@@ -660,7 +669,8 @@ macro_rules! suite {
         }
     };
     (@tests $place:expr; $($test:ident)*) => { $(#[test] fn $test() { super::$test(&mut $place); })* };
-    (@dir $open:expr; $($test:ident)*) => { $(#[test] fn $test() { super::$test($open); })* };
+    (@child $place:expr; $($test:ident)*) => { $(#[test] fn $test() { in_a_child!($test, super::$test(&mut $place)); })* };
+    (@dir $open:expr; $($test:ident)*) => { $(#[test] fn $test() { in_a_child!($test, super::$test($open)); })* };
 }
 
 suite!(on_memory, memory_place());

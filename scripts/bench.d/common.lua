@@ -6,6 +6,11 @@ function new_key()
    return string.format("k%015d", math.random(key_space))
 end
 
+-- One of those that the fill script wrote.
+function filled_key()
+   return string.format("f%015d", math.random(key_space))
+end
+
 -- Standard base64; wrk's Lua has none.
 local alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 function base64(text)

@@ -5,7 +5,7 @@ local value64 = base64(value)
 function init(args) seed(args) end
 function request()
    if math.random(10) == 1 then
-      return wrk.format("POST", "/v3/kv/put", nil, string.format('{"key":"%s","value":"%s"}', base64(new_key()), value64))
+      return wrk.format("POST", "/v3/kv/put", nil, string.format('{"key":"%s","value":"%s"}', base64(filled_key()), value64))
    end
-   return wrk.format("POST", "/v3/kv/range", nil, string.format('{"key":"%s"}', base64(new_key())))
+   return wrk.format("POST", "/v3/kv/range", nil, string.format('{"key":"%s"}', base64(filled_key())))
 end

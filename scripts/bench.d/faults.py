@@ -7,7 +7,7 @@ import threading
 import time
 import urllib.parse
 
-KILLS = 10
+KILLS = 10  # scripts/bench --kills
 WRITERS = 64
 
 
@@ -19,16 +19,23 @@ def with_dead_follower(scenario):
     """One follower was killed before."""
 
     def run(cluster, seconds):
+        quiet = scenario(cluster, seconds)
         cluster.kill(follower_of(cluster))
-        return scenario(cluster, seconds)
+        return beside(quiet, scenario(cluster, seconds))
 
     return run
+
+
+def beside(quiet, faulty):
+    """What the fault leaves of the rate that the same cluster had just before it."""
+    return {**faulty, "of_quiet": faulty["rate"] / quiet["rate"]}
 
 
 def with_slow_follower(scenario):
     """One follower stands still nine tenths of the time."""
 
     def run(cluster, seconds):
+        quiet = scenario(cluster, seconds)
         process, over = cluster.processes[follower_of(cluster)], threading.Event()
 
         def stutter():
@@ -40,7 +47,7 @@ def with_slow_follower(scenario):
         thread = threading.Thread(target=stutter)
         thread.start()
         try:
-            return scenario(cluster, seconds)
+            return beside(quiet, scenario(cluster, seconds))
         finally:
             over.set()
             thread.join()
@@ -54,9 +61,9 @@ def with_returning_follower(scenario):
     def run(cluster, seconds):
         behind = follower_of(cluster)
         cluster.kill(behind)
-        scenario(cluster, 4 * seconds)
+        quiet = scenario(cluster, 4 * seconds)
         cluster.start(behind)
-        return scenario(cluster, seconds)
+        return beside(quiet, scenario(cluster, seconds))
 
     return run
 

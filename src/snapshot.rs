@@ -23,7 +23,7 @@ use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{decode_varint, encode_varint};
 
-use crate::state::{Record, SnapshotView, StateError};
+use crate::state::{ContentTally, Record, SnapshotView, StateError};
 use crate::store::{KvStore, StoreError, TABLES, WriteBatch};
 
 /// The first bytes of every snapshot.
@@ -443,6 +443,18 @@ pub fn verify_file(path: &Path) -> Result<SnapshotMeta, SnapshotError> {
 pub fn verify(mut reader: SnapshotReader<impl Read>) -> Result<SnapshotMeta, SnapshotError> {
     while reader.next_records()?.is_some() {}
     Ok(reader.meta)
+}
+
+/// Reads a whole snapshot file, checks everything, and counts the keys that live in it.
+pub fn tally_file(path: &Path) -> Result<(SnapshotMeta, ContentTally), SnapshotError> {
+    let mut reader = open_reader(path)?;
+    let mut tally = ContentTally::default();
+    while let Some(records) = reader.next_records()? {
+        for record in &records {
+            tally.note(record)?;
+        }
+    }
+    Ok((reader.meta, tally))
 }
 
 /// Verifies the file, then replaces everything in the store by it, durably. Read the state anew afterwards

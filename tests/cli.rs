@@ -46,6 +46,34 @@ fn version_is_given_by_flag_and_command() {
 }
 
 #[test]
+fn version_is_given_as_json_too() {
+    let answer: serde_json::Value = serde_json::from_str(&stdout(&metcd(&["version", "--output", "json"]))).unwrap();
+    assert_eq!(answer["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(answer["wal_engines"][0], "sled");
+    assert!(stdout(&metcd(&["version", "-o", "table"])).starts_with("VERSION"));
+}
+
+#[test]
+fn help_lists_the_flags_that_the_command_takes() {
+    for (args, takes) in [
+        (&["serve", "--help"][..], &[][..]),
+        (&["config", "show", "--help"], &[]),
+        (&["wal", "verify", "--help"], &[]),
+        (&["version", "--help"], &["--output"]),
+        (&["get", "--help"], &["--output", "--endpoints", "--timeout", "--serializable"]),
+        (
+            &["member", "list", "--help"],
+            &["--output", "--endpoints", "--timeout", "--serializable"],
+        ),
+    ] {
+        let help = stdout(&metcd(args));
+        for flag in ["--output", "--endpoints", "--timeout", "--serializable"] {
+            assert_eq!(help.contains(flag), takes.contains(&flag), "{args:?} {flag}: {help}");
+        }
+    }
+}
+
+#[test]
 fn wrong_usage_is_exit_code_2() {
     assert!(fails_with(2, &["serv"]).contains("'serve'"));
     assert!(fails_with(2, &["serve", "--data_dir", "x"]).contains("'--data-dir'"));

@@ -1,6 +1,6 @@
 //! `metcd snapshot status|restore` and `metcd recover`: tools for files, not for a running cluster.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -9,7 +9,7 @@ use super::{CliError, print};
 use crate::config::{self, Flag, FlagValue, Loaded, Sources};
 use crate::datadir::DataDir;
 use crate::restore::{self, Restored};
-use crate::snapshot::verify_file;
+use crate::snapshot::{SnapshotError, verify_file};
 
 /// `metcd snapshot restore`
 #[derive(Debug, Args)]
@@ -46,10 +46,20 @@ pub struct RecoverArgs {
 /// Makes a data directory from a snapshot; says where, and what it is.
 pub fn restore(args: &RestoreArgs) -> Result<(PathBuf, Restored), CliError> {
     // A file that is no snapshot is named before anything else that may be wrong.
-    verify_file(&args.file).map_err(failed)?;
+    verify_file(&args.file).map_err(|error| unusable(&args.file, &error))?;
     let Loaded { config, .. } = args.config.load()?;
     let restored = restore::restore(&args.file, &config).map_err(failed)?;
     Ok((config.node.data_dir, restored))
+}
+
+/// Of a file that is no whole snapshot: what is wrong with it, and what to do.
+pub fn unusable(file: &Path, error: &SnapshotError) -> CliError {
+    let advice = match error {
+        SnapshotError::Corrupt(_) => "use another backup (metcd snapshot save makes one); nothing was written",
+        SnapshotError::TooNew { .. } => "use the build that wrote it, or a newer one",
+        SnapshotError::Io { .. } | SnapshotError::State(_) | SnapshotError::Store(_) => return failed(error),
+    };
+    CliError::Failed(format!("{}: {error}: {advice}", file.display()))
 }
 
 /// Makes the member that is left a cluster of its own.

@@ -15,8 +15,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
+use serde_json::json;
+
+use client::output::{self, Format};
 
 /// A replicated key-value server with etcd's guarantees, spoken to with plain HTTP.
 #[derive(Debug, Parser)]
@@ -61,6 +64,7 @@ enum Command {
     )]
     Wal(WalCommand),
     /// Print the version and what this build contains.
+    #[command(after_help = "Examples:\n  metcd version\n  metcd version --output json")]
     Version,
     /// Print the completion script of a shell.
     #[command(after_help = "Example:\n  metcd completions bash > /etc/bash_completion.d/metcd")]
@@ -137,7 +141,10 @@ impl CliError {
 
 /// Runs the command line `args`, the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let result = match Cli::try_parse_from(args) {
+    let parsed = command()
+        .try_get_matches_from(args)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let result = match parsed {
         Ok(cli) => run(&cli),
         Err(error) => usage(&error),
     };
@@ -150,9 +157,32 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// The command line, where the help of each command lists what it takes: clap shows global flags everywhere.
+fn command() -> clap::Command {
+    let mut command = Cli::command();
+    command.build();
+    let clients = client::ClientCommand::augment_subcommands(clap::Command::new("clients"));
+    let is_client = |name: &str| clients.get_subcommands().any(|client| client.get_name() == name);
+    command.mut_subcommands(|subcommand| match subcommand.get_name() {
+        name if is_client(name) => subcommand,
+        "version" => hide_client_options(subcommand, &["output"]),
+        _ => hide_client_options(subcommand, &[]),
+    })
+}
+
+fn hide_client_options(command: clap::Command, but: &[&str]) -> clap::Command {
+    let hide = |argument: clap::Arg| {
+        let hidden = argument.get_help_heading() == Some(client::CLIENT_OPTIONS) && !but.contains(&argument.get_id().as_str());
+        argument.hide(hidden)
+    };
+    command
+        .mut_args(hide)
+        .mut_subcommands(|subcommand| hide_client_options(subcommand, but))
+}
+
 fn run(cli: &Cli) -> Result<(), CliError> {
     if !matches!(cli.command, Command::Client(_)) {
-        cli.client.refuse_elsewhere()?;
+        cli.client.refuse_elsewhere(matches!(cli.command, Command::Version))?;
     }
     match &cli.command {
         Command::Serve(args) => serve::run(args),
@@ -160,7 +190,7 @@ fn run(cli: &Cli) -> Result<(), CliError> {
         Command::Client(command) => client::run(&cli.client, command),
         Command::Recover(args) => backup::recover(args),
         Command::Wal(command) => look_into_wal(command),
-        Command::Version => print(&version()),
+        Command::Version => version(cli.client.format()),
         Command::Completions { shell } => completions(*shell),
     }
 }
@@ -208,17 +238,28 @@ fn look_into_wal(command: &WalCommand) -> Result<(), CliError> {
     }
 }
 
-fn version() -> String {
-    let rocksdb = if cfg!(feature = "rocksdb") { ", rocksdb" } else { "" };
-    format!(
-        "metcd {}\nwal engines: sled, raft-engine{rocksdb}\nstore backends: memory, sled{rocksdb}\n",
-        env!("CARGO_PKG_VERSION")
-    )
+fn version(format: Format) -> Result<(), CliError> {
+    let rocksdb = cfg!(feature = "rocksdb").then_some("rocksdb");
+    let number = env!("CARGO_PKG_VERSION");
+    let wals: Vec<&str> = ["sled", "raft-engine"].into_iter().chain(rocksdb).collect();
+    let stores: Vec<&str> = ["memory", "sled"].into_iter().chain(rocksdb).collect();
+    match format {
+        Format::Json => output::json(&json!({"version": number, "wal_engines": wals, "store_backends": stores})),
+        Format::Plain => print(&format!(
+            "metcd {number}\nwal engines: {}\nstore backends: {}\n",
+            wals.join(", "),
+            stores.join(", ")
+        )),
+        Format::Table => output::row(
+            ["VERSION", "WAL ENGINES", "STORE BACKENDS"],
+            [number.to_owned(), wals.join(" "), stores.join(" ")],
+        ),
+    }
 }
 
 fn completions(shell: Shell) -> Result<(), CliError> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "metcd", &mut script);
+    clap_complete::generate(shell, &mut command(), "metcd", &mut script);
     print(&String::from_utf8_lossy(&script))
 }
 

@@ -10,6 +10,16 @@ use serde_json::{Map, Value};
 
 use super::ClientError;
 
+/// A whole number without a fraction, as the server writes it: `30`, not `30.0`.
+pub(super) fn number<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    // Beyond 2^53 not every whole number is an f64, and no lease is so long.
+    if number.fract() == 0.0 && number.abs() < 9e15 {
+        serializer.serialize_i64(*number as i64)
+    } else {
+        serializer.serialize_f64(*number)
+    }
+}
+
 /// A key with its value and what the store knows of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct KeyValue {

@@ -17,6 +17,7 @@ pub struct Lease {
     /// Its id, in decimal.
     pub id: String,
     /// Its length in seconds.
+    #[serde(serialize_with = "json::number")]
     pub ttl: f64,
 }
 
@@ -26,6 +27,7 @@ pub struct LeaseDetail {
     /// Its id, in decimal.
     pub id: String,
     /// Its length in seconds.
+    #[serde(serialize_with = "json::number")]
     pub ttl: f64,
     /// Seconds until it ends; the leader knows.
     #[serde(skip_serializing_if = "Option::is_none")]

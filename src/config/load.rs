@@ -77,8 +77,7 @@ fn defaults() -> Result<Layer, ConfigError> {
 
 fn read_file(path: &Path) -> Result<Layer, ConfigError> {
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| ConfigError::one(&name, format!("cannot be read: {e}: check the path given to --config")))?;
+    let text = std::fs::read_to_string(path).map_err(|e| ConfigError::one(&name, format!("cannot be read: {e}: check the path")))?;
     Layer::from_toml(&name, &text).map_err(|problems| ConfigError { problems })
 }
 

@@ -266,7 +266,7 @@ impl Kind {
         }
     }
 
-    /// Reads a value from the environment or a flag, where everything is text. Lists are separated by commas, or written as in TOML.
+    /// Reads a value from the environment or a flag, where everything is text. Lists are separated by commas, or written as in TOML or JSON.
     ///
     /// # Errors
     /// As [`check`](Self::check), which is still to be called on the result.
@@ -282,7 +282,10 @@ impl Kind {
                 .map(Value::Integer)
                 .map_err(|_| format!("expected a whole number, found {raw:?}")),
             Self::Size { .. } | Self::Duration { .. } | Self::Choice(_) | Self::Text(_) => unquote(raw),
-            Self::TextList(_) | Self::Members if raw.starts_with('[') => parse_toml_value(raw),
+            Self::TextList(_) | Self::Members if raw.starts_with('[') => {
+                // Whoever writes JSON, as tools that fill environments do, is understood; the message is TOML's.
+                parse_toml_value(raw).or_else(|error| serde_json::from_str(raw).map_err(|_| error))
+            }
             Self::TextList(_) => Ok(Value::Array(split_list(raw).map(Value::from).collect())),
             Self::Members => split_list(raw).map(parse_member).collect::<Result<Vec<_>, _>>().map(Value::Array),
         }
@@ -523,6 +526,15 @@ mod tests {
             .parse_text("[{id = 1, peer_url = \"http://a:1\"}, {id = 2, peer_url = 'http://b:2'}]")
             .expect("inline");
         assert_eq!(plain, inline);
+        let json = members
+            .parse_text(r#"[{"id": 1, "peer_url": "http://a:1"}, {"id": 2, "peer_url": "http://b:2"}]"#)
+            .expect("JSON");
+        assert_eq!(plain, json);
+        assert!(
+            members
+                .parse_text("[{1: 2}]")
+                .is_err_and(|error| error.contains("is not a TOML value"))
+        );
         let join = &find("cluster.join").expect("cluster.join").kind;
         assert_eq!(
             join.parse_text("http://a:1,http://b:2"),

@@ -144,7 +144,9 @@ impl Problem {
             | Problem::NotReady(detail)
             | Problem::QuotaExceeded(detail) => detail.clone(),
             Problem::KeyTooLarge { bytes } => format!("the key has {bytes} bytes, at most {} are allowed", super::route::MAX_KEY_BYTES),
-            Problem::FutureRevision { current } => format!("this revision is in the future: the current one is {current}"),
+            Problem::FutureRevision { current } => {
+                format!("this revision is in the future: the current one is {current}; ask for that one or an earlier one")
+            }
             Problem::NotFound => "there is no such key".to_owned(),
             Problem::LeaseNotFound { id } => format!("there is no lease {id}"),
             Problem::MemberNotFound { id } => format!("there is no member {id}"),
@@ -152,14 +154,18 @@ impl Problem {
             Problem::UriTooLong { bytes, max } => format!("the request target has {bytes} bytes, at most {max} are allowed"),
             Problem::HeadersTooLarge { max } => format!("the header fields have more than {max} bytes"),
             Problem::RequestTimeout => "the request's body did not arrive in time".to_owned(),
-            Problem::Compacted { compacted_revision } => format!("history before revision {compacted_revision} is compacted"),
+            Problem::Compacted { compacted_revision } => format!(
+                "history before revision {compacted_revision} is compacted: begin again at that revision or later (a watch: read the keys anew, then watch from there)"
+            ),
             Problem::PreconditionFailed { current: Some(current) } => {
                 format!("the condition does not hold: the key is at revision {current}")
             }
             Problem::PreconditionFailed { current: None } => "the condition does not hold: there is no such key".to_owned(),
             Problem::ValueTooLarge { max } => format!("the value is larger than {max} bytes (`limits.max_value_bytes`)"),
             Problem::RequestTooLarge { max } => format!("the body is larger than {max} bytes (`limits.max_request_bytes`)"),
-            Problem::IdempotencyKeyReused => "this `Idempotency-Key` came before with another request".to_owned(),
+            Problem::IdempotencyKeyReused => {
+                "this `Idempotency-Key` came before with another request: a new request needs a new one".to_owned()
+            }
             Problem::Overloaded(detail) | Problem::Timeout(detail) => (*detail).to_owned(),
             Problem::TooManyWatchers { max } => format!("{max} watches and waits are open on this member (`limits.max_watchers`)"),
             Problem::Internal => "an internal error; the server's log has the cause".to_owned(),

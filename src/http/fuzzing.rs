@@ -80,7 +80,7 @@ pub(crate) fn json_bodies(data: &[u8]) {
     }
     // They must only not panic.
     let _ = json::parse::<UpdateJson>(data);
-    let _ = json::parse::<ReplaceJson>(data).map(|replace| new_member(replace.add));
+    let _ = json::parse::<ReplaceJson>(data).map(|replace| new_member(replace.add.0));
     let _ = json::parse::<TransferJson>(data);
     let _ = json::parse::<CompactJson>(data);
 }

@@ -1,8 +1,12 @@
 //! JSON in and out: key-values written straight into a buffer, bodies parsed strictly with errors that name the field.
 
+use std::marker::PhantomData;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::error::{ApiError, Problem};
 use crate::state::outcome::KeyValue;
@@ -61,22 +65,53 @@ pub(super) fn write_number(out: &mut Vec<u8>, before: &str, number: u64) {
 
 /// Parses a body. Unknown and repeated fields, trailing garbage and wrong types are refused, with the path of the field.
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    // serde takes an array for a struct, field by field; nobody means that.
-    if body.trim_ascii_start().starts_with(b"[") {
-        return Err(invalid("the JSON body: an array where an object is expected".to_owned()));
-    }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let Object(parsed) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let at = if path == "." || path == "?" {
             String::new()
         } else {
             format!("`{path}`: ")
         };
-        invalid(format!("the JSON body: {at}{}", error.inner()))
+        invalid(format!("the JSON body: {at}{}", plain_words(&error.inner().to_string())))
     })?;
     deserializer.end().map_err(|error| invalid(format!("the JSON body: {error}")))?;
     Ok(parsed)
+}
+
+/// serde's message without the names of Rust's types.
+fn plain_words(message: &str) -> String {
+    let plain = [
+        ("expected u64", "expected a whole number from 0 to 18446744073709551615"),
+        ("expected f64", "expected a number"),
+        ("invalid type: sequence", "an array"),
+        ("invalid type: map", "an object"),
+        ("expected a sequence", "expected an array"),
+        ("floating point `", "the number `"),
+    ];
+    plain
+        .iter()
+        .fold(message.to_owned(), |message, (rust, json)| message.replace(rust, json))
+}
+
+/// What must be a JSON object: serde by itself takes an array for a struct as well, field by field, and nobody means that.
+#[derive(Debug)]
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Object<T>, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+        impl<'de, T: DeserializeOwned> Visitor<'de> for Fields<T> {
+            type Value = Object<T>;
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(fields)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Fields(PhantomData))
+    }
 }
 
 /// The bytes of a pair of fields of which exactly one is given.
@@ -105,7 +140,6 @@ pub(super) fn invalid(detail: String) -> ApiError {
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
     use serde_json::{Value, json};
 
     use super::*;
@@ -152,7 +186,7 @@ mod tests {
     #[serde(deny_unknown_fields)]
     struct Outer {
         #[expect(dead_code, reason = "only parsed")]
-        inner: Vec<Inner>,
+        inner: Vec<Object<Inner>>,
     }
 
     #[derive(Debug, Deserialize)]
@@ -164,7 +198,7 @@ mod tests {
 
     #[test]
     fn an_array_is_not_taken_for_an_object() {
-        for body in ["[]", "[[]]", " \n[[[3]]]"] {
+        for body in ["[]", "[[]]", " \n[[[3]]]", r#"{"inner":[[3]]}"#] {
             let detail = parse::<Outer>(body.as_bytes()).unwrap_err().problem.detail();
             assert!(detail.contains("array"), "{body}: {detail}");
         }
@@ -177,6 +211,11 @@ mod tests {
             (r#"{"inner":[{"tll":3}]}"#, "tll"),
             (r#"{"inner":[{"ttl":"3"}]}"#, "inner[0].ttl"),
             (r#"{"inner":[{"ttl":3,"ttl":4}]}"#, "ttl"),
+            (
+                r#"{"inner":[{"ttl":99999999999999999999}]}"#,
+                "inner[0].ttl`: invalid type: the number `1e+20`, expected a whole number",
+            ),
+            (r#"{"inner":{}}"#, "`inner`: an object, expected an array"),
             (r#"{"inner":[]} x"#, "trailing"),
             (r#"{"inner":[]"#, "EOF"),
             ("", "EOF"),
@@ -185,7 +224,7 @@ mod tests {
             assert!(detail.contains(named), "{body}: {detail}");
         }
         assert!(
-            parse::<Value>("[".repeat(100_000).as_bytes()).is_err(),
+            parse::<Value>(format!("{{\"a\":{}", "[".repeat(100_000)).as_bytes()).is_err(),
             "deep nesting is refused, not followed"
         );
     }

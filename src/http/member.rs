@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::call::{Call, Reply};
 use super::error::{ApiError, Problem};
-use super::json::invalid;
+use super::json::{Object, invalid};
 use super::lease::odd_reply;
 use super::params::decimal;
 use super::respond;
@@ -51,7 +51,7 @@ pub(super) struct UpdateJson {
 #[serde(deny_unknown_fields)]
 pub(super) struct ReplaceJson {
     remove: u64,
-    pub(super) add: AddJson,
+    pub(super) add: Object<AddJson>,
 }
 
 #[derive(Deserialize)]
@@ -162,7 +162,7 @@ pub(super) async fn replace(call: &mut Call<'_>) -> Reply {
     let deadline = call.deadline()?;
     call.params.finish()?;
     let replace: ReplaceJson = call.read_json(deadline).await?;
-    let add = new_member(replace.add).map_err(|error| error.within("add"))?;
+    let add = new_member(replace.add.0).map_err(|error| error.within("add"))?;
     if add.id == Some(replace.remove) {
         return Err(invalid("`add.id` and `remove` are the same; an id is never used again".to_owned()));
     }

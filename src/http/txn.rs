@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::call::{Call, Reply, odd_result};
 use super::error::ApiError;
-use super::json::{self, bytes_of, invalid};
+use super::json::{self, Object, bytes_of, invalid};
 use super::list::{DEFAULT_LIMIT, MAX_LIMIT};
 use super::params::decimal;
 use super::respond;
@@ -22,11 +22,11 @@ use crate::state::outcome::{Success, TxnResponse};
 #[serde(deny_unknown_fields)]
 pub(super) struct TxnJson {
     #[serde(default)]
-    compare: Vec<CompareJson>,
+    compare: Vec<Object<CompareJson>>,
     #[serde(default)]
-    then: Vec<OpJson>,
+    then: Vec<Object<OpJson>>,
     #[serde(default, rename = "else")]
-    or_else: Vec<OpJson>,
+    or_else: Vec<Object<OpJson>>,
 }
 
 #[derive(Deserialize)]
@@ -74,9 +74,9 @@ enum ScalarJson {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OpJson {
-    put: Option<PutJson>,
-    get: Option<GetJson>,
-    delete: Option<DeleteJson>,
+    put: Option<Object<PutJson>>,
+    get: Option<Object<GetJson>>,
+    delete: Option<Object<DeleteJson>>,
 }
 
 #[derive(Deserialize)]
@@ -167,10 +167,10 @@ pub(super) fn into_command(txn: TxnJson, limits: &LimitsConfig) -> Result<Txn, A
 }
 
 /// Converts the elements of an array; an error says which one it is about.
-fn each<T, U>(name: &str, elements: Vec<T>, convert: impl Fn(T) -> Result<U, ApiError>) -> Result<Vec<U>, ApiError> {
+fn each<T, U>(name: &str, elements: Vec<Object<T>>, convert: impl Fn(T) -> Result<U, ApiError>) -> Result<Vec<U>, ApiError> {
     let numbered = elements.into_iter().enumerate();
     numbered
-        .map(|(at, element)| convert(element).map_err(|error| error.within(&format!("{name}[{at}]"))))
+        .map(|(at, Object(element))| convert(element).map_err(|error| error.within(&format!("{name}[{at}]"))))
         .collect()
 }
 
@@ -224,9 +224,9 @@ fn number_of(name: &str, scalar: &ScalarJson, lease: bool) -> Result<u64, ApiErr
 
 fn operation(op: OpJson, limits: &LimitsConfig) -> Result<TxnOp, ApiError> {
     let body = match (op.put, op.get, op.delete) {
-        (Some(op), None, None) => TxnOpBody::Put(put(op, limits).map_err(|error| error.within("put"))?),
-        (None, Some(op), None) => TxnOpBody::Get(get(op).map_err(|error| error.within("get"))?),
-        (None, None, Some(op)) => TxnOpBody::Delete(delete(op, limits).map_err(|error| error.within("delete"))?),
+        (Some(Object(op)), None, None) => TxnOpBody::Put(put(op, limits).map_err(|error| error.within("put"))?),
+        (None, Some(Object(op)), None) => TxnOpBody::Get(get(op).map_err(|error| error.within("get"))?),
+        (None, None, Some(Object(op))) => TxnOpBody::Delete(delete(op, limits).map_err(|error| error.within("delete"))?),
         _ => return Err(invalid("exactly one of `put`, `get` and `delete` is required".to_owned())),
     };
     Ok(TxnOp { body: Some(body) })

@@ -27,6 +27,7 @@ mod row;
 mod session;
 mod shared;
 mod tables;
+mod tally;
 mod view;
 pub mod watch;
 
@@ -49,6 +50,7 @@ use outcome::{ConflictCode, Outcome, Refusal, Success};
 pub use reader::{Pin, StateReader};
 pub use refound::LiveVersions;
 use shared::{Published, Shared};
+pub use tally::ContentTally;
 pub use view::{Record, SnapshotView};
 
 /// Who proposed a command: the key under which the waiting side is found.

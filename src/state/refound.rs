@@ -103,7 +103,7 @@ impl LiveVersions {
     }
 }
 
-fn index_version(record: &Record) -> Result<(&[u8], Version), StateError> {
+pub(super) fn index_version(record: &Record) -> Result<(&[u8], Version), StateError> {
     let (key, revision) = split_index_key(&record.key).ok_or_else(undecodable)?;
     let version = Version::decode_index(revision, &record.value).ok_or_else(undecodable)?;
     Ok((key, version))

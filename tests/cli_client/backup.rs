@@ -44,6 +44,9 @@ fn a_backup_begins_a_new_cluster_of_three_with_the_same_content() {
     let (old, file) = saved(dir.path());
     let status = tool(&["snapshot", "status", &file]);
     assert!(status.code == 0 && status.text().starts_with("whole\n"), "{}", status.stderr);
+    let hash = old.ok(&["hash"]);
+    let hash = hash.split_whitespace().next().unwrap();
+    assert!(status.text().contains(&format!("keys      2, hash {hash}\n")), "{}", status.text());
 
     let ports: Vec<(u16, u16)> = (0..3).map(|_| (free_port(), free_port())).collect();
     let members: Vec<String> = (1..)

@@ -129,8 +129,8 @@ fn a_lock_that_is_held_is_exit_code_3_and_is_free_when_its_holder_is_told_to_sto
     server.ok(&["lock", "l", "--wait", "10s", "--", "true"]);
 }
 
-#[test]
-fn a_command_is_stopped_when_its_lease_is_lost() {
+/// Runs a command under a lock, takes the lock away, and sees the command stopped.
+fn stopped_when_it_is_taken_away(take: impl Fn(&Server)) -> String {
     let server = Server::start();
     let dir = tempfile::tempdir().unwrap();
     let script = format!(
@@ -143,13 +143,32 @@ fn a_command_is_stopped_when_its_lease_is_lost() {
         .stderr(Stdio::piped());
     let holder = holder.spawn().unwrap();
     until("the command runs", || dir.path().join("began").exists());
-    let lease = server.ok(&["lease", "list"]).trim().to_owned();
-    server.ok(&["lease", "revoke", &lease]);
+    take(&server);
     let output = holder.wait_with_output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("lease is lost") && stderr.lines().count() == 1, "{stderr}");
     assert!(dir.path().join("stopped").exists(), "it was told politely");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    stderr
+}
+
+#[test]
+fn a_command_is_stopped_when_its_lease_is_lost() {
+    let stderr = stopped_when_it_is_taken_away(|server| {
+        let lease = server.ok(&["lease", "list"]).trim().to_owned();
+        server.ok(&["lease", "revoke", &lease]);
+    });
+    assert!(stderr.contains("lease is lost"), "{stderr}");
+}
+
+#[test]
+fn a_command_is_stopped_when_its_key_is_deleted_and_not_when_it_is_written() {
+    let stderr = stopped_when_it_is_taken_away(|server| {
+        let key = server.ok(&["ls", "lock/"]).trim().to_owned();
+        server.ok(&["put", &key, "a note"]);
+        server.ok(&["del", &key]);
+    });
+    assert!(stderr.contains("deleted the key lock/l/"), "{stderr}");
 }
 
 #[test]

@@ -14,11 +14,14 @@ use crate::client::{Client, DEFAULT_ENDPOINT, DEFAULT_TIMEOUT, Range};
 
 const ENDPOINTS_VARIABLE: &str = "METCD_ENDPOINTS";
 
+/// Under which these flags stand in the help.
+pub const CLIENT_OPTIONS: &str = "Client options";
+
 /// Flags of the commands that speak to a cluster; they may stand before or after the command.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ClientArgs {
     /// Client URLs of the cluster, tried in turn [env: METCD_ENDPOINTS] [default: http://127.0.0.1:3379].
-    #[arg(long, global = true, value_name = "URL", value_delimiter = ',', help_heading = "Client options")]
+    #[arg(long, global = true, value_name = "URL", value_delimiter = ',', help_heading = CLIENT_OPTIONS)]
     endpoints: Vec<String>,
     /// How to print [default: plain].
     #[arg(
@@ -27,26 +30,26 @@ pub struct ClientArgs {
         global = true,
         value_enum,
         value_name = "FORMAT",
-        help_heading = "Client options"
+        help_heading = CLIENT_OPTIONS
     )]
     output: Option<Format>,
     /// How long to try, such as 500ms, 5s, 1m [default: 5s].
-    #[arg(long, global = true, value_parser = duration, value_name = "TIME", help_heading = "Client options")]
+    #[arg(long, global = true, value_parser = duration, value_name = "TIME", help_heading = CLIENT_OPTIONS)]
     timeout: Option<Duration>,
     /// Read the answering member's own state: needs no quorum, may be stale.
-    #[arg(long, global = true, help_heading = "Client options")]
+    #[arg(long, global = true, help_heading = CLIENT_OPTIONS)]
     serializable: bool,
 }
 
 impl ClientArgs {
-    /// Wrong usage if one of these flags stands with a command that does not speak to a cluster.
+    /// Wrong usage if one of these flags stands with a command that does not speak to a cluster; `--output` may, where there is a choice.
     ///
     /// # Errors
     /// So it does.
-    pub fn refuse_elsewhere(&self) -> Result<(), CliError> {
+    pub fn refuse_elsewhere(&self, has_formats: bool) -> Result<(), CliError> {
         let given = [
             ("--endpoints", !self.endpoints.is_empty()),
-            ("--output", self.output.is_some()),
+            ("--output", self.output.is_some() && !has_formats),
             ("--timeout", self.timeout.is_some()),
             ("--serializable", self.serializable),
         ];
@@ -78,7 +81,8 @@ impl ClientArgs {
         })
     }
 
-    pub(super) fn format(&self) -> Format {
+    /// How to print.
+    pub fn format(&self) -> Format {
         self.output.unwrap_or(Format::Plain)
     }
 

@@ -127,10 +127,12 @@ async fn hold(
         why = &mut *lost => return Err(lease_lost(why)),
         () = interrupted() => return Err(CliError::Failed("interrupted while waiting".to_owned())),
     };
+    let taken_away = taken_away(&session.client, &claim);
     if args.command.is_empty() {
         announce(session.format, &claim)?;
         return tokio::select! {
             why = lost => Err(lease_lost(why)),
+            () = taken_away => Err(deleted(&claim)),
             () = interrupted() => Ok(()),
         };
     }
@@ -145,6 +147,7 @@ async fn hold(
     let ended = tokio::select! {
         ended = running.wait() => return passed_on(ended?),
         why = &mut *lost => lease_lost(why),
+        () = taken_away => deleted(&claim),
         () = interrupted() => CliError::Failed("interrupted".to_owned()),
     };
     running.stop().await?;
@@ -164,6 +167,13 @@ fn passed_on(ended: Ended) -> Result<(), CliError> {
 fn lease_lost(why: Result<String, oneshot::error::RecvError>) -> CliError {
     let why = why.unwrap_or_else(|_| "its keeper ended".to_owned());
     CliError::Failed(format!("the lease is lost ({why}): somebody else may hold it now"))
+}
+
+fn deleted(claim: &Claim) -> CliError {
+    let key = output::visible(&claim.key, false);
+    CliError::Failed(format!(
+        "the lease is lost, or somebody deleted the key {key}: somebody else may hold it now"
+    ))
 }
 
 fn announce(format: Format, claim: &Claim) -> Result<(), CliError> {
@@ -253,6 +263,25 @@ async fn wait_for_end(client: &Client, key: &[u8], revision: u64) -> Result<(), 
         // The queue is read anew.
         Err(error) if ClientError::code(&error) == Some("compacted") => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Returns when the key of this claim has been deleted, which lets the next one in. While nothing can be reached, the lease decides.
+async fn taken_away(client: &Client, claim: &Claim) {
+    let mut seen = claim.token;
+    loop {
+        let looked = match wait_for_end(client, &claim.key, seen).await {
+            Ok(()) => client
+                .list(&Range::Prefix(claim.key.clone()), &ListOptions::default())
+                .await
+                .map_err(CliError::from),
+            Err(error) => Err(error),
+        };
+        match looked {
+            Ok(page) if page.kvs.iter().any(|kv| kv.key == claim.key && kv.create_revision == claim.token) => seen = page.revision,
+            Ok(_) => return,
+            Err(_) => sleep(RETRY).await,
+        }
     }
 }
 

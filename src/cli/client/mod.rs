@@ -7,7 +7,7 @@ mod lease;
 mod lock;
 mod member;
 mod ops;
-mod output;
+pub mod output;
 mod process;
 mod shell;
 mod snapshot;
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-pub use args::ClientArgs;
+pub use args::{CLIENT_OPTIONS, ClientArgs};
 
 use self::output::Format;
 use self::snapshot::SnapshotCommand;

@@ -19,7 +19,7 @@ pub enum Format {
 }
 
 /// Prints JSON on one line.
-pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
+pub fn json(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string(value).map_err(|error| CliError::Failed(format!("cannot write JSON: {error}")))?;
     print(&format!("{text}\n"))
 }
@@ -83,7 +83,7 @@ pub(super) fn warn(text: &str) {
 }
 
 /// One row.
-pub(super) fn row<const N: usize>(columns: [&'static str; N], cells: [String; N]) -> Result<(), CliError> {
+pub fn row<const N: usize>(columns: [&'static str; N], cells: [String; N]) -> Result<(), CliError> {
     let mut table = Table::new(&columns);
     table.row(cells);
     table.print()

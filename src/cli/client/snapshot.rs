@@ -11,7 +11,7 @@ use super::transfer::{partial_name, progress};
 use super::{Session, print};
 use crate::cli::{CliError, backup};
 use crate::client::ByteStream;
-use crate::snapshot::verify_file;
+use crate::snapshot::{tally_file, verify_file};
 
 /// `metcd snapshot …`
 #[derive(Debug, Subcommand)]
@@ -83,26 +83,40 @@ async fn copy(stream: &mut ByteStream, output: &mut File) -> Result<io::Result<(
 
 /// Checks a file and says what is in it.
 pub(super) fn status(file: &Path, format: Format) -> Result<(), CliError> {
-    let meta = verify_file(file).map_err(|error| CliError::Failed(error.to_string()))?;
+    let (meta, content) = tally_file(file).map_err(|error| backup::unusable(file, &error))?;
+    let (keys, hash) = (content.keys(), format!("{:032x}", content.hash()));
     let digest: String = meta.digest.iter().map(|byte| format!("{byte:02x}")).collect();
     let cluster = format!("{:016x}", meta.cluster_id);
     let (index, voters) = (meta.applied.index, &meta.applied.conf_state.voters);
     match format {
         Format::Json => output::json(&serde_json::json!({
             "cluster_id": cluster, "revision": meta.revision, "compacted_revision": meta.compacted_revision,
-            "applied_index": index, "voters": voters, "records": meta.records, "bytes": meta.bytes, "blake3": digest,
+            "keys": keys, "hash": hash, "applied_index": index, "voters": voters, "records": meta.records, "bytes": meta.bytes, "blake3": digest,
         })),
         Format::Plain => print(&format!(
-            "whole\ncluster   {cluster}\nrevision  {}, history from {}\nindex     {index}, members {voters:?}\n\
-             records   {} in {} bytes\nblake3    {digest}\n",
+            "whole\ncluster   {cluster}\nrevision  {}, history from {}\nkeys      {keys}, hash {hash}\n\
+             index     {index}, members {voters:?}\nrecords   {} in {} bytes\nblake3    {digest}\n",
             meta.revision, meta.compacted_revision, meta.records, meta.bytes,
         )),
         Format::Table => output::row(
-            ["CLUSTER", "REVISION", "COMPACTED", "INDEX", "MEMBERS", "RECORDS", "BYTES", "BLAKE3"],
+            [
+                "CLUSTER",
+                "REVISION",
+                "COMPACTED",
+                "KEYS",
+                "HASH",
+                "INDEX",
+                "MEMBERS",
+                "RECORDS",
+                "BYTES",
+                "BLAKE3",
+            ],
             [
                 cluster,
                 meta.revision.to_string(),
                 meta.compacted_revision.to_string(),
+                keys.to_string(),
+                hash,
                 index.to_string(),
                 voters.iter().map(u64::to_string).collect::<Vec<_>>().join(","),
                 meta.records.to_string(),

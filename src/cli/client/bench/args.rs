@@ -73,7 +73,7 @@ pub struct LoadArgs {
     /// Threads of the load generator.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(super) threads: u32,
-    /// Do not write the keys before reading them.
+    /// Do not write the keys before reading them; a key that is not there (404) counts as an answer.
     #[arg(long)]
     pub(super) no_fill: bool,
     /// The same keys in the same order each time.

@@ -62,6 +62,10 @@ enum ShellLine {
     Status,
     /// Whether a linearizable read works.
     Health,
+    /// The digest of the store's content: hash, hash --revision 12
+    Hash(ops::HashArgs),
+    /// Drop history before a revision: compact 12
+    Compact(ops::CompactArgs),
     /// Leave.
     #[command(alias = "quit")]
     Exit,
@@ -195,6 +199,8 @@ async fn dispatch(session: &Session, command: &ShellLine) -> Result<(), CliError
         ShellLine::Leader => member::leader(session, &member::LeaderCommand::Show).await,
         ShellLine::Status => ops::status(session).await,
         ShellLine::Health => ops::health(session).await,
+        ShellLine::Hash(args) => ops::hash(session, args).await,
+        ShellLine::Compact(args) => ops::compact(session, args).await,
         ShellLine::Exit => Ok(()),
     }
 }

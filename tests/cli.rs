@@ -76,6 +76,9 @@ fn help_lists_the_flags_that_the_command_takes() {
 #[test]
 fn wrong_usage_is_exit_code_2() {
     assert!(fails_with(2, &["serv"]).contains("'serve'"));
+    assert!(fails_with(2, &["gte", "a"]).contains("did you mean 'get'?"));
+    assert!(fails_with(2, &["bench", "pt"]).contains("did you mean 'put'?"));
+    assert!(!fails_with(2, &["zzzzz"]).contains("mean"));
     assert!(fails_with(2, &["serve", "--data_dir", "x"]).contains("'--data-dir'"));
     assert!(fails_with(2, &["serve", "--id", "zero"]).contains("--id: "));
     assert!(fails_with(2, &["serve", "--member", "http://a:1"]).contains("write it like 2=http://10.0.0.2:3380"));

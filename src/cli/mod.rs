@@ -14,7 +14,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use serde_json::json;
@@ -141,12 +141,13 @@ impl CliError {
 
 /// Runs the command line `args`, the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
     let parsed = command()
-        .try_get_matches_from(args)
+        .try_get_matches_from(&args)
         .and_then(|matches| Cli::from_arg_matches(&matches));
     let result = match parsed {
         Ok(cli) => run(&cli),
-        Err(error) => usage(&error),
+        Err(error) => usage(&error, &Cli::command(), &args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -196,7 +197,7 @@ fn run(cli: &Cli) -> Result<(), CliError> {
 }
 
 /// Help and version are answers; everything else is wrong usage, in one line instead of clap's several.
-fn usage(error: &clap::Error) -> Result<(), CliError> {
+fn usage(error: &clap::Error, command: &clap::Command, args: &[OsString]) -> Result<(), CliError> {
     if [ErrorKind::DisplayHelp, ErrorKind::DisplayVersion].contains(&error.kind()) {
         return print(&error.to_string());
     }
@@ -211,7 +212,30 @@ fn usage(error: &clap::Error) -> Result<(), CliError> {
         .split("\n\nFor more")
         .next()
         .unwrap_or_default();
-    Err(CliError::Usage(format!("{}: see --help", message.trim_start_matches("error: "))))
+    let hint = match meant(error, command, args) {
+        Some(name) if !message.contains("tip:") => format!(" (did you mean '{name}'?)"),
+        Some(_) | None => String::new(),
+    };
+    Err(CliError::Usage(format!(
+        "{}{hint}: see --help",
+        message.trim_start_matches("error: ")
+    )))
+}
+
+/// The subcommand that is two slips of the fingers or less from the one that was typed. clap's own guess does not see letters that have
+/// changed their places.
+fn meant<'a>(error: &clap::Error, command: &'a clap::Command, args: &[OsString]) -> Option<&'a str> {
+    let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    let before = args.iter().filter_map(|arg| arg.to_str()).take_while(|arg| arg != typed);
+    let level = before.fold(command, |level, arg| level.find_subcommand(arg).unwrap_or(level));
+    let names = level.get_subcommands().map(clap::Command::get_name);
+    names
+        .map(|name| (strsim::damerau_levenshtein(name, typed), name))
+        .filter(|(slips, _)| *slips <= 2 && *slips < typed.len())
+        .min()
+        .map(|(_, name)| name)
 }
 
 fn look_into_wal(command: &WalCommand) -> Result<(), CliError> {
@@ -329,7 +353,7 @@ mod tests {
     #[test]
     fn wrong_usage_is_one_line_with_the_nearest_flag() {
         let error = Cli::try_parse_from(["metcd", "serve", "--confg", "x"]).expect_err("no such flag");
-        let error = usage(&error).expect_err("wrong usage");
+        let error = usage(&error, &Cli::command(), &[]).expect_err("wrong usage");
         assert_eq!(error.exit_code(), 2);
         let line = one_line(&error.to_string());
         assert!(

@@ -100,12 +100,15 @@ impl LeaderService {
             return Err(LeaderError::MemberNotFound { id });
         }
         if view.voters.contains(&id) {
-            return Err(conflict(ConflictCode::NotALearner, format!("member {id} votes already")));
+            return Err(conflict(
+                ConflictCode::NotALearner,
+                format!("member {id} votes already: there is nothing to promote"),
+            ));
         }
         if !is_caught_up(&view, &self.shared.peers(), id) {
             return Err(conflict(
                 ConflictCode::UnsafeChange,
-                format!("member {id} is not caught up with the log yet"),
+                format!("member {id} is not caught up with the log yet: try again later (`GET /members` shows its match_index)"),
             ));
         }
         self.shared
@@ -161,7 +164,10 @@ impl LeaderService {
         let view = self.shared.view();
         let rest: Vec<u64> = view.voters.iter().copied().filter(|&voter| voter != id).collect();
         if rest.is_empty() {
-            return Err(conflict(ConflictCode::UnsafeChange, format!("member {id} is the last voter")));
+            return Err(conflict(
+                ConflictCode::UnsafeChange,
+                format!("member {id} is the last voter: add another one first, or stop it and delete its data directory"),
+            ));
         }
         if force || !view.voters.contains(&id) {
             return Ok(rest);

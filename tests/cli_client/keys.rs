@@ -159,6 +159,8 @@ fn a_transaction_takes_one_branch_and_says_which() {
     );
     let second = server.metcd_with(&["txn", "-o", "json"], txn);
     assert_eq!((second.code, second.text().contains("\"succeeded\":false")), (3, true));
+    server.ok(&["txn", r#"{"then":[{"put":{"key":"inline","value":"x"}}]}"#]);
+    assert_eq!(server.ok(&["get", "inline"]), "x");
     let wrong = server.metcd_with(&["txn"], br#"{"then":[{"frob":{}}]}"#);
     assert_eq!(wrong.code, 1);
     assert!(wrong.stderr.contains("frob"), "{}", wrong.stderr);

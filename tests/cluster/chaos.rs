@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::harness::{Cluster, Seed, Setup, client};
 use crate::load::{Writers, check};
+use crate::small_disk::{FILLER, SmallDisk};
 
 const COUNTERS: u64 = 4;
 /// How often it is looked at what the members take.
@@ -94,10 +95,13 @@ enum Fault {
     Killed,
     Paused,
     Cut,
+    Full,
 }
 
 struct Faults {
     seed: Seed,
+    /// Where member 1 lives, if this may be arranged.
+    disk: Option<SmallDisk>,
     current: BTreeMap<u64, (Fault, Instant)>,
     /// Members whose links are slow, besides whatever else is wrong with them.
     slow: BTreeMap<u64, Instant>,
@@ -123,7 +127,11 @@ impl Faults {
         let ids: Vec<u64> = cluster.ids();
         let id = ids[self.seed.below(ids.len() as u64) as usize];
         let until = now + Duration::from_millis(200 + self.seed.below(3_000));
-        let kind = self.seed.below(12);
+        let kind = self.seed.below(13);
+        if kind == 12 {
+            self.fill_disk(until);
+            return;
+        }
         if kind >= 10 {
             let delay = Duration::from_millis(10 + self.seed.below(150));
             cluster.links.slow_down(id, delay);
@@ -175,6 +183,17 @@ impl Faults {
         self.count(name);
     }
 
+    /// A member whose writes fail ends; it is started again when there is room.
+    fn fill_disk(&mut self, until: Instant) {
+        let Some(disk) = self.disk.as_ref().filter(|_| !self.current.contains_key(&1)) else {
+            return;
+        };
+        // Now and then it has room for a little.
+        disk.fill(self.seed.below(3) << 20);
+        self.current.insert(1, (Fault::Full, until));
+        self.count("full disk");
+    }
+
     fn count(&mut self, name: &'static str) {
         *self.counts.entry(name).or_insert(0) += 1;
         self.most_at_once = self.most_at_once.max(self.current.len() + self.slow.len());
@@ -196,6 +215,16 @@ impl Faults {
             Some((Fault::Paused, _)) => cluster.node(id).resume(),
             // All links heal at once: the others' cuts end early.
             Some((Fault::Cut, _)) => cluster.links.heal(),
+            Some((Fault::Full, _)) => {
+                if let Some(disk) = &self.disk {
+                    disk.make_room();
+                }
+                let node = cluster.node(id);
+                if !node.is_running() {
+                    node.kill();
+                    node.start();
+                }
+            }
             None => {}
         }
     }
@@ -223,6 +252,7 @@ fn disk_bytes(dir: &std::path::Path) -> u64 {
         .flatten()
         .map(|entry| match entry.metadata() {
             Ok(meta) if meta.is_dir() => disk_bytes(&entry.path()),
+            Ok(_) if entry.file_name() == FILLER => 0,
             Ok(meta) => meta.len(),
             Err(_) => 0,
         })
@@ -234,6 +264,8 @@ fn disk_bytes(dir: &std::path::Path) -> u64 {
 const OWN_BYTES: u64 = 192 << 20;
 const BYTES_PER_WRITE: u64 = 3 << 10;
 const MAX_DESCRIPTORS: usize = 300;
+/// More than a member takes in half an hour.
+const DISK_MEGABYTES: u64 = 2048;
 
 /// No member takes more than it may.
 fn check_bounds(cluster: &mut Cluster, writes: u64) {
@@ -275,7 +307,12 @@ async fn chaos() {
         .proxied()
         .set("raft.snapshot_entries=500")
         .set("raft.keep_entries=100");
-    let mut cluster = Cluster::start(setup).await;
+    let mut cluster = Cluster::prepare(setup).await;
+    let disk = SmallDisk::mount(&mut cluster, DISK_MEGABYTES);
+    for node in &mut cluster.nodes {
+        node.start();
+    }
+    cluster.all_ready().await;
     let urls = cluster.urls();
     let writers = Writers::start_slow(&urls, 8, "w", Duration::from_millis(5));
     let stop = Arc::new(AtomicBool::new(false));
@@ -291,6 +328,7 @@ async fn chaos() {
 
     let mut faults = Faults {
         seed: Seed(number),
+        disk,
         current: BTreeMap::new(),
         slow: BTreeMap::new(),
         counts: BTreeMap::new(),

@@ -9,6 +9,7 @@
 mod harness;
 mod load;
 mod proxy;
+mod small_disk;
 
 mod anywhere;
 mod chaos;

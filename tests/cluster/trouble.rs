@@ -1,6 +1,5 @@
 //! No quorum, partitions, strangers, full disks.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -10,6 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::{Cluster, SOON, Setup, eventually};
 use crate::load::{Writers, check};
+use crate::small_disk::SmallDisk;
 
 async fn code_of(answer: reqwest::Response) -> (u16, String, String) {
     let status = answer.status().as_u16();
@@ -232,43 +232,6 @@ async fn rule_30_overload_is_refused_and_the_leader_stays() {
     check(&cluster, leader, "w", &record).await;
 }
 
-/// A small file system on the data directory of member 1, or `None` where that is not allowed.
-fn small_disk(cluster: &mut Cluster, megabytes: u64) -> Option<Unmount> {
-    let disk = cluster.node(1).data_dir.clone();
-    std::fs::create_dir_all(&disk).unwrap();
-    let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"])
-        .arg(&disk)
-        .output();
-    if mounted.is_ok_and(|output| output.status.success()) {
-        return Some(Unmount(disk));
-    }
-    // Written past the harness, which shows nothing of a test that passes.
-    let _ = std::io::Write::write_all(
-        &mut std::io::stderr(),
-        b"!!! NOT TESTED: a full disk. It takes a tmpfs, so run this as root: sudo -E cargo test --test cluster full_disk\n",
-    );
-    None
-}
-
-fn free_bytes(path: &Path) -> u64 {
-    let free = rustix::fs::statvfs(path).unwrap();
-    free.f_bavail * free.f_frsize
-}
-
-/// Fills the file system up to the last `leave` bytes.
-fn fill(disk: &Path, name: &str, leave: u64) {
-    use std::io::Write as _;
-    let mut file = std::fs::File::create(disk.join(name)).unwrap();
-    let piece = vec![1; 64 << 10];
-    while free_bytes(disk) > leave {
-        let wanted = (free_bytes(disk) - leave).min(piece.len() as u64) as usize;
-        if file.write(&piece[..wanted]).is_err() {
-            return;
-        }
-    }
-}
-
 async fn status_of_put(cluster: &Cluster, key: &str) -> Option<u16> {
     Some(cluster.put(1, key, "v").await.ok()?.as_u16())
 }
@@ -278,15 +241,14 @@ async fn status_of_put(cluster: &Cluster, key: &str) -> Option<u16> {
 async fn lives_through_a_full_disk(wal: &'static str, store: &'static str) {
     let setup = Setup::of(1).engines(wal, store).set("limits.min_free_disk=32MiB");
     let mut cluster = Cluster::prepare(setup).await;
-    let Some(unmount) = small_disk(&mut cluster, 256) else { return };
-    let disk = unmount.0.clone();
+    let Some(disk) = SmallDisk::mount(&mut cluster, 256) else { return };
     cluster.node(1).start();
     cluster.ready(1).await;
     for key in ["k", "stays"] {
         assert_eq!(status_of_put(&cluster, key).await, Some(201));
     }
 
-    fill(&disk, "filler", 24 << 20);
+    disk.fill(24 << 20);
     eventually("writes to be refused", SOON, async || {
         (status_of_put(&cluster, "k2").await? == 507).then_some(())
     })
@@ -296,14 +258,14 @@ async fn lives_through_a_full_disk(wal: &'static str, store: &'static str) {
     assert_eq!(deleted.status(), 204);
     let (status, answer) = cluster.call(Method::POST, 1, "/v1/compact", Some(json!({ "revision": 3 }))).await;
     assert_eq!(status, 200, "{answer}");
-    std::fs::remove_file(disk.join("filler")).unwrap();
+    disk.make_room();
     eventually("writes to be taken again", SOON, async || {
         (status_of_put(&cluster, "k3").await? == 201).then_some(())
     })
     .await;
 
     cluster.node(1).kill();
-    fill(&disk, "filler", 0);
+    disk.fill(0);
     cluster.node(1).start();
     cluster.ready(1).await;
     assert_eq!(cluster.get(1, "stays").await, (200, "v".to_owned()));
@@ -312,13 +274,13 @@ async fn lives_through_a_full_disk(wal: &'static str, store: &'static str) {
         (status_of_put(&cluster, "k4").await? == 507).then_some(())
     })
     .await;
-    std::fs::remove_file(disk.join("filler")).unwrap();
+    disk.make_room();
     eventually("writes to be taken again", SOON, async || {
         (status_of_put(&cluster, "k5").await? == 201).then_some(())
     })
     .await;
     cluster.node(1).kill();
-    drop(unmount);
+    drop(disk);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -336,13 +298,4 @@ async fn raft_engine_lives_through_a_full_disk() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rocksdb_lives_through_a_full_disk() {
     lives_through_a_full_disk("rocksdb", "rocksdb").await;
-}
-
-struct Unmount(std::path::PathBuf);
-
-impl Drop for Unmount {
-    fn drop(&mut self) {
-        // Lazily: on a panic the member still runs.
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }

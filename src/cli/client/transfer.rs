@@ -163,7 +163,12 @@ pub(super) fn progress(name: &str, total: u64) -> ProgressBar {
 
 pub(super) async fn import(session: &Session, args: &ImportArgs) -> Result<(), CliError> {
     let is_stdin = args.file == Path::new("-");
-    let unreadable = |error: io::Error| CliError::Failed(format!("cannot read {}: {error}", args.file.display()));
+    let unreadable = |error: io::Error| {
+        CliError::Failed(format!(
+            "cannot read {}: {error}: name a file that metcd export wrote, or - for standard input",
+            args.file.display()
+        ))
+    };
     let (input, bytes): (Box<dyn BufRead>, u64) = if is_stdin {
         (Box::new(BufReader::new(io::stdin())), 0)
     } else {

@@ -1,11 +1,12 @@
 //! `metcd txn`.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::Path;
 
 use clap::Args;
 use serde_json::Value;
 
-use super::args::read_input;
+use super::args::{bytes, read_input};
 use super::output::{self, Format, Table};
 use super::{Session, print};
 use crate::cli::CliError;
@@ -21,13 +22,18 @@ use crate::cli::CliError;
 
 Exit code 3: the comparison failed, and the else branch was carried out."#)]
 pub struct TxnArgs {
-    /// A file with the transaction; standard input if left out.
-    #[arg(default_value = "-", hide_default_value = true)]
-    file: PathBuf,
+    /// A file with the transaction, or the JSON itself; standard input if left out.
+    #[arg(default_value = "-", hide_default_value = true, value_name = "FILE|JSON")]
+    source: OsString,
 }
 
 pub(super) async fn run(session: &Session, args: &TxnArgs) -> Result<(), CliError> {
-    let text = read_input(&args.file)?;
+    let is_json = bytes(&args.source).trim_ascii_start().starts_with(b"{");
+    let text = if is_json {
+        bytes(&args.source).to_vec()
+    } else {
+        read_input(Path::new(&args.source))?
+    };
     let txn: Value = serde_json::from_slice(&text).map_err(|error| CliError::Usage(format!("the transaction is not JSON: {error}")))?;
     commit(session, &txn).await
 }

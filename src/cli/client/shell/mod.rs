@@ -8,8 +8,8 @@ use std::io::{self, BufRead as _, IsTerminal as _};
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser};
 use rustyline::error::ReadlineError;
 use rustyline::history::DefaultHistory;
 use rustyline::{CompletionType, Config, Editor};
@@ -161,11 +161,11 @@ fn execute(session: &Session, runtime: &Runtime, line: &str) -> Result<Next, Cli
     if words.is_empty() {
         return Ok(Next::Line);
     }
-    match ShellLine::try_parse_from(words) {
+    match ShellLine::try_parse_from(&words) {
         Ok(ShellLine::Exit) => Ok(Next::Exit),
         Ok(command) => runtime.block_on(until_interrupted(session, &command)).map(|()| Next::Line),
         Err(error) if error.kind() == ErrorKind::DisplayHelp => print(&error.to_string()).map(|()| Next::Line),
-        Err(error) => usage(&error).map(|()| Next::Line),
+        Err(error) => usage(&error, &ShellLine::command(), &words).map(|()| Next::Line),
     }
 }
 
@@ -231,8 +231,6 @@ fn save_history(editor: &mut Editor<Assistant, DefaultHistory>, file: &std::path
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

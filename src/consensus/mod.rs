@@ -431,13 +431,25 @@ impl Consensus {
             return;
         }
         let campaigning = |raft: &raft::Raft<LogCache>| matches!(raft.state, StateRole::PreCandidate | StateRole::Candidate);
-        if self.node.tick() && campaigning(&self.node.raft) {
+        if self.is_installing() && raft.election_elapsed + 1 >= raft.randomized_election_timeout() {
+            // As long as it would have waited, so that it holds nobody else back.
+            self.node.raft.election_elapsed = self.options.election_ticks.max(raft.election_elapsed);
+        } else if self.node.tick() && campaigning(&self.node.raft) {
             self.attempt += 1;
         }
         self.announce_to_all();
         self.accompany_the_departing();
         let settled = self.applied_index.min(self.node.raft.raft_log.persisted);
         self.node.mut_store().trim(settled, MAX_CACHED_BYTES);
+    }
+
+    /// A snapshot has taken the log's place, and is not durable and applied yet. Whoever stands for election now makes raft-rs 0.7 look for
+    /// configuration changes in entries that the snapshot covers, which it cannot find: it panics.
+    fn is_installing(&self) -> bool {
+        self.node
+            .store()
+            .first_index()
+            .is_ok_and(|first| self.node.raft.raft_log.applied + 1 < first)
     }
 
     /// A new leader's first entry is applied: whatever survived of the old terms is applied before it, so that what still waits now
@@ -459,6 +471,9 @@ impl Consensus {
         }
         self.heard.insert(message.from, self.tick);
         self.note_departing(&message);
+        if message.get_msg_type() == MessageType::MsgTimeoutNow && self.is_installing() {
+            return;
+        }
         let brings_entries =
             matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgPropose) && !message.entries.is_empty();
         if brings_entries && self.is_apply_behind() {

@@ -8,4 +8,5 @@ mod a_removed_member_hears_of_it;
 mod a_slow_state_machine_holds_its_log_back;
 mod acknowledgements_wait_for_the_sync;
 mod configuration_changes_at_apply;
+mod nobody_campaigns_while_installing;
 mod one_change_at_a_time;

@@ -82,6 +82,11 @@ class Cluster:
     def follower(self):
         return self.url((self.leader_index + 1) % self.nodes)
 
+    def peak_rss(self, index):
+        """The most bytes that a member's process had resident."""
+        with open(f"/proc/{self.processes[index].pid}/status") as status:
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+
     def usage(self):
         """(CPU seconds, resident bytes of the largest process)"""
         cpu, rss = 0.0, 0
@@ -111,6 +116,10 @@ class Metcd(Cluster):
     def put_request(self, key):
         """Method, path and body that put a value."""
         return "PUT", "/" + key, b"v" * 256
+
+    def applied(self, index):
+        """Applied index of a member."""
+        return json.loads(get(self.url(index) + "/status"))["applied_index"]
 
     def syncs(self):
         alive = [index for index, process in enumerate(self.processes) if process.poll() is None]
@@ -161,6 +170,10 @@ class Etcd(Cluster):
             if ask is not None:
                 return self.index_of(ask, status["leader"])
         raise RuntimeError("no leader yet")
+
+    def applied(self, index):
+        """Applied index of a member."""
+        return int(json.loads(get(self.url(index) + "/v3/maintenance/status", data=b"{}"))["raftAppliedIndex"])
 
     def index_of(self, ask, member):
         """The place of a member, which etcd knows by name."""

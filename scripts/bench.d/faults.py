@@ -68,6 +68,39 @@ def with_returning_follower(scenario):
     return run
 
 
+def catch_up(fill, scenario):
+    """A follower that missed a million keys returns; how long until it has applied what the leader had, and what that costs it and others."""
+
+    def run(cluster, seconds):
+        behind = follower_of(cluster)
+        cluster.kill(behind)
+        fill(cluster, 1_000_000)
+        quiet = scenario(cluster, seconds)
+        target, begun, result = cluster.applied(cluster.leader_index), time.time(), {}
+        cluster.start(behind)
+
+        def wait():
+            while time.time() - begun < 300:
+                try:
+                    if cluster.applied(behind) >= target:
+                        result["catch_up_s"] = time.time() - begun
+                        return
+                except OSError:  # not up yet; the deadline speaks
+                    pass
+                time.sleep(0.05)
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        result.update(beside(quiet, scenario(cluster, 4 * seconds)))
+        waiting.join()
+        if "catch_up_s" not in result:
+            raise SystemExit(f"{cluster.name}: the follower did not catch up within 300 s")
+        result["peak_mb"] = cluster.peak_rss(behind) / 1e6
+        return result
+
+    return run
+
+
 class Writers:
     """Connections that put one value after another and note when each was answered. A connection that breaks is opened again."""
 

@@ -55,9 +55,10 @@ pub fn restore(args: &RestoreArgs) -> Result<(PathBuf, Restored), CliError> {
 /// Of a file that is no whole snapshot: what is wrong with it, and what to do.
 pub fn unusable(file: &Path, error: &SnapshotError) -> CliError {
     let advice = match error {
-        SnapshotError::Corrupt(_) => "use another backup (metcd snapshot save makes one); nothing was written",
+        SnapshotError::Corrupt(_) => "use another backup (metcd snapshot save makes one)",
         SnapshotError::TooNew { .. } => "use the build that wrote it, or a newer one",
-        SnapshotError::Io { .. } | SnapshotError::State(_) | SnapshotError::Store(_) => return failed(error),
+        SnapshotError::Io { .. } => "name a file that metcd snapshot save wrote",
+        SnapshotError::State(_) | SnapshotError::Store(_) => return failed(error),
     };
     CliError::Failed(format!("{}: {error}: {advice}", file.display()))
 }

@@ -22,6 +22,11 @@ impl Problem {
             is_refusal: false,
         }
     }
+
+    /// Not in the environment or on the command line, which `metcd config check` does not see.
+    fn is_in_a_file(&self) -> bool {
+        !self.origin.starts_with("METCD__") && !self.origin.starts_with("--")
+    }
 }
 
 impl fmt::Display for Problem {
@@ -68,7 +73,8 @@ impl fmt::Display for ConfigError {
         write!(f, "{first}")?;
         match self.problems.len() {
             1 => Ok(()),
-            n => write!(f, " (and {} more: see `metcd config check`)", n - 1),
+            n if self.problems.iter().all(Problem::is_in_a_file) => write!(f, " (and {} more: see `metcd config check`)", n - 1),
+            n => write!(f, " (and {} more)", n - 1),
         }
     }
 }

@@ -120,6 +120,12 @@ impl Consensus {
         leader != raft::INVALID_ID && (leader == self.options.id || self.is_heard(leader))
     }
 
+    /// Whether its term and its vote are durable. Before that nobody hears of anything it does in this term (rule 3); a sole voter, which
+    /// raft-rs makes a leader within the call that gives it its own vote, may crash and never have led.
+    pub fn is_bound(&self) -> bool {
+        self.moving.is_none()
+    }
+
     fn is_heard(&self, peer: u64) -> bool {
         let heard = self.heard.get(&peer);
         heard.is_some_and(|heard| self.tick - heard <= self.options.election_ticks as u64)

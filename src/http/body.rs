@@ -97,10 +97,15 @@ impl RequestBody {
 
     /// Called once the answer is made. A server that closes while its client still sends makes the client's system discard the
     /// answer, so the rest is taken off the wire in the background, within bounds.
-    pub(super) fn discard(self) {
+    ///
+    /// Whether there was a rest: if it does not come soon, HTTP/1 cannot use the connection for another request.
+    pub(super) fn discard(self) -> bool {
         let mut body = self.body.into_inner();
-        if self.done || self.awaits_continue || body.is_end_stream() {
-            return;
+        if self.done || body.is_end_stream() {
+            return false;
+        }
+        if self.awaits_continue {
+            return true;
         }
         tokio::spawn(async move {
             let mut left = DRAIN_BYTES;
@@ -114,6 +119,7 @@ impl RequestBody {
             // Whatever is still to come after that is cut off with the connection.
             let _ = timeout_at(Instant::now() + DRAIN_TIME, drained).await;
         });
+        true
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH};
 use http::request::Parts;
 use prost::Message as _;
 use serde::de::DeserializeOwned;
@@ -151,6 +151,16 @@ impl Call<'_> {
         let body = self.read_body(deadline).await?;
         if !body.is_empty() {
             let Nothing {} = super::json::parse(&body)?;
+        }
+        Ok(())
+    }
+
+    /// For mutations that are not about one key: a condition that is passed over would be taken for one that holds.
+    pub(super) fn refuse_conditions(&self) -> Result<(), ApiError> {
+        if self.headers().contains_key(IF_MATCH) || self.headers().contains_key(IF_NONE_MATCH) {
+            return Err(invalid(
+                "`If-Match` and `If-None-Match` are about one key; for more use the compares of `POST /v1/txn`".to_owned(),
+            ));
         }
         Ok(())
     }

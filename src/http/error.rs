@@ -155,7 +155,8 @@ impl Problem {
             Problem::HeadersTooLarge { max } => format!("the header fields have more than {max} bytes"),
             Problem::RequestTimeout => "the request's body did not arrive in time".to_owned(),
             Problem::Compacted { compacted_revision } => format!(
-                "history before revision {compacted_revision} is compacted: begin again at that revision or later (a watch: read the keys anew, then watch from there)"
+                "history before revision {compacted_revision} is compacted: read at {compacted_revision} or later; watch from {} or later, after reading the keys anew",
+                compacted_revision + 1
             ),
             Problem::PreconditionFailed { current: Some(current) } => {
                 format!("the condition does not hold: the key is at revision {current}")
@@ -169,7 +170,8 @@ impl Problem {
             Problem::Overloaded(detail) | Problem::Timeout(detail) => (*detail).to_owned(),
             Problem::TooManyWatchers { max } => format!("{max} watches and waits are open on this member (`limits.max_watchers`)"),
             Problem::Internal => "an internal error; the server's log has the cause".to_owned(),
-            Problem::NoLeader => "no leader was elected within the request's timeout".to_owned(),
+            Problem::NoLeader => "no leader was elected within the request's timeout: are most of the members running? Reads with `?consistency=serializable` need none"
+                    .to_owned(),
             Problem::ShuttingDown => "this member is shutting down".to_owned(),
             Problem::Quarantined(reason) => format!("this member is quarantined: {reason}"),
         }

@@ -36,6 +36,10 @@ pub(super) async fn put(call: &mut Call<'_>) -> Reply {
         (Some(0), None) => return Err(invalid("`lease` must be a lease's id; leave it out for none".to_owned())),
         _ => {}
     }
+    if call.headers().contains_key(header::CONTENT_RANGE) {
+        // RFC 9110 §14.5: a part taken for the whole would replace it.
+        return Err(invalid("`Content-Range`: a value is put as a whole".to_owned()));
+    }
     let conditions = ConditionHeaders::parse(call.headers())?.into_command();
     // Before the body is read: a malformed request is not worth its upload.
     call.idempotency(conditions.as_ref(), b"")?;

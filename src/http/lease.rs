@@ -26,6 +26,7 @@ pub(super) struct GrantJson {
 pub(super) async fn grant(call: &mut Call<'_>) -> Reply {
     let deadline = call.deadline()?;
     call.params.finish()?;
+    call.refuse_conditions()?;
     let body = call.read_body(deadline).await?;
     let idempotency = call.idempotency(None, &body)?;
     let ttl_ms = ttl_ms(parse::<GrantJson>(&body)?.ttl)?;
@@ -132,6 +133,7 @@ pub(super) async fn revoke(call: &mut Call<'_>) -> Reply {
     let id = lease_id(call)?;
     let deadline = call.deadline()?;
     call.params.finish()?;
+    call.refuse_conditions()?;
     let idempotency = call.idempotency(None, b"")?;
     let applied = call.propose(Body::LeaseRevoke(LeaseRevoke { id }), idempotency, deadline).await?;
     let Success::LeaseRevoke { deleted } = applied.success else {

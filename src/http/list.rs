@@ -6,7 +6,6 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
-use http::header::{IF_MATCH, IF_NONE_MATCH};
 use http::{HeaderValue, StatusCode, header};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
@@ -270,17 +269,15 @@ impl Lines {
 pub(super) async fn delete_range(call: &mut Call<'_>) -> Reply {
     let deadline = call.deadline()?;
     let span = span::from_params(&mut call.params)?;
+    let (start, end) = (call.params.bytes("start"), call.params.bytes("end"));
+    span::refuse_bare_start(start.as_deref(), end.as_deref())?;
     call.params.finish()?;
     let Some(span) = span else {
         return Err(invalid(
             "a `prefix`, or a `start` or `end`, is required; `prefix=` deletes everything".to_owned(),
         ));
     };
-    if call.headers().contains_key(IF_MATCH) || call.headers().contains_key(IF_NONE_MATCH) {
-        return Err(invalid(
-            "`If-Match` and `If-None-Match` are about one key; use `POST /v1/txn` for a range".to_owned(),
-        ));
-    }
+    call.refuse_conditions()?;
     let idempotency = call.idempotency(None, b"")?;
     let delete = DeleteRange {
         span,

@@ -49,7 +49,7 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, Version, header};
 use hyper::body::Body as HttpBody;
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -203,11 +203,15 @@ async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
             (cors, reply.instrument(span.clone()).await)
         }
     };
-    body.discard();
+    let is_unread = body.discard();
     let mutation = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
     let mut response = reply.unwrap_or_else(|error| error.into_response(mutation));
     if let Some(origin) = cors {
         guard::add_cors(response.headers_mut(), origin, &parts.method, route.allow());
+    }
+    let is_cut_short = matches!(response.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT);
+    if is_unread && is_cut_short && parts.version <= Version::HTTP_11 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let response = finish(app, route, &parts, &trace, response);
     let took = arrived.elapsed();

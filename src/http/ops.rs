@@ -60,6 +60,15 @@ pub(super) async fn readyz(call: &mut Call<'_>) -> Reply {
     call.params.finish()?;
     let node = &call.app.node;
     let status = node.status();
+    let leader = status.leader.map_or_else(|| "none".to_owned(), |id| id.to_string());
+    let looked_at = format!(
+        "leader: {leader}, applied: {}, committed: {}",
+        status.applied_index, status.commit_index
+    );
+    let not_ready = |reason: String| {
+        let reason = if verbose { format!("{reason} ({looked_at})") } else { reason };
+        Err(Problem::NotReady(reason).into())
+    };
     if let Some(reason) = status.quarantined {
         return Err(Problem::Quarantined(reason).into());
     }
@@ -67,15 +76,14 @@ pub(super) async fn readyz(call: &mut Call<'_>) -> Reply {
         let reason = status
             .not_ready_reason
             .unwrap_or_else(|| "not caught up with the leader yet".to_owned());
-        return Err(Problem::NotReady(reason).into());
+        return not_ready(reason);
     }
     if node.read_barrier(Instant::now() + READY_WITHIN).await.is_err() {
-        return Err(Problem::NotReady("not caught up with what its leader has committed yet".to_owned()).into());
+        return not_ready("not caught up with what its leader has committed yet".to_owned());
     }
     if !verbose {
         return Ok(respond::with_body(StatusCode::OK, respond::TEXT, "ready\n"));
     }
-    let leader = status.leader.map_or_else(|| "none".to_owned(), |id| id.to_string());
     let text = format!(
         "leader: ok ({leader})\ncaught up: ok (applied {}, committed {})\nready\n",
         status.applied_index, status.commit_index
@@ -208,6 +216,7 @@ pub(super) struct CompactJson {
 pub(super) async fn compact(call: &mut Call<'_>) -> Reply {
     let deadline = call.deadline()?;
     call.params.finish()?;
+    call.refuse_conditions()?;
     let body = call.read_body(deadline).await?;
     let idempotency = call.idempotency(None, &body)?;
     let CompactJson { revision } = super::json::parse(&body)?;

@@ -30,6 +30,16 @@ pub(super) fn from_bounds(prefix: Option<Vec<u8>>, start: Option<Vec<u8>>, end: 
     }
 }
 
+/// What is to be deleted may be everything only if that is said: an empty `start` is most likely a variable that was not set.
+pub(super) fn refuse_bare_start(start: Option<&[u8]>, end: Option<&[u8]>) -> Result<(), ApiError> {
+    match (start, end) {
+        (Some(b""), None) => Err(invalid(
+            "`start` is empty, which would delete everything; say so with an empty `prefix`".to_owned(),
+        )),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -132,6 +132,7 @@ enum OrderJson {
 pub(super) async fn txn(call: &mut Call<'_>) -> Reply {
     let deadline = call.deadline()?;
     call.params.finish()?;
+    call.refuse_conditions()?;
     let body = call.read_body(deadline).await?;
     let idempotency = call.idempotency(None, &body)?;
     let txn = into_command(json::parse(&body)?, &call.app.config.limits)?;
@@ -284,6 +285,7 @@ fn delete(delete: DeleteJson, limits: &LimitsConfig) -> Result<DeleteRange, ApiE
         start: optional("start", delete.start, delete.start_base64)?,
         end: optional("end", delete.end, delete.end_base64)?,
     };
+    span::refuse_bare_start(bounds.start.as_deref(), bounds.end.as_deref())?;
     let (span, _single) = key_or_range(optional("key", delete.key, delete.key_base64)?, bounds)?;
     Ok(DeleteRange {
         span,

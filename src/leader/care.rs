@@ -142,7 +142,7 @@ pub fn quorum_lost_without(view: &View, peers: &[PeerProgress], id: u64) -> Opti
     let needed = rest.len() / 2 + 1;
     (healthy < needed).then(|| {
         format!(
-            "only {healthy} of the {} remaining voters are reachable and {needed} are needed for a quorum; ?force=true overrides",
+            "only {healthy} of the {} remaining voters are reachable and {needed} are needed for a quorum; `?force=true` (on the command line --force) overrides",
             rest.len()
         )
     })

@@ -184,7 +184,7 @@ impl LeaderService {
             }
             if since.elapsed() >= SIGN_OF_LIFE_WITHIN || Instant::now() + POLL >= deadline {
                 let detail = format!(
-                    "only {alive} of the {} remaining voters are reachable and {needed} are needed for a quorum; ?force=true overrides",
+                    "only {alive} of the {} remaining voters are reachable and {needed} are needed for a quorum; `?force=true` (on the command line --force) overrides",
                     rest.len()
                 );
                 return Err(conflict(ConflictCode::UnsafeChange, detail));
@@ -228,6 +228,23 @@ impl LeaderService {
                 }),
                 None => Err(LeaderError::MemberNotFound { id: remove }),
             };
+        }
+        let voters = self.shared.view().voters;
+        let there = reader
+            .members()
+            .into_iter()
+            .find(|member| Some(member.id) == add.id || member.peer_url == add.peer_url);
+        if let Some(MemberRecord { id, replaces, .. }) = there
+            && replaces != remove
+            && voters.contains(&id)
+            && voters.len() % 2 == 1
+        {
+            // It may have joined by itself before this request, which makes their number even. Otherwise nothing would be added: the cluster
+            // would survive one failure less, and whoever mistyped an id would not notice.
+            return Err(conflict(
+                ConflictCode::MemberExists,
+                format!("member {id} votes already and replaces nobody: give a new id, or remove {remove} by DELETE /members/{remove}"),
+            ));
         }
         let LeaderReply::Member { id, .. } = self.enter(NewMember { voter: true, ..add }, remove, deadline).await? else {
             return Err(LeaderError::Timeout);

@@ -100,7 +100,8 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %config.node.data_dir.display(), "starting");
 
     let id = settled.id;
-    let name = config.name().unwrap_or_else(|| crate::config::default_name(id));
+    // The id is the data directory's, whatever the configuration's default says.
+    let name = config.node.name.clone().unwrap_or_else(|| crate::config::default_name(id));
     log.set_node(&name);
     let found = recover::open(&config, &data_dir, settled)?;
     data_dir.set_cluster(settled.cluster_id, id)?;

@@ -28,7 +28,10 @@ pub fn parse_filter(text: &str) -> Result<EnvFilter, String> {
 fn wrong_level(level: &str) -> String {
     let near = LEVELS
         .iter()
-        .find(|known| strsim::damerau_levenshtein(known, &level.to_lowercase()) <= 2);
+        .map(|known| (strsim::damerau_levenshtein(known, &level.to_lowercase()), known))
+        .filter(|(slips, _)| *slips <= 2)
+        .min()
+        .map(|(_, known)| known);
     let hint = near.map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default();
     format!(
         "{level:?} is not a level{hint}: write one of {}, or target=level, separated by commas",
@@ -49,6 +52,7 @@ mod tests {
 
     #[test]
     fn a_mistyped_level_is_not_taken_for_a_target() {
+        assert!(parse_filter("inf").is_err_and(|e| e.contains("did you mean \"info\"?")));
         assert!(parse_filter("inof").is_err_and(|e| e.contains("did you mean \"info\"?")));
         for text in ["", "metcd", "info,", "metcd=loud", "=", ",,"] {
             assert!(parse_filter(text).is_err(), "{text}");

@@ -316,6 +316,18 @@ async fn a_member_that_joined_before_the_request_for_its_pair_came_replaces_too(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_founding_voter_replaces_nobody() {
+    let cluster = Cluster::start(Setup::of(3)).await;
+    let peer_url = cluster.nodes[2].peer_url.clone();
+    for add in [json!({ "id": 3, "peer_url": peer_url }), json!({ "peer_url": peer_url })] {
+        let body = json!({ "remove": 2, "add": add });
+        let (status, answer) = cluster.call(Method::POST, 1, "/members/replace", Some(body)).await;
+        assert_eq!((status, &answer["code"]), (409, &json!("member_exists")), "{answer}");
+    }
+    voters_are(&cluster, 1, &[1, 2, 3]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_learner_stays_one_until_it_is_promoted_and_a_removed_learner_stops() {
     let mut cluster = Cluster::start(Setup::of(1)).await;
     for id in [2, 3] {

@@ -77,11 +77,30 @@ fn a_body_over_the_limit_is_refused_while_it_streams() {
     endless.finish(false).refused(413, "value_too_large");
     // Promised too much: not even asked for.
     let promised = server.begin("PUT", "/a", &[("Content-Length", "1001"), ("Expect", "100-continue")], b"");
-    promised.finish(false).refused(413, "value_too_large");
+    let refused = promised.finish(false);
+    refused.refused(413, "value_too_large");
+    assert_eq!(refused.header("connection"), "close", "what was promised may never come");
     server
         .post("/v1/txn", &json!({"then": [], "pad": "x".repeat(2000)}))
         .refused(413, "request_too_large");
     assert_eq!(server.get("/a").body.len(), 1000);
+}
+
+#[test]
+fn a_condition_that_is_not_looked_at_is_refused() {
+    let server = Server::start();
+    let condition = [("If-Match", "\"1\"")];
+    server.send("POST", "/v1/txn", &condition, b"{}").refused(400, "invalid_request");
+    server
+        .send("POST", "/v1/leases", &condition, b"{\"ttl\":3}")
+        .refused(400, "invalid_request");
+    server
+        .send("POST", "/v1/compact", &condition, b"{\"revision\":1}")
+        .refused(400, "invalid_request");
+    server
+        .send("PUT", "/a", &[("Content-Range", "bytes 0-2/5")], b"abc")
+        .refused(400, "invalid_request");
+    assert_eq!(server.get("/a").status, 404);
 }
 
 #[test]

@@ -132,6 +132,12 @@ fn a_range_delete_needs_a_range_and_knows_its_limit() {
     }
     server.delete("/v1/kv").refused(400, "invalid_request");
     server.delete("/v1/kv?prefix=").refused(400, "invalid_request");
+    // A variable that was not set, and everything would be gone: the limit of this server does not say so.
+    let bare = server.delete("/v1/kv?start=");
+    bare.refused(400, "invalid_request");
+    assert!(bare.text().contains("`start` is empty"), "{bare:?}");
+    let bare = server.post("/v1/txn", &json!({"then": [{"delete": {"start": ""}}]}));
+    assert!(bare.text().contains("`start` is empty"), "{bare:?}");
     assert_eq!(keys(&server.get("/v1/kv")).len(), 3);
     assert_eq!(server.delete("/v1/kv?start=b").json(), json!({"revision": 5, "deleted": 2}));
     assert_eq!(server.delete("/v1/kv?prefix=zzz").json(), json!({"revision": 5, "deleted": 0}));

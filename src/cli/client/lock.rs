@@ -194,7 +194,7 @@ async fn within(wait: Option<Duration>, acquired: impl Future<Output = Result<Cl
         None => acquired.await,
         Some(wait) => timeout_at(Instant::now() + wait, acquired).await.unwrap_or_else(|_| {
             Err(CliError::NotMet(
-                "somebody else holds it: wait longer (--wait), or see who with `metcd ls --values`".to_owned(),
+                "somebody else holds it: wait longer (--wait), or see who with `metcd ls lock/` (or `elect/`)".to_owned(),
             ))
         }),
     }

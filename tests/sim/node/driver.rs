@@ -206,7 +206,7 @@ impl Process {
             self.view = self.core.view();
             world.trace(|| format!("n{} term {} leader {}", self.id, now.0, now.1));
         }
-        if self.core.is_leader() {
+        if self.core.is_leader() && self.core.is_bound() {
             world.oracle.raft.note_leader(self.id, now.0, &self.core);
         }
     }

@@ -85,7 +85,7 @@ impl RaftOracle {
         self.fault.get_or_insert(what);
     }
 
-    /// A node believes that it leads.
+    /// A node leads, and will remember it: a sole voter that crashes before its own vote is durable has led nobody.
     pub fn note_leader(&mut self, node: u64, term: u64, core: &Consensus) {
         if self.checked == (term, node) {
             return;

@@ -1,6 +1,7 @@
 //! Who this member is: settled before anything else starts. A founder asks its peers whether they know its id from another data
 //! directory; a joiner registers with a running cluster.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::config::Config;
 use crate::datadir::{DataDir, founding_cluster_id};
 use crate::driver::Event;
 use crate::node::{Phase, Shared};
-use crate::transport::{FetchError, Identity, Peer, PeerEvents, SenderIdentity, Transport, TransportLimits};
+use crate::transport::{FetchError, Identity, Peer, PeerEvents, SenderIdentity, Transport, TransportLimits, with_sources};
 
 /// Between two rounds over the URLs to join.
 const RETRY: Duration = Duration::from_secs(1);
@@ -173,11 +174,17 @@ async fn register(config: &Config, id: Option<u64>, incarnation: u64, client: &r
     if let Some(name) = config.name() {
         request["name"] = json!(name);
     }
+    let mut said = BTreeMap::new();
     loop {
         for url in &config.cluster.join {
             match register_at(client, url.trim_end_matches('/'), &request).await? {
                 Ok(registered) => return Ok(registered),
-                Err(reason) => tracing::warn!(url, reason, "cannot join the cluster yet; trying again"),
+                // Said once, until it is another one.
+                Err(reason) if said.get(url) == Some(&reason) => {}
+                Err(reason) => {
+                    tracing::warn!(url, reason, "cannot join the cluster yet; trying again every second");
+                    said.insert(url, reason);
+                }
             }
         }
         tokio::time::sleep(RETRY).await;
@@ -188,7 +195,7 @@ async fn register(config: &Config, id: Option<u64>, incarnation: u64, client: &r
 async fn register_at(client: &reqwest::Client, url: &str, request: &serde_json::Value) -> Result<Result<(u64, u64), String>, ServerError> {
     let answer = match client.post(format!("{url}/members")).json(request).send().await {
         Ok(answer) => answer,
-        Err(error) => return Ok(Err(error.to_string())),
+        Err(error) => return Ok(Err(with_sources(&error))),
     };
     let status = answer.status();
     if status.is_client_error() && status != reqwest::StatusCode::TOO_MANY_REQUESTS {

@@ -208,6 +208,11 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     tokio::spawn(peers::ask_who_departed(shared.clone(), transport.clone()));
     tokio::spawn(watch_disk(shared.clone(), data_dir.path().to_owned(), config.limits.min_free_disk));
     tracing::info!(id, client = %config.advertise.client_url, peer = %config.advertise.peer_url, "serving");
+    tokio::spawn(compare_address(
+        shared.clone(),
+        found.committed_index,
+        config.advertise.peer_url.clone(),
+    ));
 
     let failure = tokio::select! {
         () = &mut stop => None,
@@ -234,6 +239,20 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     match failure {
         None => Ok(()),
         Some(fatal) => Err(ServerError::Failed(fatal.reason)),
+    }
+}
+
+/// The others go where the cluster's record says; another flag at a start does not change it.
+async fn compare_address(shared: Arc<Shared>, from_index: u64, advertised: String) {
+    shared.reader.wait_applied(from_index).await;
+    let own = shared.reader.members().into_iter().find(|member| member.id == shared.id);
+    if let Some(registered) = own.map(|own| own.peer_url).filter(|url| *url != advertised) {
+        let id = shared.id;
+        tracing::warn!(
+            registered,
+            advertised,
+            "the cluster knows this member under another peer address and goes there; if it has moved: metcd member update {id} --peer-url {advertised}"
+        );
     }
 }
 

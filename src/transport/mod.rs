@@ -43,7 +43,7 @@ use crate::leader::{LeaderError, LeaderReply, LeaderRequest};
 
 pub use inbound::PeerServer;
 pub use lane::LaneMetrics;
-pub use outbound::{FetchError, PeerMetrics, Transport};
+pub use outbound::{FetchError, PeerMetrics, Transport, with_sources};
 pub use wire::{SenderIdentity, WireError};
 
 /// Who this node is to its peers.

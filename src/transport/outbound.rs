@@ -326,7 +326,7 @@ async fn read_answer(mut response: reqwest::Response) -> Result<Vec<u8>, String>
 }
 
 /// An error with its causes: reqwest's own text stops at "error sending request".
-pub(super) fn with_sources(error: &dyn StdError) -> String {
+pub fn with_sources(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

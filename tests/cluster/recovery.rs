@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Cluster, SOON, Seed, Setup, eventually};
+use crate::harness::{Cluster, SOON, Seed, Setup, eventually, free_port};
 use crate::load::{Writers, check};
 
 const WALS: [&str; 3] = ["sled", "raft-engine", "rocksdb"];
@@ -234,4 +234,24 @@ async fn a_million_keys_reach_a_new_member() {
         receiver.1 >> 20
     );
     cluster.same_content(&[1, 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_moved_without_telling_is_told_what_to_do() {
+    let mut cluster = Cluster::start(Setup::of(1)).await;
+    cluster.node(1).terminate();
+    assert!(cluster.node(1).ended(SOON).await.success());
+    assert!(!cluster.node(1).log_text().contains("another peer address"));
+    let elsewhere = format!("127.0.0.1:{}", free_port());
+    for flag in ["--listen-peer", "--advertise-peer-url"] {
+        cluster.node(1).drop_args(flag);
+    }
+    cluster.node(1).add_args(&["--listen-peer", &elsewhere]);
+    cluster.node(1).start();
+    cluster.ready(1).await;
+    let advice = format!("metcd member update 1 --peer-url http://{elsewhere}");
+    eventually("the warning", SOON, async || {
+        cluster.node(1).log_text().contains(&advice).then_some(())
+    })
+    .await;
 }

@@ -156,7 +156,7 @@ impl Problem {
             Problem::RequestTimeout => "the request's body did not arrive in time".to_owned(),
             Problem::Compacted { compacted_revision } => format!(
                 "history before revision {compacted_revision} is compacted: read at {compacted_revision} or later; watch from {} or later, after reading the keys anew",
-                compacted_revision + 1
+                compacted_revision.saturating_add(1)
             ),
             Problem::PreconditionFailed { current: Some(current) } => {
                 format!("the condition does not hold: the key is at revision {current}")

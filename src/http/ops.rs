@@ -61,13 +61,10 @@ pub(super) async fn readyz(call: &mut Call<'_>) -> Reply {
     let node = &call.app.node;
     let status = node.status();
     let leader = status.leader.map_or_else(|| "none".to_owned(), |id| id.to_string());
-    let looked_at = format!(
-        "leader: {leader}, applied: {}, committed: {}",
-        status.applied_index, status.commit_index
-    );
+    let (applied, committed) = (status.applied_index, status.commit_index);
     let not_ready = |reason: String| {
-        let reason = if verbose { format!("{reason} ({looked_at})") } else { reason };
-        Err(Problem::NotReady(reason).into())
+        let seen = || format!("{reason} (leader: {leader}, applied: {applied}, committed: {committed})");
+        Err(Problem::NotReady(if verbose { seen() } else { reason }).into())
     };
     if let Some(reason) = status.quarantined {
         return Err(Problem::Quarantined(reason).into());
@@ -84,10 +81,7 @@ pub(super) async fn readyz(call: &mut Call<'_>) -> Reply {
     if !verbose {
         return Ok(respond::with_body(StatusCode::OK, respond::TEXT, "ready\n"));
     }
-    let text = format!(
-        "leader: ok ({leader})\ncaught up: ok (applied {}, committed {})\nready\n",
-        status.applied_index, status.commit_index
-    );
+    let text = format!("leader: ok ({leader})\ncaught up: ok (applied {applied}, committed {committed})\nready\n");
     Ok(respond::with_body(StatusCode::OK, respond::TEXT, text))
 }
 

@@ -65,8 +65,7 @@ impl State {
 #[derive(Debug, Default)]
 pub struct LiveVersions {
     live: BTreeSet<(u64, u32)>,
-    /// The user key of the last index record.
-    last_key: Option<Vec<u8>>,
+    newest: Newest,
 }
 
 impl LiveVersions {
@@ -75,17 +74,9 @@ impl LiveVersions {
     /// # Errors
     /// It cannot be decoded.
     pub fn note(&mut self, record: &Record) -> Result<(), StateError> {
-        if record.table != Table::Index {
-            return Ok(());
-        }
-        let (key, version) = index_version(record)?;
-        if self.last_key.as_deref() == Some(key) {
-            return Ok(());
-        }
-        if !version.is_tombstone {
+        if let Some((_, version)) = self.newest.take(record)? {
             self.live.insert((version.revision, version.position));
         }
-        self.last_key = Some(key.to_vec());
         Ok(())
     }
 
@@ -103,7 +94,29 @@ impl LiveVersions {
     }
 }
 
-pub(super) fn index_version(record: &Record) -> Result<(&[u8], Version), StateError> {
+/// Picks the version that lives of each key out of a snapshot's records, which come by key, the newest first.
+#[derive(Debug, Default)]
+pub(super) struct Newest {
+    /// The user key of the last index record, as it is written there.
+    last_key: Option<Vec<u8>>,
+}
+
+impl Newest {
+    /// The escaped key and its version, if this record is the newest of its key and no deletion.
+    pub(super) fn take<'a>(&mut self, record: &'a Record) -> Result<Option<(&'a [u8], Version)>, StateError> {
+        if record.table != Table::Index {
+            return Ok(None);
+        }
+        let (key, version) = index_version(record)?;
+        if self.last_key.as_deref() == Some(key) {
+            return Ok(None);
+        }
+        self.last_key = Some(key.to_vec());
+        Ok((!version.is_tombstone).then_some((key, version)))
+    }
+}
+
+fn index_version(record: &Record) -> Result<(&[u8], Version), StateError> {
     let (key, revision) = split_index_key(&record.key).ok_or_else(undecodable)?;
     let version = Version::decode_index(revision, &record.value).ok_or_else(undecodable)?;
     Ok((key, version))

@@ -1,16 +1,15 @@
 //! What a snapshot's records add up to, without a state of them.
 
-use super::refound::index_version;
+use super::key::unescape;
+use super::refound::Newest;
 use super::{Record, StateError};
-use crate::store::Table;
 
 /// Number and digest of the keys that live at a snapshot's revision: the digest is that of `/v1/hash` at this revision.
 #[derive(Debug, Default)]
 pub struct ContentTally {
     keys: u64,
     hash: u128,
-    /// The user key of the last index record, as it is written there.
-    last_key: Option<Vec<u8>>,
+    newest: Newest,
     scratch: Vec<u8>,
 }
 
@@ -20,19 +19,11 @@ impl ContentTally {
     /// # Errors
     /// It cannot be decoded.
     pub fn note(&mut self, record: &Record) -> Result<(), StateError> {
-        if record.table != Table::Index {
-            return Ok(());
-        }
-        let (escaped, version) = index_version(record)?;
-        if self.last_key.as_deref() == Some(escaped) {
-            return Ok(());
-        }
-        if !version.is_tombstone {
-            let key = super::key::unescape(escaped).ok_or_else(|| StateError::Corrupt("a key of the index cannot be decoded".into()))?;
+        if let Some((escaped, version)) = self.newest.take(record)? {
+            let key = unescape(escaped).ok_or_else(|| StateError::Corrupt("a key of the index cannot be decoded".into()))?;
             self.keys += 1;
             self.hash = self.hash.wrapping_add(version.digest(&key, &mut self.scratch));
         }
-        self.last_key = Some(escaped.to_vec());
         Ok(())
     }
 

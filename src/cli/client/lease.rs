@@ -77,11 +77,11 @@ fn list(session: &Session, leases: &[LeaseDetail]) -> Result<(), CliError> {
     match session.format {
         // The list does not say what hangs on them.
         Format::Json => {
-            let described = leases.iter().map(|lease| {
-                let LeaseDetail { id, ttl, owned, .. } = lease;
-                serde_json::json!({"id": id, "ttl": whole(*ttl), "owned": owned})
-            });
-            output::json(&serde_json::json!({"leases": described.collect::<Vec<_>>()}))
+            let mut listed = serde_json::json!({"leases": leases});
+            for lease in listed["leases"].as_array_mut().into_iter().flatten() {
+                lease.as_object_mut().and_then(|lease| lease.remove("keys"));
+            }
+            output::json(&listed)
         }
         Format::Plain => print(&leases.iter().map(|lease| format!("{}\n", lease.id)).collect::<String>()),
         Format::Table => {
@@ -131,15 +131,6 @@ pub(super) fn renewal(lease: &Lease) -> Duration {
     Duration::try_from_secs_f64(lease.ttl / 3.0)
         .unwrap_or(Duration::from_secs(1))
         .max(Duration::from_millis(50))
-}
-
-/// A number without a fraction where it has none.
-fn whole(number: f64) -> serde_json::Value {
-    if number.fract() == 0.0 {
-        serde_json::json!(number as i64)
-    } else {
-        serde_json::json!(number)
-    }
 }
 
 fn seconds(seconds: f64) -> String {

@@ -144,6 +144,14 @@ fn unknown_and_bad_variables_and_flags_are_named() {
         "METCD__NODE__ID: expected a whole number, found \"one\""
     );
     assert_eq!(
+        refusal(
+            "",
+            &[("METCD_RAFT_TICK", "50ms"), ("METCD_ENDPOINTS", "http://127.0.0.1:3379")],
+            &[]
+        ),
+        "METCD_RAFT_TICK: two underscores stand between the parts of a setting's name: did you mean METCD__RAFT__TICK?"
+    );
+    assert_eq!(
         refusal("", &[], &["wal.sync=maybe"]),
         "--set wal.sync: expected true or false, found \"maybe\""
     );

@@ -250,6 +250,24 @@ async fn a_list_that_breaks_off_is_an_error() {
 }
 
 #[tokio::test]
+async fn an_interruption_that_lasts_is_told_once() {
+    const FIRST: &str = "{\"type\":\"open\",\"revision\":4}\n";
+    const THEN: &str = "{\"type\":\"open\",\"revision\":4}\n{\"type\":\"change\",\"revision\":5,\"events\":[]}\n";
+    let mut steps = vec![Step::Answer(200, "", FIRST)];
+    steps.resize(40, NO_LEADER);
+    steps.push(Step::Answer(200, "", THEN));
+    let server = Scripted::new(&steps).await;
+    let client = client(&[&server.url]).with_timeout(Duration::from_millis(500));
+    let mut watch = client.watch(WatchOptions::key(b"a")).await.unwrap();
+    assert_eq!(watch.next().await.unwrap(), Message::Open { revision: 4 });
+    let Message::Interrupted { why } = watch.next().await.unwrap() else {
+        panic!("not told");
+    };
+    assert!(why.contains("no_leader"), "{why}");
+    assert!(matches!(watch.next().await.unwrap(), Message::Change { revision: 5, .. }));
+}
+
+#[tokio::test]
 async fn a_broken_watch_goes_on_where_it_stopped_and_compacted_history_ends_it() {
     const FIRST: &str =
         "{\"type\":\"open\",\"revision\":4}\n{\"type\":\"change\",\"revision\":5,\"events\":[]}\n{\"type\":\"change\",\"rev";

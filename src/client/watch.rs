@@ -15,6 +15,8 @@ use super::{Client, ClientError, KeyValue, Range, json};
 const SILENCE: Duration = Duration::from_secs(30);
 /// Between attempts to go on.
 const RESUME_PAUSE: Duration = Duration::from_millis(200);
+/// An interruption that lasts longer than a change of the leader is told.
+const TELL_AFTER: Duration = Duration::from_secs(2);
 
 /// What to watch.
 #[derive(Debug, Clone)]
@@ -102,6 +104,11 @@ pub enum Message {
         /// The revision.
         revision: u64,
     },
+    /// The stream broke two seconds ago or longer; the watch tries to go on. Told once until it does.
+    Interrupted {
+        /// What went wrong.
+        why: String,
+    },
 }
 
 #[derive(Deserialize)]
@@ -135,6 +142,8 @@ pub struct Watch {
     seen: Option<u64>,
     opened: bool,
     broken_since: Option<Instant>,
+    /// Whether this interruption was told.
+    told: bool,
 }
 
 impl Client {
@@ -150,6 +159,7 @@ impl Client {
             seen: None,
             opened: false,
             broken_since: None,
+            told: false,
         };
         watch.connect().await?;
         Ok(watch)
@@ -189,17 +199,21 @@ impl Watch {
                 Err(error) => error,
             };
             self.lines = None;
-            self.go_on_after(problem).await?;
+            if let Some(interrupted) = self.go_on_after(problem)? {
+                return Ok(interrupted);
+            }
         }
     }
 
     fn note(&mut self, revision: u64) {
         self.seen = Some(revision);
         self.broken_since = None;
+        self.told = false;
     }
 
     async fn next_wire(&mut self) -> Result<Wire, ClientError> {
         if self.lines.is_none() {
+            sleep(RESUME_PAUSE).await;
             self.connect().await?;
         }
         let broken = |why: &str| ClientError::Protocol(why.to_owned());
@@ -211,8 +225,8 @@ impl Watch {
         }
     }
 
-    /// Pauses before the next attempt, or gives up.
-    async fn go_on_after(&mut self, problem: ClientError) -> Result<(), ClientError> {
+    /// Gives up, or says once that it goes on trying.
+    fn go_on_after(&mut self, problem: ClientError) -> Result<Option<Message>, ClientError> {
         let since = *self.broken_since.get_or_insert_with(Instant::now);
         // Such a request will not be answered better by another member.
         let hopeless = problem
@@ -221,8 +235,9 @@ impl Watch {
         if hopeless || since.elapsed() >= self.options.outage {
             return Err(problem);
         }
-        sleep(RESUME_PAUSE).await;
-        Ok(())
+        let is_news = !self.told && since.elapsed() >= TELL_AFTER;
+        self.told |= is_news;
+        Ok(is_news.then(|| Message::Interrupted { why: problem.to_string() }))
     }
 
     async fn connect(&mut self) -> Result<(), ClientError> {

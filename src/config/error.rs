@@ -25,7 +25,7 @@ impl Problem {
 
     /// Not in the environment or on the command line, which `metcd config check` does not see.
     fn is_in_a_file(&self) -> bool {
-        !self.origin.starts_with("METCD__") && !self.origin.starts_with("--")
+        !self.origin.starts_with("METCD_") && !self.origin.starts_with("--")
     }
 }
 

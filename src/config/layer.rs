@@ -16,6 +16,17 @@ use super::schema::{self, Kind};
 /// What environment variables that are settings begin with.
 const ENV_PREFIX: &str = "METCD__";
 
+/// A setting written with single underscores, as other programs have it, would be passed over in silence.
+fn single_underscores(name: &str) -> Option<Problem> {
+    let rest = name.strip_prefix("METCD_")?.to_lowercase();
+    let key = schema::SCHEMA.iter().find(|key| key.path.replace('.', "_") == rest)?;
+    let right = key.path.replace('.', "__").to_uppercase();
+    Some(Problem::new(
+        name,
+        format!("two underscores stand between the parts of a setting's name: did you mean {ENV_PREFIX}{right}?"),
+    ))
+}
+
 /// A value and where it was written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Setting {
@@ -103,9 +114,11 @@ impl Layer {
         let mut layer = Self::default();
         let mut problems = Vec::new();
         for (variable, value) in variables {
-            let Some(name) = variable.to_str().filter(|name| name.starts_with(ENV_PREFIX)) else {
+            let Some(name) = variable.to_str() else { continue };
+            if !name.starts_with(ENV_PREFIX) {
+                problems.extend(single_underscores(name));
                 continue;
-            };
+            }
             let path = name.trim_start_matches(ENV_PREFIX).to_lowercase().replace("__", ".");
             let result = match value.to_str() {
                 Some(text) => layer.read_text(&path, &FlagValue::Text(text.to_owned()), name),

@@ -18,32 +18,47 @@ const SIZE_UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
-/// Parses `"150ms"`, `"10s"`, `"1h"`, `"1h30m"`: whole numbers with a unit of `d`, `h`, `m`, `s` or `ms`, the larger unit first.
+/// Reads `150ms`, `10s`, `1.5h`, `1h30m`, `7d`: numbers with a unit of `d`, `h`, `m`, `s` or `ms`, the larger unit first; in milliseconds,
+/// rounded down. The one reader for configuration, URLs and command line.
+pub fn read_duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut total_ms: u64 = 0;
+    let mut smallest_unit = u64::MAX;
+    while !rest.is_empty() {
+        let unit_at = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, tail) = rest.split_at(unit_at);
+        let unit_end = tail.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit_end);
+        let (_, scale) = DURATION_UNITS.iter().find(|(name, _)| *name == unit)?;
+        if *scale >= smallest_unit {
+            return None;
+        }
+        smallest_unit = *scale;
+        total_ms = total_ms.checked_add(scaled(number, *scale)?)?;
+        rest = tail;
+    }
+    (!text.is_empty()).then_some(Duration::from_millis(total_ms))
+}
+
+/// A decimal number times `scale`, rounded down.
+fn scaled(number: &str, scale: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    // Further digits are less than a millisecond, even of a day.
+    let fraction = &fraction[..fraction.len().min(9)];
+    let part = fraction.parse::<u64>().ok()? * scale / 10u64.pow(fraction.len() as u32);
+    whole.parse::<u64>().ok()?.checked_mul(scale)?.checked_add(part)
+}
+
+/// Parses a duration of the configuration: see [`read_duration`].
 ///
 /// # Errors
 /// A sentence that says how a duration is written.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a duration: write it like \"150ms\", \"10s\", \"5m\", \"1h30m\" or \"7d\"");
-    let mut rest = text.trim();
-    let mut total_ms: u64 = 0;
-    let mut smallest_unit = u64::MAX;
-    if rest.is_empty() {
-        return Err(wrong());
-    }
-    while !rest.is_empty() {
-        let (number, tail) = split_number(rest).ok_or_else(wrong)?;
-        let unit_length = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(unit_length);
-        let (_, scale) = DURATION_UNITS.iter().find(|(name, _)| *name == unit.trim()).ok_or_else(wrong)?;
-        if *scale >= smallest_unit {
-            return Err(wrong());
-        }
-        smallest_unit = *scale;
-        let part_ms = number.checked_mul(*scale).ok_or_else(wrong)?;
-        total_ms = total_ms.checked_add(part_ms).ok_or_else(wrong)?;
-        rest = tail;
-    }
-    Ok(Duration::from_millis(total_ms))
+    read_duration(text.trim())
+        .ok_or_else(|| format!("{text:?} is not a duration: write it like \"150ms\", \"10s\", \"5m\", \"1h30m\" or \"7d\""))
 }
 
 /// Writes a duration in the largest unit that divides it; anything below a millisecond is cut off.
@@ -109,6 +124,8 @@ mod tests {
             ("5m", 300_000),
             ("1h", 3_600_000),
             ("1h30m", 5_400_000),
+            ("1.5s", 1_500),
+            ("0.0019s", 1),
             ("7d", 604_800_000),
             ("0s", 0),
         ] {
@@ -123,7 +140,11 @@ mod tests {
             "10",
             "s",
             "-1s",
-            "1.5s",
+            "1..5s",
+            ".5s",
+            "5.s",
+            "1.+5s",
+            "1e3s",
             "10 parsecs",
             "30m1h",
             "1s1s",

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::error::{ApiError, Problem};
 use super::percent;
+use crate::config::units::read_duration;
 
 /// The parameters of one request. A handler takes the ones it knows and calls [`finish`](Self::finish) before it has any effect.
 #[derive(Debug, Default)]
@@ -164,31 +165,10 @@ pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
 
 /// `2s`, `500ms`, `1m`, `1h30m`, `0.5s`; a bare whole number is in seconds, as in the JSON bodies. Rounded down to milliseconds.
 fn parse_duration(text: &str) -> Option<Duration> {
-    if let Some(seconds) = decimal(text.as_bytes()) {
-        return Some(Duration::from_secs(seconds));
+    match decimal(text.as_bytes()) {
+        Some(seconds) => Some(Duration::from_secs(seconds)),
+        None => read_duration(text),
     }
-    let mut rest = text;
-    let mut total_ms = 0f64;
-    while !rest.is_empty() {
-        let unit_at = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, tail) = rest.split_at(unit_at);
-        let unit_end = tail.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(unit_end);
-        let unit_ms = match unit {
-            "ms" => 1.0,
-            "s" => 1e3,
-            "m" => 60e3,
-            "h" => 3600e3,
-            _ => return None,
-        };
-        if number.starts_with('.') || number.ends_with('.') {
-            return None;
-        }
-        total_ms += number.parse::<f64>().ok()? * unit_ms;
-        rest = tail;
-    }
-    // Far above every bound there is, and far below where the conversion could overflow.
-    (!text.is_empty() && total_ms < 1e16).then(|| Duration::from_millis(total_ms as u64))
 }
 
 #[cfg(test)]

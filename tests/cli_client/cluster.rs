@@ -69,7 +69,9 @@ fn any_member_serves_and_a_dead_one_is_passed_over() {
     assert_eq!(client(&["get", "a"]).text(), "2");
     let alive = &servers[next % 3];
     until("the dead member is seen as unreachable", || {
-        alive.ok(&["status"]).contains("unreachable")
+        let status = alive.ok(&["status"]);
+        let dead = status.lines().find(|line| line.contains("unreachable"));
+        dead.is_some_and(|line| line.split_whitespace().nth(1) == Some(next.to_string().as_str()))
     });
 
     // Without a quorum: a plain answer within the timeout, and serializable reads still work.

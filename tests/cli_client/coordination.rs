@@ -49,6 +49,21 @@ fn a_watch_runs_a_command_for_each_change() {
     server.ok(&["del", "a"]);
     server.ok(&["watch", "a", "--from-revision", "2", "--count", "2", "--", "sh", "-c", &script]);
     assert_eq!(std::fs::read_to_string(out).unwrap(), "2 put a 1\n3 delete a \n");
+    let failing = [
+        "watch",
+        "a",
+        "--from-revision",
+        "2",
+        "--count",
+        "2",
+        "--",
+        "sh",
+        "-c",
+        "test $METCD_EVENT = put",
+    ];
+    let done = server.metcd(&failing);
+    assert_eq!((done.code, done.stderr.lines().count()), (1, 2), "{}", done.stderr);
+    assert!(done.stderr.contains("the command failed for 1 of 2 changes"), "{}", done.stderr);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::Session;
 use super::output::Format;
 use crate::cli::CliError;
 use crate::client::{Client, DEFAULT_ENDPOINT, DEFAULT_TIMEOUT, Range};
+use crate::config::units::read_duration;
 
 const ENDPOINTS_VARIABLE: &str = "METCD_ENDPOINTS";
 
@@ -91,7 +92,7 @@ impl ClientArgs {
     }
 }
 
-/// `150ms`, `10s`, `1m`, `1h`; a bare number is seconds.
+/// `150ms`, `10s`, `1h30m`, `7d`; a bare number is seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     match duration_or_none(text) {
         Ok(duration) if duration.is_zero() => Err("it must be longer than nothing".to_owned()),
@@ -101,17 +102,13 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 /// The same, and `0s`.
 pub(super) fn duration_or_none(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit {
-        "ms" => 0.001,
-        "s" | "" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err("write it like 500ms, 30s, 5m or 1h".to_owned()),
+    let is_bare = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let read = if is_bare {
+        read_duration(&format!("{text}s"))
+    } else {
+        read_duration(text)
     };
-    let number: f64 = number.parse().map_err(|_| "write it like 500ms, 30s, 5m or 1h".to_owned())?;
-    Duration::try_from_secs_f64(number * factor).map_err(|_| "it is too long".to_owned())
+    read.ok_or_else(|| "write it like 500ms, 30s, 5m, 1h30m or 7d".to_owned())
 }
 
 /// The bytes of a key as the shell gave them: any but NUL.
@@ -154,7 +151,9 @@ mod tests {
         assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
         assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for bad in ["", "s", "-1s", "1d", "0s", "1e9h", "1..2s", "99999999999999999999h"] {
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("1d"), Ok(Duration::from_secs(86_400)));
+        for bad in ["", "s", "-1s", "1w", "0s", "1e9h", "1..2s", "1h30", "99999999999999999999h"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
         assert_eq!(duration_or_none("0s"), Ok(Duration::ZERO));

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::output::{self, Format, Table, age, size};
 use super::{Session, print};
 use crate::cli::CliError;
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, Member};
 
 /// A member that does not answer within this time is shown as unreachable, unless `--timeout` says otherwise.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -35,6 +35,8 @@ pub struct HashArgs {
 struct Seen {
     url: String,
     status: Result<Value, ClientError>,
+    /// What the others say of one that does not answer.
+    known: Option<Member>,
 }
 
 pub(super) async fn status(session: &Session) -> Result<(), CliError> {
@@ -53,7 +55,10 @@ pub(super) async fn status(session: &Session) -> Result<(), CliError> {
         .iter()
         .map(|seen| match &seen.status {
             Ok(status) => json!({"endpoint": seen.url, "status": status}),
-            Err(error) => json!({"endpoint": seen.url, "error": error.to_string()}),
+            Err(error) => match &seen.known {
+                Some(member) => json!({"endpoint": seen.url, "id": member.id, "name": member.name, "error": error.to_string()}),
+                None => json!({"endpoint": seen.url, "error": error.to_string()}),
+            },
         })
         .collect();
     output::json(&json!({"members": members}))
@@ -84,6 +89,8 @@ async fn look_at_all(session: &Session) -> Result<Vec<Seen>, CliError> {
         .filter_map(|seen| seen.status.as_ref().ok()?.get("id")?.as_u64())
         .collect();
     let members = known.map(|known| known.members).unwrap_or_default();
+    let is_at = |member: &Member, url: &str| member.client_url.trim_end_matches('/') == url.trim_end_matches('/');
+    let known = members.clone();
     let (silent, others): (Vec<_>, Vec<_>) = members
         .into_iter()
         .filter(|member| !answered.contains(&member.id))
@@ -94,16 +101,17 @@ async fn look_at_all(session: &Session) -> Result<Vec<Seen>, CliError> {
         .filter(|url| seen.iter().all(|seen| seen.url != *url));
     let others = look_at(others.collect(), timeout).await?;
     seen.extend(others);
+    for seen in seen.iter_mut().filter(|seen| seen.status.is_err()) {
+        seen.known = known.iter().find(|member| is_at(member, &seen.url)).cloned();
+    }
     seen.extend(silent.into_iter().map(|member| Seen {
         url: format!("member {}", member.id),
         status: Err(ClientError::Unreachable("it has not told its client URL yet".to_owned())),
+        known: Some(member),
     }));
     seen.sort_by_key(|seen| {
-        seen.status
-            .as_ref()
-            .ok()
-            .and_then(|status| status.get("id")?.as_u64())
-            .unwrap_or(u64::MAX)
+        let answered = seen.status.as_ref().ok().and_then(|status| status.get("id")?.as_u64());
+        answered.or(seen.known.as_ref().map(|member| member.id)).unwrap_or(u64::MAX)
     });
     Ok(seen)
 }
@@ -112,7 +120,7 @@ async fn look_at(urls: Vec<String>, timeout: Duration) -> Result<Vec<Seen>, CliE
     let looks = urls.into_iter().map(|url| async move {
         let client = Client::new([&url])?.with_timeout(timeout);
         let status = client.status().await;
-        Ok(Seen { url, status })
+        Ok(Seen { url, status, known: None })
     });
     join_all(looks).await.into_iter().collect()
 }
@@ -135,8 +143,12 @@ fn table(seen: &[Seen]) -> Result<(), CliError> {
     for seen in seen {
         let Ok(status) = &seen.status else {
             let note = format!("unreachable: {}", reason(&seen.status));
-            let dashes = std::iter::repeat_n("-".to_owned(), 10);
-            table.row(std::iter::once(seen.url.clone()).chain(dashes).chain([note]));
+            let known = match &seen.known {
+                Some(member) => [member.id.to_string(), member.name.clone(), member.role.clone()],
+                None => ["-", "-", "-"].map(str::to_owned),
+            };
+            let dashes = std::iter::repeat_n("-".to_owned(), 7);
+            table.row(std::iter::once(seen.url.clone()).chain(known).chain(dashes).chain([note]));
             continue;
         };
         let text = |pointer: &str| match status.pointer(pointer) {

@@ -18,7 +18,7 @@ use crate::client::watch::{Event, EventKind, Message, WatchOptions};
 #[command(
     after_help = "Examples:\n  metcd watch greeting\n  metcd watch --prefix session/ --output json\n  metcd watch --prefix config/ -- ./reload.sh\n\n\
                         The command is run once for each change of a key, one after another, with METCD_EVENT (put or delete), METCD_KEY and\n\
-                        METCD_REVISION in its environment and the value on its standard input."
+                        METCD_REVISION in its environment and the value on its standard input. A watch with --count ends with 1 if it failed for one of them."
 )]
 pub struct WatchArgs {
     /// The key.
@@ -62,19 +62,29 @@ pub(super) async fn run(session: &Session, args: &WatchArgs) -> Result<(), CliEr
     options.only = args.only;
     let mut watch = session.client.watch(options).await?;
     let mut left = args.count.unwrap_or(u64::MAX);
+    let (mut runs, mut failed) = (0, 0);
     while left > 0 {
-        let Message::Change { revision, events } = watch.next().await? else {
-            continue;
+        let (revision, events) = match watch.next().await? {
+            Message::Change { revision, events } => (revision, events),
+            Message::Interrupted { why } => {
+                output::warn(&format!("the watch is interrupted and tries to go on: {why}"));
+                continue;
+            }
+            Message::Open { .. } | Message::Progress { .. } => continue,
         };
         let events: Vec<Event> = events.into_iter().take(usize::try_from(left).unwrap_or(usize::MAX)).collect();
         left -= events.len() as u64;
         if args.command.is_empty() {
             show(session.format, revision, &events)?;
         } else {
-            run_for_each(&args.command, revision, &events).await?;
+            runs += events.len() as u64;
+            failed += run_for_each(&args.command, revision, &events).await?;
         }
     }
-    Ok(())
+    match failed {
+        0 => Ok(()),
+        failed => Err(CliError::Failed(format!("the command failed for {failed} of {runs} changes"))),
+    }
 }
 
 /// Prints a change: plain is a line for each key, `put KEY VALUE` or `delete KEY`; JSON the change on a line.
@@ -115,8 +125,10 @@ fn event_json(event: &Event) -> Value {
     described
 }
 
-async fn run_for_each(command: &[OsString], revision: u64, events: &[Event]) -> Result<(), CliError> {
+/// Runs the command for each; how often it failed.
+async fn run_for_each(command: &[OsString], revision: u64, events: &[Event]) -> Result<u64, CliError> {
     use std::os::unix::ffi::OsStringExt as _;
+    let mut failed = 0;
     for event in events {
         let name = match event.kind {
             EventKind::Put => "put",
@@ -135,7 +147,8 @@ async fn run_for_each(command: &[OsString], revision: u64, events: &[Event]) -> 
         let ended = child.spawn()?.feed(event.kv.value.clone()).wait().await?;
         if let Some(trouble) = ended.trouble() {
             output::warn(&format!("the command {trouble} for revision {revision}"));
+            failed += 1;
         }
     }
-    Ok(())
+    Ok(failed)
 }

@@ -168,8 +168,14 @@ impl Process {
         } = self.core.drain();
         self.is_commit_unannounced = commit_unannounced;
         self.send(world, messages);
-        for unit in persist {
+        let replaced_from = |unit: &Persist| unit.entries.first().map_or(u64::MAX, |entry| entry.index);
+        for (i, unit) in persist.iter().enumerate() {
+            let later = persist[i + 1..].iter().map(replaced_from).min().unwrap_or(u64::MAX);
+            let kept = unit.entries.iter().filter(|entry| entry.index < later);
             world.oracle.raft.note_appended(&unit.entries);
+            world.oracle.raft.note_known(self.id, kept, &self.core);
+        }
+        for unit in persist {
             self.persist(world, unit);
         }
         if !apply.is_empty() {

@@ -131,6 +131,18 @@ impl RaftOracle {
         self.conf_entries.extend(changes.map(|entry| entry.index));
     }
 
+    /// These entries are in the log of a process now, the last of those written at their indexes: it knows their terms.
+    pub fn note_known<'a>(&mut self, node: u64, entries: impl Iterator<Item = &'a Entry>, core: &Consensus) {
+        for entry in entries {
+            let (index, term) = (entry.index, entry.term);
+            if let Some(found) = core.term_at(index).filter(|found| *found != term) {
+                self.fault(format!(
+                    "n{node} wrote entry {index} of term {term}, and takes it for one of {found}"
+                ));
+            }
+        }
+    }
+
     /// An entry left its node or is on a synced disk: from now on it is the only one of its index and term. (One that a sole voter lost
     /// before its sync, together with the term it elected itself in, was seen by nobody, and another one may come under both.)
     fn note_entry(&mut self, node: u64, entry: Written) {

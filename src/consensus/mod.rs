@@ -215,6 +215,8 @@ pub struct Consensus {
     /// The Ready that committed a configuration change, until it is durable that it is committed; committed entries wait for that.
     conf_gate: Option<u64>,
     gated: Vec<Entry>,
+    /// Committed entries up to here were taken from raft for the state machine.
+    handed_index: u64,
     /// The state machine stands here; raft is told as soon as its log is durable that far.
     applied_index: u64,
     /// Cluster time as the state knows it, and the base of this leader's clock: (state's time, own time) at its first applied entry of the term.
@@ -288,6 +290,7 @@ impl Consensus {
             noted_commit,
             conf_gate: None,
             gated: Vec::new(),
+            handed_index: applied.index,
             applied_index: applied.index,
             cluster_time_ms,
             leader_clock: None,
@@ -392,6 +395,12 @@ impl Consensus {
         }
         self.draw_election_timeout();
         Ok(conf_state)
+    }
+
+    /// Entries are on their way to the state machine. A snapshot waits for them: taken in now it would be installed in front of them,
+    /// and a configuration change among them would be applied to the snapshot's configuration, which has it already.
+    pub fn is_applying(&self) -> bool {
+        self.handed_index > self.applied_index
     }
 
     /// Everything that follows from the inputs since the last call.

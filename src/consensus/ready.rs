@@ -31,6 +31,7 @@ impl Consensus {
 
         // What the state machine may see was durable before this Ready: raft gives committed entries only from the durable part of the log.
         let committed = ready.take_committed_entries();
+        self.handed_index = committed.last().map_or(self.handed_index, |entry| entry.index);
         if self.conf_gate.is_some() {
             self.gated.extend(committed);
         } else {

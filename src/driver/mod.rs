@@ -133,6 +133,8 @@ struct Driver {
     announce_at: Option<Instant>,
     offer: Option<Offer>,
     view_requested: bool,
+    /// A snapshot that arrived, until the state machine is at rest.
+    arrived: Option<(Message, PathBuf)>,
     received: Option<(LogStart, PathBuf)>,
     installing: Option<Installing>,
     /// Last index that is durable outside the log, and bytes logged since.
@@ -188,6 +190,7 @@ pub fn start(
         announce_at: None,
         offer: None,
         view_requested: false,
+        arrived: None,
         received: None,
         installing: None,
         durable_index,
@@ -279,11 +282,14 @@ impl Driver {
                 index,
                 cluster_time_ms,
                 settled,
-            } => self.core.step(Input::Applied {
-                index,
-                cluster_time_ms,
-                settled,
-            }),
+            } => {
+                self.core.step(Input::Applied {
+                    index,
+                    cluster_time_ms,
+                    settled,
+                });
+                self.take_arrived_snapshot();
+            }
             Event::ConfChange { change, reply } => {
                 let result = self.core.apply_conf_change(&change);
                 // Before anybody is told that it is done: the next request judges by it.
@@ -525,10 +531,20 @@ impl Driver {
     }
 
     fn handle_snapshot_received(&mut self, message: Message, file: PathBuf) {
-        if self.installing.is_some() || self.received.is_some() {
+        if self.installing.is_some() || self.received.is_some() || self.arrived.is_some() {
             self.chore(Chore::Remove(file));
             return;
         }
+        self.arrived = Some((message, file));
+        self.take_arrived_snapshot();
+    }
+
+    /// Hands raft the snapshot that arrived, once nothing is on its way to the state machine any more.
+    fn take_arrived_snapshot(&mut self) {
+        if self.core.is_applying() {
+            return;
+        }
+        let Some((message, file)) = self.arrived.take() else { return };
         let metadata = message.get_snapshot().get_metadata();
         self.received = Some((
             LogStart {

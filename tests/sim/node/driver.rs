@@ -70,11 +70,14 @@ impl Process {
                 index,
                 cluster_time_ms,
                 settled,
-            } => self.core.step(Step::Applied {
-                index,
-                cluster_time_ms,
-                settled,
-            }),
+            } => {
+                self.core.step(Step::Applied {
+                    index,
+                    cluster_time_ms,
+                    settled,
+                });
+                self.take_arrived_snapshot();
+            }
             Input::ConfChange(change) => self.take_conf(world, &change),
             Input::ProposeConf(change) => {
                 // Whether it took effect is seen in the member table, as in the product.
@@ -414,9 +417,18 @@ impl Process {
     }
 
     fn handle_snapshot_received(&mut self, message: Message, file: Arc<[u8]>) {
-        if self.installing.is_some() || self.received.is_some() {
+        if self.installing.is_some() || self.received.is_some() || self.arrived.is_some() {
             return;
         }
+        self.arrived = Some((message, file));
+        self.take_arrived_snapshot();
+    }
+
+    fn take_arrived_snapshot(&mut self) {
+        if self.core.is_applying() {
+            return;
+        }
+        let Some((message, file)) = self.arrived.take() else { return };
         let metadata = message.get_snapshot().get_metadata();
         let start = LogStart {
             index: metadata.index,

@@ -134,6 +134,8 @@ pub struct Process {
     beats: usize,
     offer: Option<Offer>,
     is_view_requested: bool,
+    /// A snapshot that arrived, until the state machine is at rest.
+    arrived: Option<(Message, Arc<[u8]>)>,
     received: Option<(LogStart, Arc<[u8]>)>,
     installing: Option<Installing>,
     durable_index: u64,

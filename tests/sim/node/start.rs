@@ -129,6 +129,7 @@ impl Process {
             beats: 0,
             offer: None,
             is_view_requested: false,
+            arrived: None,
             received: None,
             installing: None,
             durable_index: applied.index,

@@ -189,7 +189,7 @@ impl Node {
         deadline: Instant,
         stages: &Stages,
     ) -> Result<Outcome, ProposeError> {
-        self.admit(&body)?;
+        self.admit(&body, idempotency.as_ref(), deadline).await?;
         let waiting = self.shared.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.shared.waiting);
         if waiting >= self.shared.max_waiting {
@@ -259,7 +259,7 @@ impl Node {
     }
 
     /// What refuses a command before it is proposed.
-    fn admit(&self, body: &Body) -> Result<(), ProposeError> {
+    async fn admit(&self, body: &Body, idempotency: Option<&Idempotency>, deadline: Instant) -> Result<(), ProposeError> {
         match self.shared.serving() {
             Ok(()) => {}
             Err(BarrierError::Quarantined(reason)) => return Err(ProposeError::Quarantined(reason)),
@@ -272,7 +272,18 @@ impl Node {
         if *self.shared.phase.borrow() != Phase::Running {
             return Err(ProposeError::ShuttingDown);
         }
-        if grows(body) { self.shared.check_quota() } else { Ok(()) }
+        let refused = if grows(body) { self.shared.check_quota() } else { Ok(()) };
+        let (Err(refusal), Some(idempotency)) = (&refused, idempotency) else {
+            return refused;
+        };
+        // A retry of what was done when there was room gets its answer, and needs none. Looked for in the state as it is now on the leader:
+        // this member may not have applied it yet.
+        self.read_barrier(deadline).await.map_err(|_| refusal.clone())?;
+        if self.shared.reader.has_answer(&idempotency.key) {
+            Ok(())
+        } else {
+            refused
+        }
     }
 
     /// Returns when a read of the local state is linearizable: joins the next ReadIndex round and waits for the apply (rule 16).

@@ -244,6 +244,7 @@ fn command(seq: u64, body: Body) -> Command {
             key: format!("key-{seq}"),
             fingerprint: Bytes::from_static(b"f"),
             max_entries: 100,
+            max_bytes: 1 << 20,
         }),
         body: Some(body),
     }
@@ -289,6 +290,7 @@ fn bodies() -> Vec<Body> {
             compare: Vec::new(),
             then: vec![op("x"), op("y")],
             or_else: vec![op("z")],
+            ..Txn::default()
         }),
         Body::Delete(Delete {
             key: "b".into(),

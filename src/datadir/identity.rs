@@ -40,6 +40,9 @@ pub struct Identity {
     pub wal_engine: String,
     /// Backend of the store.
     pub store_backend: String,
+    /// The log was made: if it is not there later, it was lost, and with it entries that this member acknowledged.
+    #[serde(default)]
+    pub has_log: bool,
 }
 
 impl Identity {

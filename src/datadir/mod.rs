@@ -60,6 +60,11 @@ pub enum DataDirError {
         "{path} is damaged ({why}): remove this member from the cluster and add it under a new id with an empty directory, or, if it is all there is of the cluster, restore a snapshot (`metcd snapshot restore`). An older copy of the directory is no way out: it would vote again on what it has voted on"
     )]
     Damaged { path: String, why: String },
+    /// The log was made, and is not there.
+    #[error(
+        "the log of this member is gone: {0} holds none, and with it entries that this member acknowledged. Put it back; or remove this member from the cluster and add it under a new id with an empty directory; or, if it is all there is of the cluster, restore a snapshot (`metcd snapshot restore`)"
+    )]
+    LogLost(String),
     /// Belongs to something else than what is configured.
     #[error("data directory {path} belongs to {what} {theirs}, the configuration says {ours}: {way_out}")]
     Mismatch {
@@ -214,6 +219,31 @@ impl DataDir {
         let identity = Identity {
             cluster_id: Some(cluster_id),
             node_id: Some(node_id),
+            ..self.identity.clone()
+        };
+        identity.write(&self.path)?;
+        self.identity = identity;
+        Ok(())
+    }
+
+    /// Refuses a directory whose log was made once and is not there any more: a fresh one in its place would forget entries that this
+    /// member acknowledged, and with another member that missed them it would be a majority without them.
+    pub fn check_log(&self) -> Result<(), DataDirError> {
+        let is_gone = self.identity.has_log && !self.wal_dir().join("FORMAT").exists();
+        if is_gone {
+            Err(DataDirError::LogLost(self.wal_dir().display().to_string()))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Notes durably that the log is made.
+    pub fn note_log(&mut self) -> Result<(), DataDirError> {
+        if self.identity.has_log {
+            return Ok(());
+        }
+        let identity = Identity {
+            has_log: true,
             ..self.identity.clone()
         };
         identity.write(&self.path)?;
@@ -435,6 +465,7 @@ fn begin(path: &Path, config: &Config, unfinished: Option<Identity>) -> Result<I
         incarnation: unfinished.as_ref().map_or_else(draw_incarnation, |identity| identity.incarnation),
         wal_engine: config.wal.engine.name().to_owned(),
         store_backend: config.store.backend.name().to_owned(),
+        has_log: false,
     };
     if unfinished.as_ref() != Some(&identity) {
         identity.write(path)?;

@@ -25,6 +25,8 @@ use crate::state::outcome::Success;
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Longest `Idempotency-Key`.
 const MAX_IDEMPOTENCY_KEY: usize = 64;
+/// While the remembered answers take as many bytes, a new key is refused as when there are too many of them.
+const MAX_IDEMPOTENCY_BYTES: u64 = 256 << 20;
 
 /// What handlers return.
 pub(super) type Reply = Result<Response, ApiError>;
@@ -199,6 +201,7 @@ impl Call<'_> {
             key: String::from_utf8_lossy(key.as_bytes()).into_owned(),
             fingerprint: self.fingerprint(conditions, body),
             max_entries: self.app.config.idempotency.max_entries,
+            max_bytes: MAX_IDEMPOTENCY_BYTES,
         }))
     }
 

@@ -361,6 +361,12 @@ impl From<Refusal> for Problem {
             Refusal::RangeTooLarge { keys, max } => Problem::InvalidRequest(format!(
                 "the range holds {keys} keys, at most {max} may go at once (`limits.max_range_delete`)"
             )),
+            Refusal::AnswerTooLarge { max } => Problem::InvalidRequest(format!(
+                "what the gets of this transaction would answer is more than {max} bytes: ask for fewer keys (`limit`), for `keys_only`, or list them with GET /v1/kv"
+            )),
+            Refusal::TooManyKeys { max } => Problem::InvalidRequest(format!(
+                "the ranges of this transaction hold more than {max} keys, which is as many as it may look at: use narrower ranges, or GET /v1/kv"
+            )),
             Refusal::IdempotencyKeyReused => Problem::IdempotencyKeyReused,
             Refusal::IdempotencyTableFull => Problem::Overloaded("the table of idempotency keys is full"),
             Refusal::FutureRevision { current } => Problem::FutureRevision { current },

@@ -218,10 +218,10 @@ async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
     app.metrics.observe(route, response.status(), took);
     if app.config.log.access_log {
         let (method, target, status) = (&parts.method, &parts.uri, response.status().as_u16());
-        tracing::info!(target: ACCESS_TARGET, %method, %target, status, micros = took.as_micros(), trace_id = %trace.trace);
+        tracing::info!(target: ACCESS_TARGET, %method, %target, status, micros = took.as_micros() as u64, trace_id = %trace.trace);
     }
     if !span.is_disabled() {
-        let (status, micros) = (response.status().as_u16(), took.as_micros());
+        let (status, micros) = (response.status().as_u16(), took.as_micros() as u64);
         span.in_scope(|| tracing::debug!(target: trace::TARGET, status, micros, "answered"));
     }
     slow::check(app, route, &parts, response.status(), took, &stages.times(), &trace);

@@ -18,6 +18,11 @@ use crate::config::LimitsConfig;
 use crate::state::command::{Body, Compare, CompareOp, CompareTarget, DeleteRange, KeySpan, Put, Txn, TxnGet, TxnOp, TxnOpBody};
 use crate::state::outcome::{Success, TxnResponse};
 
+/// What the gets of a transaction may answer together, unless one request or one value may be larger: as much as a page of a list.
+const MAX_ANSWER_BYTES: u64 = 16 << 20;
+/// Keys that its gets and deletes may look at together: about a fifth of a second during which nothing else is applied.
+const MAX_KEYS: u64 = 1_000_000;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TxnJson {
@@ -164,7 +169,13 @@ pub(super) fn into_command(txn: TxnJson, limits: &LimitsConfig) -> Result<Txn, A
     for (name, branch) in [("then", &then), ("else", &or_else)] {
         changes_each_key_once(name, branch)?;
     }
-    Ok(Txn { compare, then, or_else })
+    Ok(Txn {
+        compare,
+        then,
+        or_else,
+        max_answer_bytes: MAX_ANSWER_BYTES.max(limits.max_request_bytes).max(limits.max_value_bytes),
+        max_keys: MAX_KEYS,
+    })
 }
 
 /// Converts the elements of an array; an error says which one it is about.

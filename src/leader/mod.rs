@@ -159,9 +159,12 @@ impl LeaderService {
             let result = if leader == self.shared.id {
                 self.execute(request.clone(), deadline).await
             } else {
-                self.transport
-                    .call(leader, &request, deadline.saturating_duration_since(Instant::now()))
-                    .await
+                let left = deadline.saturating_duration_since(Instant::now());
+                // A leader that hangs keeps the connection and says nothing; the next one can answer long before the deadline.
+                tokio::select! {
+                    result = self.transport.call(leader, &request, left) => result,
+                    () = self.another_leads(leader) => Err(LeaderError::Timeout),
+                }
             };
             let result = if begun { found_done(&request, result) } else { result };
             begun |= result == Err(LeaderError::Timeout);
@@ -206,6 +209,16 @@ impl LeaderService {
             Ok(Ok(now)) => Ok(now.1),
             Ok(Err(_)) => Err(LeaderError::ShuttingDown),
             Err(_) => Err(LeaderError::NoLeader),
+        }
+    }
+
+    /// Returns when a leader other than `leader` is known.
+    async fn another_leads(&self, leader: u64) {
+        let mut leaderships = self.shared.leaderships();
+        let known = leaderships.wait_for(|&(_, now)| now != 0 && now != leader).await.is_ok();
+        if !known {
+            // The member is stopping; the request ends by itself.
+            std::future::pending::<()>().await;
         }
     }
 

@@ -103,8 +103,10 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     // The id is the data directory's, whatever the configuration's default says.
     let name = config.node.name.clone().unwrap_or_else(|| crate::config::default_name(id));
     log.set_node(&name);
+    data_dir.check_log()?;
     let found = recover::open(&config, &data_dir, settled)?;
     data_dir.set_cluster(settled.cluster_id, id)?;
+    data_dir.note_log()?;
 
     let identity = Identity {
         cluster_id: settled.cluster_id,

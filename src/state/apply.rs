@@ -29,6 +29,8 @@ use crate::store::{KvStore, Table, WriteBatch};
 
 /// The limit of a txn's get that names none: the default limit of a list.
 const DEFAULT_GET_LIMIT: u64 = 1000;
+/// What a key of an answer costs besides key and value: numbers, and the framing of its record.
+const ANSWER_OVERHEAD: u64 = 64;
 
 /// All of the state that is not in the two revision tables: in memory as a whole, and in the store.
 #[derive(Clone)]
@@ -289,6 +291,13 @@ impl<'a> Batch<'a> {
         Ok(in_store - replaced + pending)
     }
 
+    /// At least how many live keys the span has, counted no further than just beyond `max`.
+    fn count_within(&self, span: &KeySpan, max: u64) -> Result<u64, StateError> {
+        let pending = self.pending_in(span).count() as u64;
+        let in_store = kv::count_within(self.store, IndexSpan::new(span, None, false), u64::MAX, max)?;
+        Ok(in_store.saturating_add(pending))
+    }
+
     /// The first `limit` live keys of the span in order.
     fn list(&self, span: &KeySpan, is_descending: bool, limit: usize) -> Result<Vec<(Bytes, Current)>, StateError> {
         // What the store says of keys in the overlay is out of date: so many more are read from it.
@@ -470,6 +479,9 @@ impl<'a> Batch<'a> {
             succeeded = succeeded && self.compare(compare)?;
         }
         let ops = if succeeded { &txn.then } else { &txn.or_else };
+        if let Some(refusal) = self.check_reads(ops, txn.max_keys, txn.max_answer_bytes)? {
+            return Ok(Err(refusal));
+        }
         if let Some(refusal) = self.check_branch(ops)? {
             return Ok(Err(refusal));
         }
@@ -499,6 +511,41 @@ impl<'a> Batch<'a> {
             CompareOp::Less => ordering.is_lt(),
             CompareOp::Greater => ordering.is_gt(),
         })
+    }
+
+    /// Refuses a branch that would look at too many keys, or answer too many bytes, before anything of it is done. What the branch itself puts
+    /// is counted wherever it may be found.
+    fn check_reads(&mut self, ops: &[TxnOp], max_keys: u64, max_answer_bytes: u64) -> Result<Option<Refusal>, StateError> {
+        let bound = |max| if max == 0 { u64::MAX } else { max };
+        let (max_keys, max_bytes) = (bound(max_keys), bound(max_answer_bytes));
+        let (mut keys, mut bytes) = (0u64, 0u64);
+        for op in ops {
+            let (span, get) = match &op.body {
+                Some(TxnOpBody::Get(get)) => (&get.span, Some(get)),
+                Some(TxnOpBody::Delete(delete)) => (&delete.span, None),
+                Some(TxnOpBody::Put(_)) | None => continue,
+            };
+            keys = keys.saturating_add(self.count_within(span, max_keys.saturating_sub(keys))?);
+            if keys > max_keys {
+                return Ok(Some(Refusal::TooManyKeys { max: max_keys }));
+            }
+            let Some(get) = get.filter(|get| !get.count_only) else { continue };
+            let size = |key: &[u8], value_len: u64| ANSWER_OVERHEAD + key.len() as u64 + if get.keys_only { 0 } else { value_len };
+            for (key, current) in self.list(&get.span, get.descending, get_limit(get))? {
+                bytes = bytes.saturating_add(size(&key, current.version.value_len));
+            }
+            for op in ops {
+                if let Some(TxnOpBody::Put(put)) = &op.body
+                    && get.span.contains(&put.key)
+                {
+                    bytes = bytes.saturating_add(size(&put.key, put.value.len() as u64));
+                }
+            }
+            if bytes > max_bytes {
+                return Ok(Some(Refusal::AnswerTooLarge { max: max_bytes }));
+            }
+        }
+        Ok(None)
     }
 
     /// Refuses a branch before anything of it is done. A range delete counts the keys there are before the txn plus those the
@@ -561,8 +608,7 @@ impl<'a> Batch<'a> {
                 more: false,
             });
         }
-        let limit = if get.limit == 0 { DEFAULT_GET_LIMIT } else { get.limit };
-        let keys = self.list(&get.span, get.descending, usize::try_from(limit).unwrap_or(usize::MAX))?;
+        let keys = self.list(&get.span, get.descending, get_limit(get))?;
         let mut kvs = Vec::with_capacity(keys.len());
         for (key, current) in &keys {
             kvs.push(if get.keys_only {
@@ -662,6 +708,12 @@ pub(super) fn dead_bytes_until(store: &dyn KvStore, revision: u64) -> Result<u64
         },
     )?;
     found
+}
+
+/// How many keys a get of a txn lists.
+fn get_limit(get: &TxnGet) -> usize {
+    let limit = if get.limit == 0 { DEFAULT_GET_LIMIT } else { get.limit };
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 pub(super) fn missing_row(version: &Version) -> StateError {

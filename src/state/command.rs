@@ -73,6 +73,9 @@ pub struct Idempotency {
     /// The configured `idempotency.max_entries` of the member that proposed; applied as the bound.
     #[prost(uint64, tag = "3")]
     pub max_entries: u64,
+    /// While the records take as many bytes, a new one is refused as at `max_entries`; 0: no bound.
+    #[prost(uint64, tag = "4")]
+    pub max_bytes: u64,
 }
 
 /// The commands.
@@ -240,6 +243,14 @@ pub struct Txn {
     /// Run if they do not.
     #[prost(message, repeated, tag = "3")]
     pub or_else: Vec<TxnOp>,
+    /// Its gets may answer so many bytes, else it is refused with `AnswerTooLarge` before anything is done; 0: no bound. The answer is
+    /// made by every member, and kept by every member under an `Idempotency-Key`.
+    #[prost(uint64, tag = "4")]
+    pub max_answer_bytes: u64,
+    /// Its gets and deletes may look at so many keys, else it is refused with `TooManyKeys`; 0: no bound. While it looks, nothing else
+    /// is applied.
+    #[prost(uint64, tag = "5")]
+    pub max_keys: u64,
 }
 
 /// What a compare looks at.

@@ -28,6 +28,8 @@ struct IdempotencyRecord {
 pub(super) struct IdempotencyTable {
     by_key: OrdMap<String, Arc<[u8]>>,
     by_stamp: OrdSet<(u64, String)>,
+    /// Of all keys and records.
+    bytes: u64,
     dirty: BTreeSet<String>,
 }
 
@@ -39,6 +41,7 @@ impl IdempotencyTable {
             table
                 .by_stamp
                 .insert((IdempotencyRecord::decode(record).ok()?.stamp_ms, key.clone()));
+            table.bytes += (key.len() + record.len()) as u64;
             table.by_key.insert(key, record.into());
             Some(())
         })?;
@@ -58,11 +61,8 @@ impl IdempotencyTable {
             return Ok(None);
         }
         let Some(record) = self.by_key.get(&wanted.key) else {
-            return if self.by_key.len() as u64 >= wanted.max_entries {
-                refuse(Refusal::IdempotencyTableFull)
-            } else {
-                Ok(None)
-            };
+            let is_full = self.by_key.len() as u64 >= wanted.max_entries || (wanted.max_bytes != 0 && self.bytes >= wanted.max_bytes);
+            return if is_full { refuse(Refusal::IdempotencyTableFull) } else { Ok(None) };
         };
         let record = IdempotencyRecord::decode(Bytes::from_owner(record.clone()))
             .map_err(|error| StateError::Corrupt(format!("an idempotency record: {error}")))?;
@@ -86,7 +86,9 @@ impl IdempotencyTable {
             fingerprint: wanted.fingerprint.clone(),
             outcome,
         };
-        self.by_key.insert(wanted.key.clone(), record.encode_to_vec().into());
+        let record = record.encode_to_vec();
+        self.bytes += (wanted.key.len() + record.len()) as u64;
+        self.by_key.insert(wanted.key.clone(), record.into());
         self.by_stamp.insert((stamp_ms, wanted.key.clone()));
         self.dirty.insert(wanted.key.clone());
     }
@@ -96,7 +98,9 @@ impl IdempotencyTable {
         while self.by_stamp.get_min().is_some_and(|(stamp_ms, _)| *stamp_ms <= up_to_stamp_ms)
             && let Some((_, key)) = self.by_stamp.remove_min()
         {
-            self.by_key.remove(&key);
+            if let Some(record) = self.by_key.remove(&key) {
+                self.bytes -= (key.len() + record.len()) as u64;
+            }
             self.dirty.insert(key);
         }
     }

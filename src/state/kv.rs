@@ -224,10 +224,19 @@ pub(super) fn list(store: &dyn KvStore, span: IndexSpan, at: u64, is_descending:
 
 /// How many live keys the span has.
 pub(super) fn count(store: &dyn KvStore, span: IndexSpan, at: u64) -> Result<u64, StateError> {
+    count_within(store, span, at, u64::MAX)
+}
+
+/// The same, counted no further than just beyond `max`.
+pub(super) fn count_within(store: &dyn KvStore, span: IndexSpan, at: u64, max: u64) -> Result<u64, StateError> {
     let mut keys = 0;
     walk(store, span, at, false, &mut |_, _| {
         keys += 1;
-        ControlFlow::Continue(())
+        if keys > max {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     })?;
     Ok(keys)
 }

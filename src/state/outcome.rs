@@ -90,6 +90,16 @@ pub enum Refusal {
         /// Keys allowed.
         max: u64,
     },
+    /// The gets of a txn would answer more bytes than allowed (400).
+    AnswerTooLarge {
+        /// Bytes allowed.
+        max: u64,
+    },
+    /// The gets and deletes of a txn would look at more keys than allowed (400).
+    TooManyKeys {
+        /// Keys allowed.
+        max: u64,
+    },
     /// The same `Idempotency-Key` came with another request (422).
     IdempotencyKeyReused,
     /// The table of idempotency records is full (429).

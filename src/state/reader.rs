@@ -414,6 +414,14 @@ impl StateReader {
         self.shared.with(|published| published.idempotency.0)
     }
 
+    /// Whether the answer to this `Idempotency-Key` is recorded. An error of the store counts as no: the state machine meets it, too.
+    pub fn has_answer(&self, key: &str) -> bool {
+        self.shared
+            .store
+            .get(crate::store::Table::Idempotency, key.as_bytes())
+            .is_ok_and(|record| record.is_some())
+    }
+
     /// Number of idempotency records.
     pub fn idempotency_len(&self) -> usize {
         self.shared.with(|published| published.idempotency.1)

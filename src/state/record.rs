@@ -166,6 +166,8 @@ impl OutcomeRecord {
             Err(
                 Refusal::LeaseExists { .. }
                 | Refusal::RangeTooLarge { .. }
+                | Refusal::AnswerTooLarge { .. }
+                | Refusal::TooManyKeys { .. }
                 | Refusal::IdempotencyKeyReused
                 | Refusal::IdempotencyTableFull
                 | Refusal::FutureRevision { .. }

@@ -237,6 +237,7 @@ impl World {
                 key: format!("op-{value}"),
                 fingerprint: Bytes::from(text_of(value)),
                 max_entries: 100_000,
+                max_bytes: 0,
             });
         }
         (Intent::Put { key, value, expect }, request)
@@ -258,7 +259,7 @@ impl World {
                 ..Compare::default()
             }],
             then: vec![put_op(&key, text_of(value)), put_op(&other, text_of(other_value))],
-            or_else: Vec::new(),
+            ..Txn::default()
         };
         let intent = Intent::Swap {
             key,
@@ -279,7 +280,7 @@ impl World {
             let txn = Txn {
                 compare: (0..ACCOUNTS).map(compare).collect(),
                 then: (0..ACCOUNTS).map(|n| put_op(&account(n), text.clone())).collect(),
-                or_else: Vec::new(),
+                ..Txn::default()
             };
             return (Intent::FoundBank { text }, write(Body::Txn(txn)));
         }
@@ -300,7 +301,7 @@ impl World {
         let txn = Txn {
             compare: vec![compare(from), compare(to)],
             then: texts.iter().map(|(key, text)| put_op(key, text.clone())).collect(),
-            or_else: Vec::new(),
+            ..Txn::default()
         };
         (Intent::Transfer { texts }, write(Body::Txn(txn)))
     }

@@ -103,7 +103,12 @@ fn txn() -> impl Strategy<Value = Txn> {
         value,
     });
     let ops = || proptest::collection::vec(txn_op(), 0..5);
-    (proptest::collection::vec(compare, 0..3), ops(), ops()).prop_map(|(compare, then, or_else)| Txn { compare, then, or_else })
+    (proptest::collection::vec(compare, 0..3), ops(), ops()).prop_map(|(compare, then, or_else)| Txn {
+        compare,
+        then,
+        or_else,
+        ..Txn::default()
+    })
 }
 
 fn body() -> impl Strategy<Value = Body> {
@@ -133,6 +138,7 @@ fn idempotency() -> impl Strategy<Value = Option<Idempotency>> {
         key: format!("key-{key}"),
         fingerprint: Bytes::copy_from_slice(&[fingerprint]),
         max_entries: 3,
+        max_bytes: 0,
     });
     proptest::option::weighted(0.2, some)
 }

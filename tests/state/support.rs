@@ -81,6 +81,7 @@ pub fn idempotency(key: &str, fingerprint: &'static [u8], max_entries: u64) -> I
         key: key.into(),
         fingerprint: Bytes::from_static(fingerprint),
         max_entries,
+        max_bytes: 0,
     }
 }
 

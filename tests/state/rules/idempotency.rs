@@ -15,6 +15,29 @@ fn an_idempotency_key_gets_the_first_answer_again_and_changes_nothing() {
 }
 
 #[test]
+fn answers_that_take_too_many_bytes_fill_the_table_too() {
+    let mut node = Node::new();
+    node.put(b"a", &[b'v'; 1000]);
+    let bounded = |key| metcd::state::command::Idempotency {
+        max_bytes: 1000,
+        ..idempotency(key, b"f", 10)
+    };
+    let with_prev = |value: &'static [u8]| {
+        Body::Put(Put {
+            want_prev: true,
+            ..put(b"a", value)
+        })
+    };
+    assert!(node.run_with(with_prev(b"1"), bounded("1")).result.is_ok());
+    let refused = node.run_with(with_prev(b"2"), bounded("2"));
+    assert_eq!(refusal(&refused), Some(&Refusal::IdempotencyTableFull));
+    assert!(node.run_with(with_prev(b"1"), bounded("1")).replayed, "what is there is answered");
+    let up_to_stamp = node.reader().oldest_idempotency_stamp().unwrap();
+    node.run(Body::Evict(Evict { up_to_stamp, term: TERM }));
+    assert!(node.run_with(with_prev(b"2"), bounded("2")).result.is_ok());
+}
+
+#[test]
 fn a_full_idempotency_table_refuses_and_evicts_nothing_by_itself() {
     let mut node = Node::new();
     node.run_with(delete(b"none"), idempotency("1", b"f", 1));

@@ -32,7 +32,7 @@ fn txn_of(ops: Vec<TxnOpBody>) -> Body {
     Body::Txn(Txn {
         compare: Vec::new(),
         then,
-        or_else: Vec::new(),
+        ..Txn::default()
     })
 }
 

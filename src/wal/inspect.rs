@@ -4,6 +4,8 @@
 
 use std::{
     fs::{self, File, TryLockError},
+    io::ErrorKind,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -105,14 +107,23 @@ struct Copy(PathBuf);
 
 impl Copy {
     fn of(dir: &Path) -> Result<Self, WalError> {
-        let name = (0..u32::MAX).map(|n| std::env::temp_dir().join(format!("metcd-wal-{}-{n}", std::process::id())));
-        let target = name
-            .into_iter()
-            .find(|path| !path.exists())
-            .unwrap_or_else(|| std::env::temp_dir().join("metcd-wal"));
-        let copy = Self(target);
-        copy_tree(dir, &copy.0)?;
-        Ok(copy)
+        for n in 0..u32::MAX {
+            let target = std::env::temp_dir().join(format!("metcd-wal-{}-{n}", std::process::id()));
+            // Making it is what claims it: whoever looks first and makes it later may meet another thread that did the same.
+            match fs::DirBuilder::new().mode(0o700).create(&target) {
+                Ok(()) => {
+                    let copy = Self(target);
+                    copy_content(dir, &copy.0)?;
+                    return Ok(copy);
+                }
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(io_error("create", &target)(error)),
+            }
+        }
+        Err(WalError::Refused(format!(
+            "{} is full of copies of logs: remove metcd-wal-*",
+            std::env::temp_dir().display()
+        )))
     }
 }
 
@@ -127,6 +138,10 @@ impl Drop for Copy {
 /// Copies files and directories, byte for byte.
 pub(crate) fn copy_tree(from: &Path, to: &Path) -> Result<(), WalError> {
     fs::create_dir(to).map_err(io_error("create", to))?;
+    copy_content(from, to)
+}
+
+fn copy_content(from: &Path, to: &Path) -> Result<(), WalError> {
     for entry in fs::read_dir(from).map_err(io_error("list", from))? {
         let path = entry.map_err(io_error("list", from))?.path();
         let Some(name) = path.file_name() else { continue };

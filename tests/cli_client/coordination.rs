@@ -163,8 +163,31 @@ fn stopped_when_it_is_taken_away(take: impl Fn(&Server)) -> String {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(dir.path().join("stopped").exists(), "it was told politely");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    // The shell says "Terminated" of what it ran.
+    assert_eq!(stderr.lines().filter(|line| line.starts_with("metcd: ")).count(), 1, "{stderr}");
     stderr
+}
+
+#[test]
+fn what_the_command_started_is_stopped_with_it() {
+    let server = Server::start();
+    let dir = tempfile::tempdir().unwrap();
+    let started = dir.path().join("started");
+    let script = format!("sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait", started.display());
+    let mut holder = server.command();
+    holder
+        .args(["lock", "l", "--", "sh", "-c", &script])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    let holder = holder.spawn().unwrap();
+    until("the command runs", || started.exists());
+    let pid = std::fs::read_to_string(&started).unwrap();
+    let lease = server.ok(&["lease", "list"]).trim().to_owned();
+    server.ok(&["lease", "revoke", &lease]);
+    assert_eq!(holder.wait_with_output().unwrap().status.code(), Some(1));
+    // A zombie until whoever adopted it looks: it runs no more.
+    let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    assert!(state.is_empty() || state.contains(") Z "), "{state}");
 }
 
 #[test]

@@ -64,6 +64,27 @@ async fn kill_of_the_leader_under_load_fails_no_request_and_loses_no_acknowledge
     cluster.same_content(&cluster.ids()).await;
 }
 
+/// A leader that hangs keeps its connections and says nothing: what only a leader can do goes on to the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_hangs_fails_no_keepalive_and_no_membership_request() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let (ids, _) = others(&cluster, leader);
+    let ttl = Some(serde_json::json!({"ttl": 600}));
+    let (status, lease) = cluster.call(reqwest::Method::POST, ids[0], "/v1/leases", ttl).await;
+    assert_eq!(status, 201, "{lease}");
+    cluster.node(leader).pause();
+    let keepalive = format!("/v1/leases/{}/keepalive?timeout=20s", lease["id"].as_str().unwrap());
+    let (status, renewed) = cluster.call(reqwest::Method::POST, ids[0], &keepalive, None).await;
+    assert_eq!(status, 200, "{renewed}");
+    let name = Some(serde_json::json!({"name": "renamed"}));
+    let path = format!("/members/{}?timeout=20s", ids[1]);
+    let (status, member) = cluster.call(reqwest::Method::PATCH, ids[1], &path, name).await;
+    assert_eq!(status, 200, "{member}");
+    cluster.node(leader).resume();
+    cluster.ready(leader).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rule_16_a_paused_ex_leader_never_answers_stale() {
     let mut cluster = Cluster::start(Setup::of(3)).await;

@@ -236,6 +236,26 @@ async fn a_million_keys_reach_a_new_member() {
     cluster.same_content(&[1, 2]).await;
 }
 
+/// Made anew, the log would forget what this member acknowledged, and with one that missed it be a majority without it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_log_is_gone_does_not_start() {
+    let mut cluster = Cluster::start(Setup::of(1)).await;
+    assert!(cluster.put(1, "k", "v").await.unwrap().is_success());
+    cluster.node(1).kill();
+    let wal = cluster.node(1).data_dir.join("wal");
+    assert!(wal.is_dir(), "{}", wal.display());
+    let aside = cluster.dir().join("wal-aside");
+    std::fs::rename(&wal, &aside).unwrap();
+    cluster.node(1).start();
+    assert_eq!(cluster.node(1).ended(SOON).await.code(), Some(1));
+    assert!(cluster.node(1).log_text().contains("the log of this member is gone"));
+    assert!(!wal.exists(), "nothing is made in its place");
+    std::fs::rename(&aside, &wal).unwrap();
+    cluster.node(1).start();
+    cluster.ready(1).await;
+    assert_eq!(cluster.get(1, "k").await, (200, "v".to_owned()));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_moved_without_telling_is_told_what_to_do() {
     let mut cluster = Cluster::start(Setup::of(1)).await;

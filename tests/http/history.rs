@@ -40,10 +40,17 @@ fn a_full_store_takes_deletes_and_compaction_and_then_writes_again() {
     let server = Server::start_with(&["limits.max_store_bytes=100KiB"]);
     let value = "x".repeat(10_000);
     let put = |number: u32| server.put(&format!("/k{number}"), &value);
-    let full = (0..20).map(put).find(|answer| answer.status != 201).expect("a refusal");
+    assert_eq!(server.put("/k0", "x").status, 201);
+    let keyed = |key: &str| server.send("PUT", "/k0", &[("idempotency-key", key)], value.as_bytes());
+    assert_eq!(keyed("before").status, 204);
+    let full = (1..20).map(put).find(|answer| answer.status != 201).expect("a refusal");
     full.refused(507, "quota_exceeded");
     assert_eq!(full.json()["outcome"], "not_applied");
     assert_eq!(server.get("/k0").text(), value);
+    // A retry of what was done when there was room.
+    let again = keyed("before");
+    assert_eq!((again.status, again.header("idempotent-replayed")), (204, "true"));
+    keyed("after").refused(507, "quota_exceeded");
     server
         .post("/v1/txn", &json!({"then": [{"put": {"key": "t", "value": "x"}}]}))
         .refused(507, "quota_exceeded");

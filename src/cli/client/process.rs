@@ -1,11 +1,12 @@
 //! Commands that are run for a user, and stopped when they must be.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 use tokio::time::{Instant, sleep};
 
 use crate::cli::CliError;
@@ -26,6 +27,8 @@ pub(super) struct Running {
     name: OsString,
     child: Child,
     ended: bool,
+    /// It leads a process group of its own, and what it started is in it.
+    leads_group: bool,
 }
 
 /// How a command ended.
@@ -50,7 +53,13 @@ impl Command {
         self.inner.stdin(stdin);
     }
 
+    /// Starts it: in a process group of its own, so that what it starts is stopped with it. At a terminal it stays in the user's, which alone
+    /// may read the terminal and is what Ctrl-C goes to.
     pub(super) fn spawn(mut self) -> Result<Running, CliError> {
+        let leads_group = !std::io::stdin().is_terminal();
+        if leads_group {
+            self.inner.process_group(0);
+        }
         let child = self
             .inner
             .spawn()
@@ -59,6 +68,7 @@ impl Command {
             name: self.name,
             child,
             ended: false,
+            leads_group,
         })
     }
 }
@@ -92,19 +102,43 @@ impl Running {
     pub(super) async fn stop(&mut self) -> Result<Ended, CliError> {
         self.signal(Signal::TERM);
         let deadline = Instant::now() + GRACE;
-        match tokio::time::timeout_at(deadline, self.wait()).await {
-            Ok(ended) => ended,
+        let ended = match tokio::time::timeout_at(deadline, self.wait()).await {
+            Ok(ended) => ended?,
             Err(_elapsed) => {
                 self.signal(Signal::KILL);
-                self.wait().await
+                self.wait().await?
             }
+        };
+        self.stop_group(deadline).await;
+        Ok(ended)
+    }
+
+    /// What the command started and left behind: the group is there as long as one of them is.
+    async fn stop_group(&self, deadline: Instant) {
+        let Some(group) = self.pid().filter(|_| self.leads_group) else {
+            return;
+        };
+        while test_kill_process_group(group).is_ok() {
+            if Instant::now() >= deadline {
+                let _ = kill_process_group(group, Signal::KILL);
+                return;
+            }
+            sleep(LOOK_EVERY).await;
         }
+    }
+
+    fn pid(&self) -> Option<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
     }
 
     fn signal(&self, signal: Signal) {
         // The child is not reaped before `ended` is set, so its id is its own. It may have ended by itself.
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).filter(|_| !self.ended) {
-            let _ = kill_process(pid, signal);
+        if let Some(pid) = self.pid().filter(|_| !self.ended) {
+            let _ = if self.leads_group {
+                kill_process_group(pid, signal)
+            } else {
+                kill_process(pid, signal)
+            };
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::state::outcome::{Success, TxnResponse};
 
 /// What the gets of a transaction may answer together, unless one request or one value may be larger: as much as a page of a list.
 const MAX_ANSWER_BYTES: u64 = 16 << 20;
-/// Keys that its gets and deletes may look at together: about a fifth of a second during which nothing else is applied.
+/// Keys that its gets and deletes may look at together, unless one delete may remove more: about a fifth of a second during which nothing else is applied.
 const MAX_KEYS: u64 = 1_000_000;
 
 #[derive(Deserialize)]
@@ -174,7 +174,7 @@ pub(super) fn into_command(txn: TxnJson, limits: &LimitsConfig) -> Result<Txn, A
         then,
         or_else,
         max_answer_bytes: MAX_ANSWER_BYTES.max(limits.max_request_bytes).max(limits.max_value_bytes),
-        max_keys: MAX_KEYS,
+        max_keys: MAX_KEYS.max(limits.max_range_delete),
     })
 }
 

@@ -278,7 +278,11 @@ impl Node {
         };
         // A retry of what was done when there was room gets its answer, and needs none. Looked for in the state as it is now on the leader:
         // this member may not have applied it yet.
-        self.read_barrier(deadline).await.map_err(|_| refusal.clone())?;
+        self.read_barrier(deadline).await.map_err(|error| match error {
+            BarrierError::NoLeader => ProposeError::NoLeader,
+            BarrierError::ShuttingDown => ProposeError::ShuttingDown,
+            BarrierError::Timeout | BarrierError::NotReady(_) | BarrierError::Quarantined(_) => refusal.clone(),
+        })?;
         if self.shared.reader.has_answer(&idempotency.key) {
             Ok(())
         } else {

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use metcd::config::{self, Config, ConfigError, DEFAULTS, Flag, FlagValue, Loaded, LogRotation, Sources, WalEngine};
+use metcd::config::{self, Config, ConfigError, DEFAULTS, Flag, FlagValue, Loaded, LogPeriod, Sources, WalEngine};
 
 /// Loads `text` as a file named `node.toml`, under the given environment and `section.key=value` settings.
 fn load(text: &str, env: &[(&str, &str)], sets: &[&str]) -> Result<Loaded, ConfigError> {
@@ -93,7 +93,11 @@ fn nothing_given_is_a_working_single_node() {
         (config.wal.engine, config.wal.sync, config.store.backend.name()),
         (WalEngine::Sled, true, "memory")
     );
-    assert_eq!((config.log.rotation, config.log.keep_files), (LogRotation::Daily, 14));
+    let rotation = config.log.rotation;
+    assert_eq!(
+        (rotation.period, rotation.max_bytes, config.log.keep_files),
+        (Some(LogPeriod::Daily), None, 14)
+    );
 }
 
 #[test]
@@ -353,7 +357,7 @@ fn the_documented_file_has_every_key_and_says_the_defaults() {
 #[test]
 fn what_show_prints_is_the_same_configuration_when_read_again() {
     let file = format!(
-        "[node]\nid = 3\nname = \"three\"\n[cluster]\n{THREE}\n[log]\nrotation = \"100MiB\"\ndirectory = \"/tmp/x\"\n[http]\nallowed_hosts = [\"KV.example\"]\n"
+        "[node]\nid = 3\nname = \"three\"\n[cluster]\n{THREE}\n[log]\nrotation = \"hourly,100MiB\"\ndirectory = \"/tmp/x\"\n[http]\nallowed_hosts = [\"KV.example\"]\n"
     );
     let first = load(&file, &[("METCD__LIMITS__MAX_VALUE_BYTES", "2MiB")], &["history.retain=1h30m"]).expect("load");
     let again = load(&config::show(&first), &[], &[]).expect("what show prints");

@@ -190,16 +190,19 @@ async fn serve(config: Config, log: LogHandle) -> Result<(), String> {
     crate::server::run(config, log, stop).await.map_err(|error| error.to_string())
 }
 
-/// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once.
+/// Resolves at the first SIGTERM, SIGINT or SIGHUP (its terminal was closed: no reason to leave without a word to the others). A second
+/// one ends the process at once.
 fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     let (first, stopped) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
         let mut next = async || {
             tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
+                _ = hang_up.recv() => "SIGHUP",
             }
         };
         let name = next().await;

@@ -297,17 +297,22 @@ fn name_of<T: PartialEq>(value: T, names: &[(&'static str, T)]) -> &'static str 
     names.iter().find(|(_, named)| *named == value).map_or("", |(name, _)| name)
 }
 
-/// When a log file is closed and a new one begun.
+/// When a log file is closed and a new one begun: at whichever comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogRotation {
+    /// At the turn of an hour or day.
+    pub period: Option<LogPeriod>,
+    /// At so many bytes.
+    pub max_bytes: Option<u64>,
+}
+
+/// See [`LogRotation`]. Both are of UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogRotation {
-    /// Never.
-    Never,
+pub enum LogPeriod {
     /// Every hour.
     Hourly,
-    /// Every day (UTC).
+    /// Every day.
     Daily,
-    /// At so many bytes.
-    Size(u64),
 }
 
 /// `[log]`

@@ -7,7 +7,7 @@ use std::time::Duration;
 use toml::Value;
 
 use super::units::{format_duration, format_size, parse_duration, parse_size};
-use super::{FoundingMember, LogRotation, url};
+use super::{FoundingMember, LogPeriod, LogRotation, url};
 
 /// What a key may hold.
 pub enum Kind {
@@ -444,19 +444,31 @@ fn check_rotation(text: &str) -> Result<(), String> {
     parse_rotation(text).map(|_| ())
 }
 
-/// `never`, `hourly`, `daily` or a size of at least 4 KiB.
+/// `never`, `hourly`, `daily`, a size of at least 4 KiB, or a period and a size with a comma between them.
 pub fn parse_rotation(text: &str) -> Result<LogRotation, String> {
-    match text {
-        "never" => Ok(LogRotation::Never),
-        "hourly" => Ok(LogRotation::Hourly),
-        "daily" => Ok(LogRotation::Daily),
-        size => match parse_size(size) {
-            Ok(bytes) if bytes >= 4096 => Ok(LogRotation::Size(bytes)),
-            _ => Err(format!(
-                "{text:?} is not a rotation: write \"never\", \"hourly\", \"daily\", or a size of 4KiB or more, like \"100MiB\""
-            )),
-        },
+    if text == "never" {
+        return Ok(LogRotation::default());
     }
+    let wrong = || {
+        format!(
+            "{text:?} is not a rotation: write \"never\", \"hourly\", \"daily\", a size of 4KiB or more, like \"100MiB\", or both, like \"daily,100MiB\""
+        )
+    };
+    let mut rotation = LogRotation::default();
+    for part in text.split(',').map(str::trim) {
+        let is_new = match part {
+            "hourly" => rotation.period.replace(LogPeriod::Hourly).is_none(),
+            "daily" => rotation.period.replace(LogPeriod::Daily).is_none(),
+            size => {
+                let bytes = parse_size(size).ok().filter(|&bytes| bytes >= 4096).ok_or_else(wrong)?;
+                rotation.max_bytes.replace(bytes).is_none()
+            }
+        };
+        if !is_new {
+            return Err(wrong());
+        }
+    }
+    Ok(rotation)
 }
 
 fn check_filter(filter: &str) -> Result<(), String> {
@@ -466,6 +478,20 @@ fn check_filter(filter: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rotation_is_a_period_a_size_or_both() {
+        let parsed = |text| parse_rotation(text).map(|rotation| (rotation.period, rotation.max_bytes));
+        assert_eq!(parsed("never"), Ok((None, None)));
+        assert_eq!(parsed("daily"), Ok((Some(LogPeriod::Daily), None)));
+        assert_eq!(parsed("4KiB"), Ok((None, Some(4096))));
+        for both in ["hourly,100MiB", "100MiB, hourly"] {
+            assert_eq!(parsed(both), Ok((Some(LogPeriod::Hourly), Some(100 << 20))), "{both}");
+        }
+        for bad in ["", "weekly", "never,1MiB", "daily,hourly", "1MiB,2MiB", "1KiB", "daily,"] {
+            assert!(parsed(bad).is_err_and(|error| error.contains("daily,100MiB")), "{bad:?}");
+        }
+    }
 
     #[test]
     fn an_unknown_key_is_answered_with_the_nearest_name() {

@@ -6,7 +6,7 @@ use toml::Value;
 
 use super::schema::{SCHEMA, section_of};
 use super::units::{format_duration, format_size};
-use super::{Config, Loaded, LogRotation};
+use super::{Config, Loaded, LogPeriod, LogRotation};
 
 /// Every key with its value in force, as TOML, with where it comes from behind it.
 pub fn show(loaded: &Loaded) -> String {
@@ -98,12 +98,12 @@ fn texts(items: &[String]) -> Value {
 }
 
 fn rotation(rotation: LogRotation) -> String {
-    match rotation {
-        LogRotation::Never => "never".to_owned(),
-        LogRotation::Hourly => "hourly".to_owned(),
-        LogRotation::Daily => "daily".to_owned(),
-        LogRotation::Size(bytes) => format_size(bytes),
-    }
+    let period = rotation.period.map(|period| match period {
+        LogPeriod::Hourly => "hourly".to_owned(),
+        LogPeriod::Daily => "daily".to_owned(),
+    });
+    let parts: Vec<String> = period.into_iter().chain(rotation.max_bytes.map(format_size)).collect();
+    if parts.is_empty() { "never".to_owned() } else { parts.join(",") }
 }
 
 fn members(config: &Config) -> Value {

@@ -23,6 +23,7 @@ pub(super) struct RequestBody {
     /// `Expect: 100-continue`, and nothing was read yet: the client has not begun to send.
     awaits_continue: bool,
     done: bool,
+    received: u64,
 }
 
 /// Bounds on reading a body.
@@ -43,7 +44,13 @@ impl RequestBody {
             body: Mutex::new(body),
             awaits_continue: expects_continue,
             done: false,
+            received: 0,
         }
+    }
+
+    /// Bytes of it that were read so far.
+    pub(super) fn received(&self) -> u64 {
+        self.received
     }
 
     /// Reads it whole into memory of its own (a slice would pin the connection's read buffer). `too_large` is the answer beyond
@@ -77,6 +84,7 @@ impl RequestBody {
                 Ok(Some(Ok(frame))) => {
                     // Trailers mean nothing here.
                     if let Ok(data) = frame.into_data() {
+                        self.received += data.len() as u64;
                         return Ok(Some(data));
                     }
                 }

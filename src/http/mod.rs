@@ -44,6 +44,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -65,7 +66,7 @@ use self::slow::SlowRequests;
 use self::trace::TraceContext;
 use crate::config::Config;
 use crate::node::{Node, Stages};
-use crate::serve::ServeStats;
+use crate::serve::{RemoteAddr, ServeStats};
 use crate::telemetry::{ACCESS_TARGET, LogHandle};
 
 impl LogControl for LogHandle {
@@ -203,6 +204,7 @@ async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
             (cors, reply.instrument(span.clone()).await)
         }
     };
+    let received = body.received();
     let is_unread = body.discard();
     let mutation = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
     let mut response = reply.unwrap_or_else(|error| error.into_response(mutation));
@@ -217,8 +219,7 @@ async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
     let took = arrived.elapsed();
     app.metrics.observe(route, response.status(), took);
     if app.config.log.access_log {
-        let (method, target, status) = (&parts.method, &parts.uri, response.status().as_u16());
-        tracing::info!(target: ACCESS_TARGET, %method, %target, status, micros = took.as_micros() as u64, trace_id = %trace.trace);
+        log_access(&parts, &response, received, took, &trace);
     }
     if !span.is_disabled() {
         let (status, micros) = (response.status().as_u16(), took.as_micros() as u64);
@@ -226,6 +227,15 @@ async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
     }
     slow::check(app, route, &parts, response.status(), took, &stages.times(), &trace);
     response
+}
+
+/// One line of the access log, when the answer is about to be sent. A stream's length is not known then.
+fn log_access(parts: &Parts, response: &Response, received: u64, took: Duration, trace: &TraceContext) {
+    let client = parts.extensions.get::<RemoteAddr>().map(|remote| tracing::field::display(remote.0));
+    let (method, target, status) = (&parts.method, &parts.uri, response.status().as_u16());
+    let sent = response.body().size_hint().exact();
+    let micros = took.as_micros() as u64;
+    tracing::info!(target: ACCESS_TARGET, client, %method, %target, status, received, sent, micros, trace_id = %trace.trace);
 }
 
 async fn dispatch(app: &Arc<App>, parts: &Parts, body: &mut RequestBody, target: Target, stages: &Stages, arrived: Instant) -> Reply {

@@ -106,6 +106,7 @@ impl Round {
         }
         if slow {
             self.forget_history();
+            self.stamp_idle(&view);
             self.evict_idempotency(&view);
         }
     }
@@ -160,6 +161,23 @@ impl Round {
         let revision = by_count.max(by_age);
         if revision > reader.compacted_revision() {
             self.propose(Body::Compact(Compact { revision }));
+        }
+    }
+
+    /// Entries tell the time, and an idle store has none: one that changes nothing follows the last change, or that would stay for twice
+    /// `history.retain`, and a store that is full of it would be full as long.
+    fn stamp_idle(&self, view: &View) {
+        let reader = &self.shared.reader;
+        if is_unsampled(
+            reader.last_sample(),
+            reader.revision(),
+            self.shared.cluster_time_ms(),
+            self.duties.history.retain,
+        ) {
+            self.propose(Body::Evict(Evict {
+                up_to_stamp: 0,
+                term: view.term,
+            }));
         }
     }
 
@@ -225,5 +243,31 @@ impl Round {
             ttl_ticks: PROPOSAL_TICKS,
         };
         self.shared.send(Event::Propose { proposal, reply: None });
+    }
+}
+
+/// Whether the moment since when `revision` is current must be noted: nothing has noted it for an eighth of the time that history is kept,
+/// and a second at least. `last` is the newest sample, its stamp and revision.
+fn is_unsampled(last: Option<(u64, u64)>, revision: u64, now_ms: u64, retain: Duration) -> bool {
+    let patience_ms = (retain / 8).max(SLOW_INTERVAL).as_millis() as u64;
+    last.is_some_and(|(stamp_ms, sampled)| sampled < revision && now_ms >= stamp_ms.saturating_add(patience_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_change_before_a_pause_is_stamped_once_and_soon() {
+        let hour = Duration::from_secs(3600);
+        assert!(!is_unsampled(None, 1, 5_000, hour), "nothing was ever written");
+        assert!(!is_unsampled(Some((1_000, 7)), 7, 10_000_000, hour), "the newest is sampled");
+        assert!(!is_unsampled(Some((1_000, 6)), 7, 450_999, hour), "the next change may do it");
+        assert!(is_unsampled(Some((1_000, 6)), 7, 451_000, hour), "an eighth of an hour later");
+        assert!(!is_unsampled(Some((1_000, 6)), 7, 1_999, Duration::from_secs(2)));
+        assert!(
+            is_unsampled(Some((1_000, 6)), 7, 2_000, Duration::from_secs(2)),
+            "a second at least"
+        );
     }
 }

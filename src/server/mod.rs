@@ -355,6 +355,7 @@ fn serve_limits(config: &Config, member: u64) -> ServeLimits {
         member,
         max_connections: config.limits.max_connections,
         header_timeout: config.limits.header_timeout,
+        expose_remote_addr: config.log.access_log,
         ..ServeLimits::default()
     }
 }

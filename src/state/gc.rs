@@ -25,6 +25,8 @@ struct Candidate {
     revision: u64,
     position: u32,
     key: Vec<u8>,
+    /// It made its key: what was there before, if anything, ended with a deletion, whose row the cursor has met before.
+    is_first: bool,
 }
 
 impl Cursor {
@@ -58,7 +60,15 @@ impl Cursor {
         let candidates = self.candidates(store, &end, budget)?;
         let is_finished = candidates.len() < budget;
         let mut batch = WriteBatch::default();
-        for candidate in &candidates {
+        for (at, candidate) in candidates.iter().enumerate() {
+            if candidate.is_first && candidate.position == 0 {
+                // Nothing older is left, and it stays unless the same revision goes on to overwrite it: a store that only grows is looked
+                // through without a look at its index.
+                let is_alone = candidates.get(at + 1).is_some_and(|next| next.revision != candidate.revision);
+                if is_alone {
+                    continue;
+                }
+            }
             collect(store, candidate, &mut batch)?;
         }
         self.at = match candidates.last() {
@@ -87,6 +97,7 @@ impl Cursor {
                     revision,
                     position,
                     key: row.key.to_vec(),
+                    is_first: row.version == 1 && !row.is_tombstone,
                 });
                 if candidates.len() >= budget {
                     ControlFlow::Break(())
@@ -101,7 +112,9 @@ impl Cursor {
 
 /// Removes what this change made obsolete: the key's older versions, itself if it is a deletion or was overwritten in its own revision.
 fn collect(store: &dyn KvStore, candidate: &Candidate, batch: &mut WriteBatch) -> Result<(), StateError> {
-    let Candidate { revision, position, key } = candidate;
+    let Candidate {
+        revision, position, key, ..
+    } = candidate;
     let user = escaped(key);
     let mut from = user.clone();
     from.extend_from_slice(&descending(*revision));

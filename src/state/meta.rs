@@ -224,6 +224,11 @@ impl Samples {
         }
     }
 
+    /// The newest sample: cluster time in milliseconds, and the revision that was current.
+    pub(super) fn last(&self) -> Option<(u64, u64)> {
+        self.list.back().copied()
+    }
+
     /// The newest revision known to have been current at `stamp_ms` or before.
     pub(super) fn revision_before(&self, stamp_ms: u64) -> Option<u64> {
         let after = self.list.partition_point(|(sampled_ms, _)| *sampled_ms <= stamp_ms);

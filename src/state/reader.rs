@@ -403,6 +403,11 @@ impl StateReader {
         self.shared.with(|published| published.meta.logical_bytes())
     }
 
+    /// When the current revision was last noted (cluster time in milliseconds), and which it was.
+    pub fn last_sample(&self) -> Option<(u64, u64)> {
+        self.shared.with(|published| published.samples.last())
+    }
+
     /// The newest revision known to have been current at cluster time `stamp_ms` or before: compacting at it keeps all that was
     /// readable since. `None` if nothing is known of that time.
     pub fn revision_before(&self, stamp_ms: u64) -> Option<u64> {

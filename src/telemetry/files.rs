@@ -1,4 +1,4 @@
-//! A log file that is closed and renamed at a size or at the turn of an hour or day (UTC).
+//! A log file that is closed and renamed at a size, at the turn of an hour or day (UTC), or at whichever of the two comes first.
 //!
 //! `metcd.log` is the one being written; closed ones are `metcd-20261121T000000Z.log`, named by the time they were closed, so that
 //! their names sort by age.
@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::config::LogRotation;
+use crate::config::{LogPeriod, LogRotation};
 
 /// One log.
 pub struct RotatingFile {
@@ -54,7 +54,10 @@ impl RotatingFile {
     }
 
     fn is_due(&self, now: SystemTime, next_bytes: u64) -> bool {
-        let full = matches!(self.rotation, LogRotation::Size(max) if self.bytes.saturating_add(next_bytes) > max);
+        let full = self
+            .rotation
+            .max_bytes
+            .is_some_and(|max| self.bytes.saturating_add(next_bytes) > max);
         self.bytes > 0 && (full || period(self.rotation, now) != self.period)
     }
 
@@ -130,10 +133,10 @@ fn open_for_append(path: &Path) -> io::Result<File> {
 /// Number of the hour or day since 1970; the same number for ever if time does not rotate.
 fn period(rotation: LogRotation, now: SystemTime) -> u64 {
     let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    match rotation {
-        LogRotation::Hourly => seconds / 3_600,
-        LogRotation::Daily => seconds / 86_400,
-        LogRotation::Never | LogRotation::Size(_) => 0,
+    match rotation.period {
+        Some(LogPeriod::Hourly) => seconds / 3_600,
+        Some(LogPeriod::Daily) => seconds / 86_400,
+        None => 0,
     }
 }
 
@@ -168,6 +171,20 @@ mod tests {
         RotatingFile::open_with_clock(directory, "metcd", rotation, keep_files, test_clock).expect("open")
     }
 
+    fn at(max_bytes: u64) -> LogRotation {
+        LogRotation {
+            period: None,
+            max_bytes: Some(max_bytes),
+        }
+    }
+
+    fn every(period: LogPeriod) -> LogRotation {
+        LogRotation {
+            period: Some(period),
+            max_bytes: None,
+        }
+    }
+
     fn names(directory: &Path) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(directory)
             .expect("read_dir")
@@ -180,7 +197,7 @@ mod tests {
     #[test]
     fn a_full_file_is_closed_before_the_line_that_would_not_fit() {
         let directory = tempfile::tempdir().expect("tempdir");
-        let mut log = open(directory.path(), LogRotation::Size(10), 14);
+        let mut log = open(directory.path(), at(10), 14);
         for line in ["12345\n", "1234\n", "abc\n"] {
             log.write_all(line.as_bytes()).expect("write");
         }
@@ -190,9 +207,9 @@ mod tests {
 
     #[test]
     fn the_turn_of_an_hour_or_day_closes_the_file() {
-        for (rotation, seconds) in [(LogRotation::Hourly, 3_600), (LogRotation::Daily, 86_400)] {
+        for (period, seconds) in [(LogPeriod::Hourly, 3_600), (LogPeriod::Daily, 86_400)] {
             let directory = tempfile::tempdir().expect("tempdir");
-            let mut log = open(directory.path(), rotation, 14);
+            let mut log = open(directory.path(), every(period), 14);
             log.write_all(b"before\n").expect("write");
             NOW.set(NOW.get() + seconds);
             log.write_all(b"after\n").expect("write");
@@ -202,12 +219,29 @@ mod tests {
     }
 
     #[test]
+    fn of_a_period_and_a_size_whichever_is_reached_first_closes_the_file() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let both = LogRotation {
+            max_bytes: Some(10),
+            ..every(LogPeriod::Daily)
+        };
+        let mut log = open(directory.path(), both, 14);
+        log.write_all(b"12345\n67").expect("write");
+        log.write_all(b"89\n").expect("write");
+        assert_eq!(names(directory.path()).len(), 2, "8 + 3 > 10");
+        NOW.set(NOW.get() + 86_400);
+        log.write_all(b"a\n").expect("write");
+        assert_eq!(names(directory.path()).len(), 3, "another day");
+        assert_eq!(fs::read_to_string(directory.path().join("metcd.log")).expect("read"), "a\n");
+    }
+
+    #[test]
     fn only_the_oldest_of_our_own_files_are_removed() {
         let directory = tempfile::tempdir().expect("tempdir");
         for foreign in ["metcd-notes.log", "access-20200101T000000Z.log", "metcd-20200101T000000Z.txt"] {
             fs::write(directory.path().join(foreign), "keep me").expect("write");
         }
-        let mut log = open(directory.path(), LogRotation::Size(1), 2);
+        let mut log = open(directory.path(), at(1), 2);
         for line in 0..5 {
             NOW.set(NOW.get() + 1);
             log.write_all(format!("{line}\n").as_bytes()).expect("write");
@@ -221,8 +255,12 @@ mod tests {
     #[test]
     fn a_file_of_an_earlier_run_is_appended_to() {
         let directory = tempfile::tempdir().expect("tempdir");
-        open(directory.path(), LogRotation::Never, 1).write_all(b"one\n").expect("write");
-        open(directory.path(), LogRotation::Never, 1).write_all(b"two\n").expect("write");
+        open(directory.path(), LogRotation::default(), 1)
+            .write_all(b"one\n")
+            .expect("write");
+        open(directory.path(), LogRotation::default(), 1)
+            .write_all(b"two\n")
+            .expect("write");
         assert_eq!(fs::read_to_string(directory.path().join("metcd.log")).expect("read"), "one\ntwo\n");
     }
 }

@@ -199,7 +199,7 @@ mod tests {
             level: "info".to_owned(),
             format,
             directory: Some(directory.to_owned()),
-            rotation: LogRotation::Never,
+            rotation: LogRotation::default(),
             keep_files: 1,
             access_log: true,
         }

@@ -58,6 +58,10 @@ fn a_request_is_a_span_with_its_trace_once_the_filter_asks_for_it() {
     get("/before");
     let logged = line(&logs.join("access.log"), |line| line["fields"]["target"] == "/before");
     assert_eq!(logged["fields"]["trace_id"], TRACE, "{logged}");
+    let sent = logged["fields"]["sent"].as_u64().expect("bytes of the answer");
+    assert!(sent > 0 && logged["fields"]["received"] == 0, "{logged}");
+    let client_addr = logged["fields"]["client"].as_str().expect("who asked");
+    assert!(client_addr.starts_with("127.0.0.1:"), "{logged}");
 
     let set = ask(client, "PUT /debug/log HTTP/1.1\r\nContent-Length: 18\r\n\r\nwarn,request=debug");
     assert!(set.starts_with("HTTP/1.1 200"), "{set}");

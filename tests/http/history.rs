@@ -36,6 +36,18 @@ fn history_beyond_the_time_is_forgotten_by_itself() {
 }
 
 #[test]
+fn a_full_store_that_nobody_writes_to_has_room_again_by_itself() {
+    let server = Server::start_with(&["limits.max_store_bytes=100KiB", "history.retain=2s"]);
+    let value = "x".repeat(10_000);
+    // All within a second or little more: the last of it is in no sample of which revision was current when.
+    let refused = (0..20).map(|_| server.put("/k", &value)).find(|answer| answer.status >= 400);
+    refused.expect("a refusal").refused(507, "quota_exceeded");
+    let newest = server.get("/status").json()["revision"].as_u64().unwrap();
+    wait_until(|| compacted(&server) == newest);
+    wait_until(|| server.put("/k", &value).status == 204);
+}
+
+#[test]
 fn a_full_store_takes_deletes_and_compaction_and_then_writes_again() {
     let server = Server::start_with(&["limits.max_store_bytes=100KiB"]);
     let value = "x".repeat(10_000);

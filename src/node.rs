@@ -49,7 +49,7 @@ pub enum ProposeError {
     /// The node is stopping and had not handed it to raft (`503 shutting_down`, `not_applied`).
     #[error("the member is shutting down")]
     ShuttingDown,
-    /// This member differs from a majority and does not serve (`503 quarantined`, `not_applied`).
+    /// This member differs from a majority and does not serve, or no majority agrees (`503 quarantined`, `not_applied`).
     #[error("this member is quarantined: {0}")]
     Quarantined(String),
     /// This member is not in its cluster's configuration yet (`503 not_ready`, `not_applied`).
@@ -125,7 +125,7 @@ pub struct NodeStatus {
     pub ready: bool,
     /// If not ready: why.
     pub not_ready_reason: Option<String>,
-    /// Set while this member refuses to serve because its state differs from a majority's.
+    /// Set while this member refuses to serve because its state differs from a majority's, or takes no writes because no majority agrees.
     pub quarantined: Option<String>,
     /// On the leader: what it knows of the others.
     pub peers: Vec<PeerProgress>,
@@ -269,6 +269,9 @@ impl Node {
             Err(BarrierError::NotReady(reason)) => return Err(ProposeError::NotReady(reason)),
             Err(BarrierError::NoLeader | BarrierError::Timeout) => {}
         }
+        if let Some(reason) = self.shared.reader.disagreement() {
+            return Err(ProposeError::Quarantined(reason));
+        }
         if *self.shared.phase.borrow() != Phase::Running {
             return Err(ProposeError::ShuttingDown);
         }
@@ -348,7 +351,7 @@ impl Node {
             proposals_pending: published.proposals_pending,
             ready: not_ready_reason.is_none(),
             not_ready_reason,
-            quarantined: self.shared.reader.divergence(self.shared.id),
+            quarantined: self.shared.quarantine(),
             peers: published.peers.clone(),
         }
     }

@@ -75,11 +75,19 @@ fn complete(own_id: u64, view: &View, peers: &[PeerProgress], member: &MemberRec
     })
 }
 
-fn best_successor(own_id: u64, view: &View, peers: &[PeerProgress]) -> Option<u64> {
+/// Whom a leader hands over to whose state differs from a majority's: one that is not known to differ as well, if it can be reached.
+pub fn sound_successor(own_id: u64, view: &View, peers: &[PeerProgress], is_sound: impl Fn(u64) -> bool) -> Option<u64> {
     let voters = peers
         .iter()
         .filter(|peer| peer.active && view.voters.contains(&peer.id) && peer.id != own_id);
-    voters.max_by_key(|peer| peer.match_index).map(|peer| peer.id)
+    voters
+        .filter(|peer| is_sound(peer.id))
+        .max_by_key(|peer| peer.match_index)
+        .map(|peer| peer.id)
+}
+
+fn best_successor(own_id: u64, view: &View, peers: &[PeerProgress]) -> Option<u64> {
+    sound_successor(own_id, view, peers, |_| true)
 }
 
 fn advance(own_id: u64, view: &View, peers: &[PeerProgress], learner: &MemberRecord) -> Care {
@@ -154,9 +162,9 @@ mod tests {
     use crate::node::Role;
     use crate::wal::LogStart;
 
-    #[test]
-    fn a_learner_that_holds_nothing_is_not_caught_up_with_a_short_log() {
-        let view = View {
+    /// Of a leader that has learners beside these voters.
+    fn leading(voters: &[u64]) -> View {
+        View {
             role: Role::Leader,
             term: 2,
             leader: Some(1),
@@ -169,11 +177,36 @@ mod tests {
             transferring: false,
             joint: false,
             conf_pending: false,
-            voters: vec![1],
+            voters: voters.to_vec(),
             learners: vec![2],
             leaving: vec![],
             knows_the_departed: true,
+        }
+    }
+
+    #[test]
+    fn a_leader_that_differs_hands_over_to_the_furthest_that_does_not() {
+        let peer = |id, match_index, active| PeerProgress {
+            id,
+            match_index,
+            active,
+            snapshot: false,
         };
+        let peers = [
+            peer(2, 9, true),
+            peer(3, 7, true),
+            peer(4, 8, false),
+            peer(5, 6, true),
+            peer(6, 9, true),
+        ];
+        let view = leading(&[1, 2, 3, 4, 5]);
+        assert_eq!(sound_successor(1, &view, &peers, |id| id != 2), Some(3));
+        assert_eq!(sound_successor(1, &view, &peers, |id| id == 4), None, "it cannot be reached");
+    }
+
+    #[test]
+    fn a_learner_that_holds_nothing_is_not_caught_up_with_a_short_log() {
+        let view = leading(&[1]);
         let peer = |match_index, active, snapshot| PeerProgress {
             id: 2,
             match_index,

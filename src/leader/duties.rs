@@ -1,5 +1,6 @@
 //! What a leader does without being asked: ends leases, promotes learners that caught up, completes replacements and joint
-//! configurations, forgets history. And what every member does: publishes its name and address, reports its state hash.
+//! configurations, forgets history. And what every member does: publishes its name and address, reports its state hash, and raises the alarm
+//! when the members' states differ.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use prost::Message as _;
 use tokio::time::Instant;
 
-use super::care::{Care, Caretaker};
+use super::care::{Care, Caretaker, sound_successor};
 use crate::config::{HistoryConfig, IdempotencyConfig};
 use crate::consensus::View;
 use crate::consensus::proposals::{Gate, Proposal};
@@ -57,6 +58,7 @@ pub async fn run(shared: Arc<Shared>, duties: Duties) {
         changing: None,
         heartbeat: 0,
         published_self: None,
+        quarantine: None,
     };
     loop {
         tokio::select! {
@@ -81,6 +83,8 @@ struct Round {
     heartbeat: usize,
     /// When the own record was last looked at: at once when a leader is known, then at intervals.
     published_self: Option<Instant>,
+    /// What was last said of [`Shared::quarantine`].
+    quarantine: Option<String>,
 }
 
 impl Round {
@@ -92,6 +96,7 @@ impl Round {
         if slow {
             self.looked = Instant::now();
             self.report_hash();
+            self.look_at_own_state(leads, &view);
             release_memory();
         }
         self.publish_self(&view);
@@ -222,6 +227,28 @@ impl Round {
         };
         if update.name.is_some() || update.client_url.is_some() || update.incarnation.is_some() || update.feature_level.is_some() {
             self.propose(Body::MemberUpdate(update));
+        }
+    }
+
+    /// Says it when the members' states begin to differ. A leader that is the one in the wrong hands over: leases end by its table, and it
+    /// would send its state to others as a snapshot.
+    fn look_at_own_state(&mut self, leads: bool, view: &View) {
+        let quarantine = self.shared.quarantine();
+        if quarantine != self.quarantine {
+            match &quarantine {
+                Some(reason) => {
+                    tracing::error!(%reason, "quarantined: keep the data directory for the search of the cause, and replace the member")
+                }
+                None => tracing::info!("the members' states do not differ any more"),
+            }
+            self.quarantine = quarantine;
+        }
+        let differs = |id| self.shared.reader.divergence(id).is_some();
+        if !leads || view.transferring || !differs(self.shared.id) {
+            return;
+        }
+        if let Some(to) = sound_successor(self.shared.id, view, &self.shared.peers(), |id| !differs(id)) {
+            self.shared.send(Event::Transfer(to));
         }
     }
 

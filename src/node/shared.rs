@@ -391,6 +391,11 @@ impl Shared {
         }
     }
 
+    /// Why this member does not serve, or why nobody takes writes: the members' states differ.
+    pub(crate) fn quarantine(&self) -> Option<String> {
+        self.reader.divergence(self.id).or_else(|| self.reader.disagreement())
+    }
+
     /// Why nothing may be answered from this member's state now, or that it may.
     pub(super) fn serving(&self) -> Result<(), BarrierError> {
         match &*self.phase.borrow() {

@@ -125,9 +125,18 @@ impl Reports {
         }
     }
 
+    /// Where not all reports are the same. Every request asks, and nearly always there is nothing.
+    fn differing(&self) -> impl Iterator<Item = (&u64, &BTreeMap<u64, Vec<u8>>)> {
+        self.by_index.iter().filter(|(_, reports)| {
+            let mut hashes = reports.values();
+            let first = hashes.next();
+            hashes.any(|hash| Some(hash) != first)
+        })
+    }
+
     /// Why `own_id` must not serve: its state differs from an agreeing majority of the voters.
     pub(super) fn divergence(&self, own_id: u64, voters: &[u64]) -> Option<String> {
-        self.by_index.iter().find_map(|(index, reports)| {
+        self.differing().find_map(|(index, reports)| {
             let own = reports.get(&own_id)?;
             let (hash, agreeing) = most_frequent(reports, voters)?;
             (agreeing > voters.len() / 2 && hash != own).then(|| {
@@ -141,7 +150,7 @@ impl Reports {
 
     /// Why no member may take writes: the voters' states differ, and no majority can agree any more.
     pub(super) fn disagreement(&self, voters: &[u64]) -> Option<String> {
-        self.by_index.iter().find_map(|(index, reports)| {
+        self.differing().find_map(|(index, reports)| {
             let (_, agreeing) = most_frequent(reports, voters)?;
             let missing = voters.iter().filter(|id| !reports.contains_key(id)).count();
             (agreeing + missing <= voters.len() / 2)

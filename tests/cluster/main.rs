@@ -14,6 +14,7 @@ mod small_disk;
 mod anywhere;
 mod chaos;
 mod failover;
+mod hashes;
 mod membership;
 mod mixed;
 mod quarantine;

@@ -231,6 +231,43 @@ async fn a_replacement_goes_by_one_joint_change() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_the_leader_was_replaced_its_successor_may_die_too_and_nothing_acknowledged_is_lost() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let (asked, dies) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    let peer_url = cluster.joiner(Some(7)).peer_url.clone();
+    let writers = Writers::start(&[cluster.url(asked)], 16, "w");
+    writers.progress(100).await;
+    cluster.node(7).start();
+    let body = json!({ "remove": leader, "add": { "id": 7, "peer_url": peer_url } });
+    let (status, answer) = cluster.call(Method::POST, asked, "/members/replace?timeout=25s", Some(body)).await;
+    assert_eq!(status, 200, "{answer}");
+    let mut voters = [asked, dies, 7];
+    voters.sort_unstable();
+    voters_are(&cluster, asked, &voters).await;
+    // What was written before is now on a majority only with the new member, or with the one that is killed while it leads.
+    eventually("the other founder to lead", SOON, async || {
+        let _ = cluster.call(Method::POST, asked, "/leader", Some(json!({ "id": dies }))).await;
+        (cluster.status(asked).await["leader"] == dies).then_some(())
+    })
+    .await;
+    writers.progress(100).await;
+    cluster.node(dies).kill();
+    writers.progress(100).await;
+    let record = writers.stop().await;
+    assert!(record.unknown.is_empty(), "{:?}", record.unknown.first());
+    assert!(record.refused.is_empty(), "{:?}", record.refused.first());
+    assert_eq!(cluster.node(leader).ended(SOON).await.code(), Some(1));
+    for id in [asked, 7] {
+        check(&cluster, id, "w", &record).await;
+    }
+    cluster.node(dies).start();
+    cluster.ready(dies).await;
+    check(&cluster, dies, "w", &record).await;
+    cluster.same_content(&voters).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rule_21_of_changes_at_once_each_takes_effect_or_is_refused() {
     let cluster = Cluster::start(Setup::of(3)).await;
     for round in 0..3 {

@@ -45,7 +45,9 @@ async fn the_hash_of_a_revision_is_the_same_on_every_member_and_engine_under_loa
         }
         // Every kind of change, not only new keys: a rewrite, a lease's key, a deletion of many.
         assert!(cluster.put(stays, "leased?ttl=10m", "v").await.unwrap().is_success());
-        let deleted = cluster.call(Method::DELETE, stays, &format!("/v1/kv?prefix=w{restarted}-1"), None).await;
+        let deleted = cluster
+            .call(Method::DELETE, stays, &format!("/v1/kv?prefix=w{restarted}-1"), None)
+            .await;
         assert_eq!(deleted.0, 200, "{}", deleted.1);
         cluster.node(restarted).kill();
         writers.progress(100).await;
@@ -64,7 +66,11 @@ async fn the_hash_of_a_revision_is_the_same_on_every_member_and_engine_under_loa
     told.dedup_by(|one, other| one.1 == other.1);
     assert!(told.len() > 9, "the content changed between the looks: {told:?}");
     eventually("one hash of now", SOON, async || {
-        let now = [hash(&cluster, 1, None).await, hash(&cluster, 2, None).await, hash(&cluster, 3, None).await];
+        let now = [
+            hash(&cluster, 1, None).await,
+            hash(&cluster, 2, None).await,
+            hash(&cluster, 3, None).await,
+        ];
         now.windows(2).all(|pair| pair[0] == pair[1]).then_some(())
     })
     .await;

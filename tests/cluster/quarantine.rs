@@ -101,6 +101,8 @@ async fn about_to_compare() -> Cluster {
         cluster.ready(id).await;
     }
     voters_are(&cluster, 1, &[1, 2, 3]).await;
+    let applied = cluster.status(1).await["applied_index"].as_u64().unwrap();
+    assert!(applied + ROOM / 4 < HASH_REPORT_INTERVAL, "the log is at {applied} already");
     cluster
 }
 
@@ -130,6 +132,8 @@ async fn quarantined(cluster: &Cluster, id: u64) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_whose_state_differs_from_the_majoritys_hands_over_and_stops_serving_while_the_others_go_on() {
     let mut cluster = about_to_compare().await;
+    let (status, lease) = cluster.call(Method::POST, 3, "/v1/leases", Some(json!({ "ttl": 600 }))).await;
+    assert_eq!(status, 201, "{lease}");
     tamper(&mut cluster, 2, |store| losing(store, "victim")).await;
     cluster.ready(2).await;
     // Every member takes this one for its own truth; only 2 makes a new key of it.
@@ -144,10 +148,12 @@ async fn a_leader_whose_state_differs_from_the_majoritys_hands_over_and_stops_se
     let watch = cluster
         .http
         .get(format!("{}/v1/watch?prefix=never", cluster.url(2)))
+        .timeout(Duration::from_secs(600))
         .send()
         .await
         .unwrap();
     assert_eq!(watch.status(), 200);
+    let watch = tokio::spawn(watch.text());
 
     let writers = Writers::start_slow(&cluster.urls(), 6, "w", Duration::from_millis(20));
     writers.progress(20).await;
@@ -174,8 +180,6 @@ async fn a_leader_whose_state_differs_from_the_majoritys_hands_over_and_stops_se
     assert_eq!(refusal(http.post(format!("{url}/v1/txn")).json(&txn)).await, refused("not_applied"));
     assert_eq!(http.get(format!("{url}/health")).send().await.unwrap().status(), 503);
     assert_eq!(http.get(format!("{url}/livez")).send().await.unwrap().status(), 200);
-    let stream = watch.text().await.unwrap();
-    assert!(stream.contains("event: error") && stream.contains("\"quarantined\""), "{stream}");
     let flags = [
         metric(&cluster, 1, "metcd_quarantined").await,
         metric(&cluster, 2, "metcd_quarantined").await,
@@ -191,7 +195,9 @@ async fn a_leader_whose_state_differs_from_the_majoritys_hands_over_and_stops_se
     })
     .await;
 
-    // The others go on, under a leader that is one of them.
+    // The others go on, under a leader that is one of them; what only a leader answers waits for it.
+    let keep = format!("/v1/leases/{}/keepalive?timeout=25s", lease["id"].as_str().unwrap());
+    assert_eq!(cluster.call(Method::POST, 3, &keep, None).await.0, 200);
     eventually("member 2 to hand over", SOON, async || {
         (cluster.status(1).await["leader"].as_u64()? != 2).then_some(())
     })
@@ -207,6 +213,10 @@ async fn a_leader_whose_state_differs_from_the_majoritys_hands_over_and_stops_se
         cluster.ready(id).await;
     }
     cluster.same_content(&[1, 3]).await;
+
+    // A watch that was open has ended, too.
+    let stream = tokio::time::timeout(SOON, watch).await.expect("it ends").unwrap().unwrap();
+    assert!(stream.contains("event: error") && stream.contains("\"quarantined\""), "{stream}");
 
     // A restart is no way out. Being replaced is.
     cluster.node(2).kill();

@@ -198,7 +198,7 @@ type Mutation = (Method, &'static str, &'static str, &'static str);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rule_14_every_kind_of_mutation_gets_its_first_answer_again_after_all_members_were_killed() {
-    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let mut cluster = Cluster::start(Setup::of(3).set("raft.snapshot_entries=5").set("raft.keep_entries=1")).await;
     for key in ["old", "gone", "range/1", "range/2"] {
         assert!(cluster.put(1, key, "v").await.unwrap().is_success());
     }

@@ -26,7 +26,7 @@ async fn agreed(cluster: &Cluster, from: u64) -> (u64, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_hash_of_a_revision_is_the_same_on_every_member_and_engine_under_load_and_after_restarts() {
-    let mut cluster = Cluster::prepare(Setup::of(3)).await;
+    let mut cluster = Cluster::prepare(Setup::of(3).set("raft.snapshot_entries=50").set("raft.keep_entries=10")).await;
     let third = if cfg!(feature = "rocksdb") { "rocksdb" } else { "memory" };
     for (id, store) in [(1, "memory"), (2, "sled"), (3, third)] {
         let node = cluster.node(id);

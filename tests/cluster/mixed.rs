@@ -199,7 +199,7 @@ async fn begin(cluster: &Cluster, ids: &[u64], increments: &Arc<AtomicU64>) -> C
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_of_the_leader_fails_no_transaction_lease_list_or_keepalive_and_each_happens_once() {
-    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let mut cluster = Cluster::start(Setup::of(3).set("raft.snapshot_entries=50").set("raft.keep_entries=10")).await;
     assert!(cluster.put(1, "counter", "0").await.unwrap().is_success());
     for n in 0..ACCOUNTS {
         let account = format!("account/{n}");

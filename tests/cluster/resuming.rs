@@ -141,7 +141,8 @@ impl Watching {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rule_29_watches_whose_members_are_killed_in_mid_stream_resume_on_others_without_gap_or_duplicate() {
-    let mut cluster = Cluster::start(Setup::of(3)).await;
+    // A memory store comes back from a snapshot, its member's own or the leader's, and with it the history that it serves.
+    let mut cluster = Cluster::start(Setup::of(3).set("raft.snapshot_entries=50").set("raft.keep_entries=10")).await;
     // Those of the member that is killed do not know what became of a write; the others' all succeed.
     let writers = Writers::start(&cluster.urls(), 12, "w");
     let mut watched = cluster.leader().await;

@@ -61,7 +61,7 @@ pub(super) async fn list(call: &mut Call<'_>) -> Reply {
     call.settle(consistency, deadline).await?;
     let reader = call.app.node.reader().clone();
     if form == Form::Ndjson {
-        return stream_range(call.app, reader, query, limit).await;
+        return stream_range(call.app, reader, query, limit, counted).await;
     }
     query.limit = usize::try_from(limit.unwrap_or(DEFAULT_LIMIT)).unwrap_or(usize::MAX);
     let links = Links {
@@ -162,6 +162,8 @@ struct Lines {
     query: RangeQuery,
     /// Key-values still wanted; `None` for all.
     remaining: Option<u64>,
+    /// Keys of the whole range, if there is a limit: the token of what a limit cut off carries it.
+    counted: Option<u64>,
     sent: u64,
     deadline: Instant,
     ended: bool,
@@ -169,19 +171,20 @@ struct Lines {
     _pinned: oneshot::Sender<()>,
 }
 
-async fn stream_range(app: &Arc<App>, reader: StateReader, mut query: RangeQuery, limit: Option<u64>) -> Reply {
+async fn stream_range(app: &Arc<App>, reader: StateReader, mut query: RangeQuery, limit: Option<u64>, counted: Option<u64>) -> Reply {
     let pin = reader.pin(query.revision)?;
     let revision = pin.revision;
     let deadline = Instant::now() + app.config.limits.max_stream;
     query.revision = Some(revision);
     query.max_bytes = CHUNK_BYTES;
-    query.with_count = query.count_only;
+    query.with_count = query.count_only || (limit.is_some() && counted.is_none());
     let _pinned = hold(pin, deadline);
     let lines = Lines {
         app: app.clone(),
         reader,
         query,
         remaining: limit,
+        counted,
         sent: 0,
         deadline,
         ended: false,
@@ -251,14 +254,24 @@ impl Lines {
         if let Some(left) = &mut self.remaining {
             *left = left.saturating_sub(page.kvs.len() as u64);
         }
+        if self.query.with_count {
+            self.counted = Some(page.count);
+        }
         match page.kvs.last().filter(|_| page.more && self.remaining != Some(0)) {
-            Some(last) => self.query.after = Some(last.key.to_vec()),
+            Some(last) => {
+                self.query.after = Some(last.key.to_vec());
+                self.query.with_count = self.query.count_only;
+            }
             None => {
                 self.ended = true;
                 let count = if self.query.count_only { page.count } else { self.sent };
                 json::write_number(&mut out, "{\"end\":true,\"count\":", count);
-                // A `limit` cut it short.
-                out.extend_from_slice(if page.more { b",\"more\":true}\n" } else { b"}\n" });
+                // A `limit` cut it short: it goes on with `after`, in either form.
+                if let Some(token) = next_token(&self.query, page, self.counted.unwrap_or(count)) {
+                    out.extend_from_slice(b",\"more\":true,\"next\":");
+                    json::write_text(&mut out, &token);
+                }
+                out.extend_from_slice(b"}\n");
             }
         }
         out.into()

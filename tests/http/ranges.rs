@@ -100,6 +100,32 @@ fn a_stream_holds_the_whole_range_and_says_when_it_is_complete() {
 }
 
 #[test]
+fn a_stream_that_a_limit_cuts_short_says_how_to_go_on_in_either_form() {
+    let server = filled(5);
+    let end_of = |target: &str| -> Value {
+        let streamed = server.send("GET", target, &[NDJSON], b"");
+        serde_json::from_str(streamed.text().lines().last().expect("an end line")).unwrap()
+    };
+    let first = end_of("/v1/kv?prefix=p/&limit=2");
+    assert_eq!((&first["count"], &first["more"]), (&json!(2), &json!(true)));
+    let next = first["next"].as_str().expect("a token");
+    assert_eq!(server.delete("/v1/kv?prefix=p/").json()["deleted"], 5);
+    let page = server.get(&format!("/v1/kv?prefix=p/&limit=2&after={next}")).json();
+    assert_eq!(
+        (&page["revision"], &page["count"], &page["more"]),
+        (&json!(6), &json!(5), &json!(true))
+    );
+    assert_eq!(page["kvs"][0]["value"], "v2");
+    let second = end_of(&format!("/v1/kv?prefix=p/&limit=2&after={next}"));
+    assert_eq!(second["next"], page["next"], "the same page, the same token");
+    let last = end_of(&format!(
+        "/v1/kv?prefix=p/&limit=2&after={}",
+        second["next"].as_str().expect("a token")
+    ));
+    assert_eq!(last, json!({"end": true, "count": 1}));
+}
+
+#[test]
 fn a_large_stream_is_whole_and_of_one_revision() {
     let server = Server::start();
     let value = "x".repeat(1000);

@@ -79,6 +79,18 @@ fn wrong_usage_is_exit_code_2() {
     assert!(fails_with(2, &["gte", "a"]).contains("did you mean 'get'?"));
     assert!(fails_with(2, &["bench", "pt"]).contains("did you mean 'put'?"));
     assert!(!fails_with(2, &["zzzzz"]).contains("mean"));
+    for (typed, meant) in [
+        (&["set", "a", "b"][..], "did you mean 'put'?"),
+        (&["rm", "a"], "did you mean 'del'?"),
+        (&["members"], "did you mean 'member list'?"),
+        (&["restore", "x"], "did you mean 'snapshot restore'?"),
+        (&["lock", "backup", "./backup.sh"], "(a command to run stands after --)"),
+        (&["leader"], "no command given (show, transfer"),
+        (&["get", "a", "-x"], "found (to pass '-x' as a value, use '-- -x')"),
+    ] {
+        let line = fails_with(2, typed);
+        assert!(line.contains(meant), "{line}");
+    }
     assert!(fails_with(2, &["serve", "--data_dir", "x"]).contains("'--data-dir'"));
     assert!(fails_with(2, &["serve", "--id", "zero"]).contains("--id: "));
     assert!(fails_with(2, &["serve", "--member", "http://a:1"]).contains("write it like 2=http://10.0.0.2:3380"));

@@ -114,6 +114,9 @@ pub enum CliError {
     /// What went wrong was said when it did; the exit code.
     #[error("failed")]
     Reported(u8),
+    /// A signal of this number ended it: the exit code that a shell would tell of a process that it kills.
+    #[error("interrupted")]
+    Interrupted(u8),
     /// Nobody reads stdout any more (`metcd watch … | head`): no error, and nothing more to do.
     #[error("stdout was closed")]
     ReaderGone,
@@ -126,13 +129,14 @@ impl CliError {
             Self::Usage(_) => 2,
             Self::NotMet(_) => 3,
             Self::Command { code, .. } | Self::Reported(code) => *code,
+            Self::Interrupted(signal) => signal.saturating_add(128),
             Self::ReaderGone => 0,
         }
     }
 
     /// One line on stderr, unless there is nothing to say.
     fn say(&self) {
-        if !matches!(self, Self::Reported(_) | Self::ReaderGone) {
+        if !matches!(self, Self::Reported(_) | Self::Interrupted(_) | Self::ReaderGone) {
             // Nobody is left to tell if stderr is gone.
             let _ = writeln!(io::stderr(), "metcd: {}", one_line(&self.to_string()));
         }
@@ -202,7 +206,15 @@ fn usage(error: &clap::Error, command: &clap::Command, args: &[OsString]) -> Res
         return print(&error.to_string());
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return Err(CliError::Usage("no command given: see --help".to_owned()));
+        let level = level(command, args, "");
+        let names = level.get_subcommands().map(clap::Command::get_name);
+        let names: Vec<&str> = names.filter(|name| *name != "help").collect();
+        // The program's own are too many for a line.
+        let choice = match level.get_name() == command.get_name() {
+            true => String::new(),
+            false => format!(" ({})", names.join(", ")),
+        };
+        return Err(CliError::Usage(format!("no command given{choice}: see --help")));
     }
     let text = error.to_string();
     let message = text
@@ -212,30 +224,72 @@ fn usage(error: &clap::Error, command: &clap::Command, args: &[OsString]) -> Res
         .split("\n\nFor more")
         .next()
         .unwrap_or_default();
-    let hint = match meant(error, command, args) {
-        Some(name) if !message.contains("tip:") => format!(" (did you mean '{name}'?)"),
-        Some(_) | None => String::new(),
+    let message = message.trim_start_matches("error: ");
+    let (what, tips) = match message.split_once("tip: ") {
+        Some((what, tips)) => (what, Some(tips.split("tip: ").map(one_line).collect::<Vec<_>>().join("; "))),
+        None => (message, None),
     };
-    Err(CliError::Usage(format!(
-        "{}{hint}: see --help",
-        message.trim_start_matches("error: ")
-    )))
+    let advice = by_habit(error, command, args)
+        .or_else(|| before_the_dashes(error, command, args))
+        .or(tips)
+        .or_else(|| meant(error, command, args));
+    let advice = advice.map(|advice| format!(" ({advice})")).unwrap_or_default();
+    Err(CliError::Usage(format!("{}{advice}: see --help", one_line(what))))
+}
+
+/// What other programs call a command, and what it is called here.
+const HABITS: [(&str, &str); 10] = [
+    ("set", "put"),
+    ("delete", "del"),
+    ("remove", "del"),
+    ("rm", "del"),
+    ("list", "ls"),
+    ("keys", "ls"),
+    ("members", "member list"),
+    ("start", "serve"),
+    ("backup", "snapshot save"),
+    ("restore", "snapshot restore"),
+];
+
+/// A command that was typed by the name it has elsewhere, which no likeness of letters would find.
+fn by_habit(error: &clap::Error, command: &clap::Command, args: &[OsString]) -> Option<String> {
+    let typed = text(error, ContextKind::InvalidSubcommand)?;
+    let (_, name) = HABITS.iter().find(|(habit, _)| *habit == typed)?;
+    let first = name.split(' ').next()?;
+    let is_here = level(command, args, typed).find_subcommand(first).is_some();
+    is_here.then(|| format!("did you mean '{name}'?"))
+}
+
+/// A word too many where a command to run may stand, as in `metcd lock backup ./backup.sh`.
+fn before_the_dashes(error: &clap::Error, command: &clap::Command, args: &[OsString]) -> Option<String> {
+    let typed = text(error, ContextKind::InvalidArg).filter(|typed| !typed.starts_with('-'))?;
+    let takes_a_command = level(command, args, typed).get_positionals().any(clap::Arg::is_last_set);
+    takes_a_command.then(|| "a command to run stands after --".to_owned())
 }
 
 /// The subcommand that is two slips of the fingers or less from the one that was typed. clap's own guess does not see letters that have
 /// changed their places.
-fn meant<'a>(error: &clap::Error, command: &'a clap::Command, args: &[OsString]) -> Option<&'a str> {
-    let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidSubcommand) else {
-        return None;
-    };
-    let before = args.iter().filter_map(|arg| arg.to_str()).take_while(|arg| arg != typed);
-    let level = before.fold(command, |level, arg| level.find_subcommand(arg).unwrap_or(level));
-    let names = level.get_subcommands().map(clap::Command::get_name);
+fn meant(error: &clap::Error, command: &clap::Command, args: &[OsString]) -> Option<String> {
+    let typed = text(error, ContextKind::InvalidSubcommand)?;
+    let names = level(command, args, typed).get_subcommands().map(clap::Command::get_name);
     names
         .map(|name| (strsim::damerau_levenshtein(name, typed), name))
         .filter(|(slips, _)| *slips <= 2 && *slips < typed.len())
         .min()
-        .map(|(_, name)| name)
+        .map(|(_, name)| format!("did you mean '{name}'?"))
+}
+
+fn text(error: &clap::Error, kind: ContextKind) -> Option<&str> {
+    let Some(ContextValue::String(text)) = error.get(kind) else {
+        return None;
+    };
+    Some(text)
+}
+
+/// The command within `command` that the words before `typed` name.
+fn level<'a>(command: &'a clap::Command, args: &[OsString], typed: &str) -> &'a clap::Command {
+    let before = args.iter().filter_map(|arg| arg.to_str()).take_while(|arg| *arg != typed);
+    before.fold(command, |level, arg| level.find_subcommand(arg).unwrap_or(level))
 }
 
 fn look_into_wal(command: &WalCommand) -> Result<(), CliError> {

@@ -66,6 +66,32 @@ fn a_watch_runs_a_command_for_each_change() {
     assert!(done.stderr.contains("the command failed for 1 of 2 changes"), "{}", done.stderr);
 }
 
+/// A command that the watch has started does not outlive it, though no Ctrl-C reaches its process group.
+#[test]
+fn a_watch_that_is_interrupted_stops_its_command() {
+    let server = Server::start();
+    let dir = tempfile::tempdir().unwrap();
+    server.ok(&["put", "a", "1"]);
+    for (signal, number) in [("-INT", 2), ("-TERM", 15)] {
+        let script = format!(
+            "cd {} && rm -f began stopped && trap 'touch stopped; exit' TERM && touch began && while :; do sleep 0.05; done",
+            dir.path().display()
+        );
+        let mut watch = server.command();
+        watch
+            .args(["watch", "a", "--from-revision", "2", "--", "sh", "-c", &script])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null());
+        let mut watch = Running(watch.spawn().unwrap());
+        until("the command runs", || dir.path().join("began").exists());
+        let pid = watch.0.id().to_string();
+        assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        assert_eq!(watch.0.wait().unwrap().code(), Some(128 + number), "as a shell tells it");
+        assert!(dir.path().join("stopped").exists(), "it was told politely");
+        std::fs::remove_file(dir.path().join("began")).unwrap();
+    }
+}
+
 #[test]
 fn a_watch_goes_on_after_the_server_was_away_and_ends_at_compacted_history() {
     let dir = tempfile::tempdir().unwrap();

@@ -30,6 +30,50 @@ fn a_failed_line_does_not_stop_a_script_and_is_its_exit_code() {
     assert_eq!(server.ok(&["get", "a"]), "1");
 }
 
+#[test]
+fn a_line_says_how_it_is_printed_and_mistakes_are_told_for_the_shell() {
+    let server = Server::start();
+    server.ok(&["put", "a", "1"]);
+    let ok = server.metcd_with(&["shell"], b"get a -o json\nget a\nget a --timeout 3s --serializable\nset --help\n");
+    assert_eq!((ok.code, ok.stderr.as_str()), (0, ""));
+    let text = ok.text();
+    assert!(text.starts_with("{\"key\":\"a\",\"value\":\"1\""), "{text}");
+    assert!(text.contains("}\n1\n1\n"), "for that line only: {text}");
+    assert!(text.contains("  set greeting hello\n") && !text.contains("metcd put"), "{text}");
+    for (line, told) in [("get a --endpoints http://x:1", "start it with --endpoints"), ("rm a", "'del'")] {
+        let done = server.metcd_with(&["shell"], line.as_bytes());
+        assert!(done.code == 2 && done.stderr.contains(told), "{}", done.stderr);
+    }
+}
+
+/// At a terminal Ctrl-C ends a line; the signal of a script is for all of it.
+#[test]
+fn a_script_that_is_interrupted_ends_as_a_whole_also_while_it_waits_for_a_line() {
+    let server = Server::start();
+    server.ok(&["put", "a", "1"]);
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().display();
+    for line in [
+        format!(
+            "watch a --from-revision 2 -- sh -c 'trap \"touch {name}/stopped; exit\" TERM; touch {name}/began; while :; do sleep 0.05; done'\nset never 1\n"
+        ),
+        format!("watch a --from-revision 2 --count 1 -- touch {name}/began\n"),
+    ] {
+        let mut shell = server.command();
+        shell.arg("shell").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut shell = Running(shell.spawn().unwrap());
+        let mut keyboard = shell.0.stdin.take().unwrap();
+        keyboard.write_all(line.as_bytes()).unwrap();
+        until("the line is carried out", || dir.path().join("began").exists());
+        let pid = shell.0.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert_eq!(shell.0.wait().unwrap().code(), Some(143));
+        std::fs::remove_file(dir.path().join("began")).unwrap();
+    }
+    assert!(dir.path().join("stopped").exists());
+    server.fails(3, &["get", "never"]);
+}
+
 /// A shell behind a pseudo-terminal.
 struct Terminal {
     _process: Running,
@@ -38,10 +82,10 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn open(server: &Server, state: &std::path::Path) -> Option<Terminal> {
+    fn open(server: &Server, args: &str, state: &std::path::Path) -> Option<Terminal> {
         // util-linux's `script` gives a command a terminal.
         let mut command = Command::new("script");
-        command.args(["-qfec", concat!(env!("CARGO_BIN_EXE_metcd"), " shell"), "/dev/null"]);
+        command.args(["-qfec", &format!("{} {args}", env!("CARGO_BIN_EXE_metcd")), "/dev/null"]);
         command
             .env("METCD_ENDPOINTS", &server.url)
             .env("XDG_STATE_HOME", state)
@@ -84,8 +128,9 @@ impl Terminal {
 fn at_a_terminal_there_is_a_prompt_completion_and_history() {
     let server = Server::start();
     server.ok(&["put", "some/long-key", "the-value"]);
+    server.ok(&["put", "with some blanks", "another"]);
     let state = tempfile::tempdir().unwrap();
-    let Some(mut terminal) = Terminal::open(&server, state.path()) else {
+    let Some(mut terminal) = Terminal::open(&server, "shell", state.path()) else {
         // Written past the harness, which shows nothing of a test that passes.
         let _ = writeln!(
             std::io::stderr(),
@@ -97,6 +142,20 @@ fn at_a_terminal_there_is_a_prompt_completion_and_history() {
     terminal.types("get some/l\t");
     terminal.shows("some/long-key");
     terminal.types("\r");
+    terminal.shows("the-value");
+    terminal.shows("metcd> ");
+    terminal.types("get wi\t");
+    terminal.shows("\"with some blanks\"");
+    terminal.types("\r");
+    terminal.shows("another");
+    terminal.shows("metcd> ");
+    // An open quote is gone on with.
+    terminal.types("get 'with s\t");
+    terminal.shows("\"with some blanks\"");
+    terminal.types("\r");
+    terminal.shows("another");
+    terminal.shows("metcd> ");
+    terminal.types("get some/long-key\r");
     terminal.shows("the-value");
     terminal.shows("metcd> ");
     terminal.types("sta\t");
@@ -115,4 +174,16 @@ fn at_a_terminal_there_is_a_prompt_completion_and_history() {
     until("the history is saved", || {
         std::fs::read_to_string(&history).is_ok_and(|text| text.contains("get some/long-key"))
     });
+}
+
+#[test]
+fn a_list_that_a_limit_cut_short_says_so_at_a_terminal_only() {
+    let server = Server::start();
+    server.ok(&["put", "a", "1"]);
+    server.ok(&["put", "b", "1"]);
+    assert_eq!(server.ok(&["ls", "--limit", "1"]), "a\n", "and nothing on stderr");
+    let state = tempfile::tempdir().unwrap();
+    if let Some(terminal) = Terminal::open(&server, "ls --limit 1", state.path()) {
+        terminal.shows("1 of 2 keys");
+    }
 }

@@ -144,11 +144,19 @@ pub(super) async fn put(session: &Session, args: &PutArgs) -> Result<(), CliErro
             None => Ok(()),
         },
         Format::Plain => print(&format!("revision {}\n", put.revision)),
-        Format::Table => {
-            let mut table = Table::new(&["REVISION", "CREATED"]);
-            table.row([put.revision.to_string(), put.created.to_string()]);
-            table.print()
+        Format::Table if args.prev => {
+            let was = |text: fn(&KeyValue) -> String| put.prev.as_ref().map_or_else(|| "-".to_owned(), text);
+            output::row(
+                ["REVISION", "CREATED", "REVISION BEFORE", "VALUE BEFORE"],
+                [
+                    put.revision.to_string(),
+                    put.created.to_string(),
+                    was(|kv| kv.mod_revision.to_string()),
+                    was(|kv| shortened(&kv.value)),
+                ],
+            )
         }
+        Format::Table => output::row(["REVISION", "CREATED"], [put.revision.to_string(), put.created.to_string()]),
     }
 }
 
@@ -231,11 +239,23 @@ pub(super) async fn ls(session: &Session, args: &LsArgs) -> Result<(), CliError>
             all.extend(page.kvs);
         }
         if left == 0 || page.next.is_none() {
-            return finish(session, args, page.revision, page.count, &all);
+            finish(session, args, page.revision, page.count, &all)?;
+            if let Some(hint) = not_all(args.limit, page.count) {
+                output::hint(&hint);
+            }
+            return Ok(());
         }
         options.limit = Some(left.min(PAGE));
         options.after = page.next;
     }
+}
+
+/// What to say if the limit has left something out.
+fn not_all(limit: Option<u64>, count: u64) -> Option<String> {
+    let limit = limit.filter(|limit| *limit < count)?;
+    Some(format!(
+        "{limit} of {count} keys: the others come with a larger --limit, or without one"
+    ))
 }
 
 fn count(session: &Session, revision: u64, count: u64) -> Result<(), CliError> {
@@ -270,7 +290,7 @@ fn finish(session: &Session, args: &LsArgs, revision: u64, count: u64, all: &[Ke
             if !args.values {
                 // Without values asked for, none is shown; an empty one would be a lie.
                 for kv in kvs.as_array_mut().into_iter().flatten() {
-                    kv.as_object_mut().map(|kv| kv.remove("value"));
+                    kv.as_object_mut().map(|kv| kv.shift_remove("value"));
                 }
             }
             output::json(&json!({"revision": revision, "count": count, "kvs": kvs}))
@@ -281,21 +301,44 @@ fn finish(session: &Session, args: &LsArgs, revision: u64, count: u64, all: &[Ke
 /// Longest part of a value that is shown in a table.
 const SHOWN: usize = 60;
 
+/// A value in the cell of a table.
+pub(super) fn shortened(value: &[u8]) -> String {
+    let shown = visible(value, false);
+    match shown.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", shown.get(..end).unwrap_or_default()),
+        None => shown,
+    }
+}
+
 pub(super) fn table(kvs: &[KeyValue]) -> Result<(), CliError> {
     let mut table = Table::new(&["KEY", "REVISION", "VERSION", "LEASE", "SIZE", "VALUE"]);
     for kv in kvs {
-        let mut shown: String = visible(&kv.value, false).chars().take(SHOWN + 1).collect();
-        if shown.chars().count() > SHOWN {
-            shown = shown.chars().take(SHOWN).chain(['…']).collect();
-        }
         table.row([
             visible(&kv.key, false),
             kv.mod_revision.to_string(),
             kv.version.to_string(),
             kv.lease.map_or_else(|| "-".to_owned(), |lease| lease.to_string()),
             size(kv.value.len() as u64),
-            shown,
+            shortened(&kv.value),
         ]);
     }
     table.print()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_leaves_keys_out_is_told() {
+        assert_eq!(not_all(None, 5), None);
+        assert_eq!(not_all(Some(5), 5), None);
+        assert!(not_all(Some(2), 5).is_some_and(|hint| hint.starts_with("2 of 5 keys")));
+    }
+
+    #[test]
+    fn a_long_value_is_cut_between_characters() {
+        assert_eq!(shortened("ä".repeat(60).as_bytes()), "ä".repeat(60));
+        assert_eq!(shortened("ä".repeat(61).as_bytes()), format!("{}…", "ä".repeat(60)));
+    }
 }

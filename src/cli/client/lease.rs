@@ -79,7 +79,7 @@ fn list(session: &Session, leases: &[LeaseDetail]) -> Result<(), CliError> {
         Format::Json => {
             let mut listed = serde_json::json!({"leases": leases});
             for lease in listed["leases"].as_array_mut().into_iter().flatten() {
-                lease.as_object_mut().and_then(|lease| lease.remove("keys"));
+                lease.as_object_mut().and_then(|lease| lease.shift_remove("keys"));
             }
             output::json(&listed)
         }

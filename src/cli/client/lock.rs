@@ -8,14 +8,13 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::args::{bytes, duration, key};
 use super::lease::renewal;
 use super::output::{self, Format};
-use super::process::{Command, Ended};
+use super::process::{Command, Ended, interrupted};
 use super::{Session, print};
 use crate::cli::CliError;
 use crate::client::watch::{EventKind, Message, WatchOptions};
@@ -125,7 +124,7 @@ async fn hold(
     let claim = tokio::select! {
         claim = within(args.wait, acquired) => claim?,
         why = &mut *lost => return Err(lease_lost(why)),
-        () = interrupted() => return Err(CliError::Failed("interrupted while waiting".to_owned())),
+        _ = interrupted() => return Err(CliError::Failed("interrupted while waiting".to_owned())),
     };
     let taken_away = taken_away(&session.client, &claim);
     if args.command.is_empty() {
@@ -133,7 +132,7 @@ async fn hold(
         return tokio::select! {
             why = lost => Err(lease_lost(why)),
             () = taken_away => Err(deleted(&claim)),
-            () = interrupted() => Ok(()),
+            _ = interrupted() => Ok(()),
         };
     }
     let mut command = Command::new(&args.command)?;
@@ -148,7 +147,7 @@ async fn hold(
         ended = running.wait() => return passed_on(ended?),
         why = &mut *lost => lease_lost(why),
         () = taken_away => deleted(&claim),
-        () = interrupted() => CliError::Failed("interrupted".to_owned()),
+        _ = interrupted() => CliError::Failed("interrupted".to_owned()),
     };
     running.stop().await?;
     Err(ended)
@@ -306,15 +305,4 @@ async fn keep(client: Client, lease: Lease, lost: oneshot::Sender<String>) {
     };
     // Nobody waits for it any more if the command has ended.
     let _ = lost.send(why);
-}
-
-/// Resolves at SIGINT or SIGTERM.
-async fn interrupted() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 }

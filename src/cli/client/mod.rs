@@ -123,7 +123,7 @@ async fn dispatch(session: &Session, command: &ClientCommand) -> Result<(), CliE
         ClientCommand::Get(args) => kv::get(session, args).await,
         ClientCommand::Del(args) => kv::del(session, args).await,
         ClientCommand::Ls(args) => kv::ls(session, args).await,
-        ClientCommand::Watch(args) => watch::run(session, args).await,
+        ClientCommand::Watch(args) => watch::run(session, args, process::interrupted()).await,
         ClientCommand::Txn(args) => txn::run(session, args).await,
         ClientCommand::Lease(command) => lease::run(session, command).await,
         ClientCommand::Lock(args) => lock::lock(session, args).await,

@@ -77,9 +77,16 @@ pub(super) fn bold(text: &str) -> String {
 }
 
 /// A line on stderr.
-pub(super) fn warn(text: &str) {
+pub fn warn(text: &str) {
     // Nobody is left to tell if stderr is gone.
     let _ = writeln!(io::stderr(), "metcd: {text}");
+}
+
+/// A line for people: on stderr, if that is a terminal. A script knows what it asked for.
+pub(super) fn hint(text: &str) {
+    if io::stderr().is_terminal() {
+        warn(text);
+    }
 }
 
 /// One row.
@@ -128,16 +135,22 @@ impl Table {
             .collect();
         let mut out = String::new();
         for line in lines {
-            let mut text = String::new();
-            for (cell, column) in line.iter().zip(&widths) {
-                text.push_str(cell);
-                text.extend(std::iter::repeat_n(' ', column.saturating_sub(width(cell)) + 2));
-            }
-            out.push_str(text.trim_end());
+            out.push_str(&aligned(line, &widths));
             out.push('\n');
         }
         out
     }
+}
+
+/// Cells in columns of these widths; a cell that is wider moves the rest of its line.
+pub(super) fn aligned(cells: &[String], widths: &[usize]) -> String {
+    let mut text = String::new();
+    for (cell, column) in cells.iter().zip(widths) {
+        text.push_str(cell);
+        text.extend(std::iter::repeat_n(' ', column.saturating_sub(width(cell)) + 2));
+    }
+    text.truncate(text.trim_end().len());
+    text
 }
 
 fn width(text: &str) -> usize {

@@ -1,4 +1,4 @@
-//! Commands that are run for a user, and stopped when they must be.
+//! Commands that are run for a user, and stopped when they must be; the signals that say so.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{IsTerminal as _, Write as _};
@@ -7,6 +7,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 use crate::cli::CliError;
@@ -141,6 +142,28 @@ impl Running {
             };
         }
     }
+}
+
+/// Resolves at SIGINT or SIGTERM, to the signal's number. From when it is first polled, they do not end the process by themselves.
+pub(super) async fn interrupted() -> u8 {
+    tokio::select! {
+        number = arrival(SignalKind::interrupt()) => number,
+        number = arrival(SignalKind::terminate()) => number,
+    }
+}
+
+/// The same for SIGINT alone.
+pub(super) async fn ctrl_c() -> u8 {
+    arrival(SignalKind::interrupt()).await
+}
+
+async fn arrival(kind: SignalKind) -> u8 {
+    // If it cannot be listened to, it does what it always did.
+    let Ok(mut arrivals) = signal(kind) else {
+        return std::future::pending().await;
+    };
+    arrivals.recv().await;
+    u8::try_from(kind.as_raw_value()).unwrap_or(0)
 }
 
 impl Drop for Running {

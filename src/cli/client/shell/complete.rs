@@ -3,12 +3,11 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use clap::CommandFactory as _;
 use rustyline::completion::Completer;
 use rustyline::{Context, Helper, Highlighter, Hinter, Validator};
 use tokio::runtime::Runtime;
 
-use super::ShellLine;
+use super::words::{quoted, unfinished};
 use crate::client::{Client, ListOptions, Range};
 
 /// A key that takes longer to find is typed faster.
@@ -28,7 +27,7 @@ pub(super) struct Assistant {
 
 impl Assistant {
     pub(super) fn new(client: &Client, runtime: Rc<Runtime>) -> Assistant {
-        let mut commands: Vec<String> = ShellLine::command()
+        let mut commands: Vec<String> = super::command()
             .get_subcommands()
             .map(|command| command.get_name().to_owned())
             .collect();
@@ -41,22 +40,24 @@ impl Assistant {
         }
     }
 
-    fn keys(&self, prefix: &str) -> Vec<String> {
+    /// Keys that begin so, as they are typed: all in quotes if one has to be, so that what they have in common is common.
+    fn keys(&self, prefix: &[u8], in_quotes: bool) -> Vec<String> {
         let options = ListOptions {
             limit: Some(MOST_KEYS),
             keys_only: true,
             ..ListOptions::default()
         };
-        let range = Range::Prefix(prefix.as_bytes().to_vec());
+        let range = Range::Prefix(prefix.to_vec());
         let Ok(page) = self.runtime.block_on(self.client.list(&range, &options)) else {
             return Vec::new();
         };
-        let texts = page.kvs.into_iter().filter_map(|kv| String::from_utf8(kv.key).ok());
-        // Only what can be typed without quotes.
-        texts
-            .filter(|key| !key.chars().any(|c| c.is_whitespace() || c.is_control() || "'\"\\#".contains(c)))
-            .collect()
+        as_typed(page.kvs.iter().map(|kv| kv.key.as_slice()), in_quotes)
     }
+}
+
+fn as_typed<'a>(keys: impl Iterator<Item = &'a [u8]> + Clone, in_quotes: bool) -> Vec<String> {
+    let in_quotes = in_quotes || keys.clone().any(|key| quoted(key, false).starts_with('"'));
+    keys.map(|key| quoted(key, in_quotes)).collect()
 }
 
 impl Completer for Assistant {
@@ -64,14 +65,32 @@ impl Completer for Assistant {
 
     fn complete(&self, line: &str, pos: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
         let typed = line.get(..pos).unwrap_or(line);
-        let start = typed.rfind([' ', '\t']).map_or(0, |at| at + 1);
-        let word = typed.get(start..).unwrap_or_default();
-        let before: Vec<&str> = typed.get(..start).unwrap_or_default().split_whitespace().collect();
+        let Some(word) = unfinished(typed) else {
+            return Ok((pos, Vec::new()));
+        };
+        let before: Vec<&str> = word.before.iter().filter_map(|word| word.to_str()).collect();
+        let in_quotes = typed.get(word.start..).is_some_and(|raw| raw.starts_with(['"', '\'']));
         let candidates = match before.as_slice() {
-            [] => self.commands.iter().filter(|command| command.starts_with(word)).cloned().collect(),
-            [command] if TAKE_KEYS.contains(command) => self.keys(word),
+            [] => {
+                let commands = self.commands.iter().filter(|command| command.as_bytes().starts_with(&word.bytes));
+                commands.cloned().collect()
+            }
+            [command] | [command, "--prefix" | "--"] if TAKE_KEYS.contains(command) => self.keys(&word.bytes, in_quotes),
             _ => Vec::new(),
         };
-        Ok((start, candidates))
+        Ok((word.start, candidates))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_quoted_together() {
+        let keys = [&b"a-b"[..], b"a c"];
+        assert_eq!(as_typed(keys[..1].iter().copied(), false), ["a-b"]);
+        assert_eq!(as_typed(keys.iter().copied(), false), ["\"a-b\"", "\"a c\""]);
+        assert_eq!(as_typed(keys[..1].iter().copied(), true), ["\"a-b\""]);
     }
 }

@@ -4,21 +4,27 @@ mod complete;
 mod words;
 
 use std::ffi::OsString;
+use std::future::pending;
 use std::io::{self, BufRead as _, IsTerminal as _};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory as _, Parser};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use rustyline::error::ReadlineError;
 use rustyline::history::DefaultHistory;
 use rustyline::{CompletionType, Config, Editor};
 use serde_json::Value;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
 
 use self::complete::Assistant;
+use super::args::duration;
 use super::output::Format;
-use super::{ClientArgs, Session, kv, lease, member, ops, runtime, txn, watch};
+use super::process::{ctrl_c, interrupted};
+use super::{CLIENT_OPTIONS, ClientArgs, Session, kv, lease, member, ops, runtime, txn, watch};
 use crate::cli::{CliError, print, usage};
 
 const PROMPT: &str = "metcd> ";
@@ -30,10 +36,46 @@ const HISTORY_LINES: usize = 1000;
     name = "metcd",
     no_binary_name = true,
     disable_version_flag = true,
-    help_template = "{subcommands}\n\nWords with blanks go in quotes; COMMAND --help says more; Ctrl-C ends a watch, Ctrl-D the shell.\n",
-    subcommand_required = true
+    help_template = "{subcommands}\n\nWords with blanks go in quotes; COMMAND --help says more; Ctrl-C ends a watch, Ctrl-D the shell.\n"
 )]
-enum ShellLine {
+struct ShellLine {
+    #[command(flatten)]
+    how: How,
+    #[command(subcommand)]
+    command: ShellCommand,
+}
+
+/// What one line may have otherwise than the shell was started with.
+#[derive(Debug, Default, Args)]
+struct How {
+    /// How to print this line's answer.
+    #[arg(long, short = 'o', global = true, value_enum, value_name = "FORMAT", help_heading = CLIENT_OPTIONS)]
+    output: Option<Format>,
+    /// How long to try.
+    #[arg(long, global = true, value_parser = duration, value_name = "TIME", help_heading = CLIENT_OPTIONS)]
+    timeout: Option<Duration>,
+    /// Read the answering member's own state: needs no quorum, may be stale.
+    #[arg(long, global = true, help_heading = CLIENT_OPTIONS)]
+    serializable: bool,
+}
+
+impl How {
+    fn of(&self, session: &Session) -> Session {
+        let mut session = session.clone();
+        session.format = self.output.unwrap_or(session.format);
+        if let Some(timeout) = self.timeout {
+            session.client = session.client.with_timeout(timeout);
+            session.timeout = Some(timeout);
+        }
+        if self.serializable {
+            session.client = session.client.with_serializable_reads(true);
+        }
+        session
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum ShellCommand {
     /// Set a key: set a hello-world
     #[command(alias = "put")]
     Set(kv::PutArgs),
@@ -69,6 +111,42 @@ enum ShellLine {
     /// Leave.
     #[command(alias = "quit")]
     Exit,
+}
+
+/// The commands, with help that can be typed here: examples without the program's name, and none for another shell.
+fn command() -> clap::Command {
+    let mut command = ShellLine::command();
+    command.build();
+    command.mut_subcommands(typed_here).mut_subcommand("set", |set| {
+        set.mut_args(|arg| match arg.get_id() == "value" {
+            true => arg.help("The value"),
+            false => arg,
+        })
+    })
+}
+
+fn typed_here(command: clap::Command) -> clap::Command {
+    let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let help = help_here(command.get_name(), &help);
+    command.after_help(help).mut_subcommands(typed_here)
+}
+
+/// The help as it is here. `name` is the command's, which for `put` is another one.
+fn help_here(name: &str, help: &str) -> String {
+    let lines = help.lines().filter_map(|line| match line.strip_prefix("  ") {
+        Some(example) if example.contains(['<', '|', '&', '$', ';']) => None,
+        Some(example) => {
+            let example = example.strip_prefix("metcd ").unwrap_or(example);
+            let renamed = example.strip_prefix("put ").map(|rest| format!("{name} {rest}"));
+            Some(format!("  {}", renamed.as_deref().unwrap_or(example)))
+        }
+        None => Some(line.to_owned()),
+    });
+    let lines: Vec<String> = lines.collect();
+    match lines.as_slice() {
+        [title] if title.starts_with("Example") => String::new(),
+        lines => lines.join("\n"),
+    }
 }
 
 /// Whether the shell goes on.
@@ -116,7 +194,8 @@ fn converse(session: &Session, runtime: &Rc<Runtime>) -> Result<(), CliError> {
         }
         // The history is a convenience: a shell without it still works.
         let _ = editor.add_history_entry(line.as_str());
-        match execute(session, runtime, &line) {
+        // Ctrl-C ends the command, not the shell.
+        match execute(session, runtime, &line, ctrl_c()) {
             Ok(Next::Line) => {}
             Ok(Next::Exit) => break,
             Err(error) => error.say(),
@@ -128,15 +207,26 @@ fn converse(session: &Session, runtime: &Rc<Runtime>) -> Result<(), CliError> {
     Ok(())
 }
 
-/// From a pipe: every line is carried out; the exit code is that of the first one that failed.
+/// From a pipe: every line is carried out; the exit code is that of the first one that failed. A signal ends the whole script, also while
+/// it waits for a line: so lines are read in a thread, and signals are listened to from the beginning to the end.
 fn carry_out(session: &Session, runtime: &Runtime) -> Result<(), CliError> {
     let mut first = None;
-    for line in io::stdin().lock().lines() {
+    let mut lines = read_ahead();
+    let mut stop = pin!(interrupted());
+    loop {
+        let next = runtime.block_on(async {
+            tokio::select! {
+                line = lines.recv() => Ok(line),
+                signal = &mut stop => Err(CliError::Interrupted(signal)),
+            }
+        });
+        let Some(line) = next? else { break };
         let line = line.map_err(|error| CliError::Failed(format!("cannot read standard input: {error}")))?;
-        match execute(session, runtime, &line) {
+        match execute(session, runtime, &line, stop.as_mut()) {
             Ok(Next::Line) => {}
             Ok(Next::Exit) => break,
             Err(CliError::ReaderGone) => break,
+            Err(CliError::Interrupted(signal)) => return Err(CliError::Interrupted(signal)),
             Err(error) => {
                 error.say();
                 first = first.or(Some(error.exit_code()));
@@ -146,62 +236,107 @@ fn carry_out(session: &Session, runtime: &Runtime) -> Result<(), CliError> {
     first.map_or(Ok(()), |code| Err(CliError::Reported(code)))
 }
 
-fn execute(session: &Session, runtime: &Runtime, line: &str) -> Result<Next, CliError> {
+/// The lines of standard input, read one ahead of the one that is carried out; the reader waits while there are more.
+fn read_ahead() -> mpsc::Receiver<io::Result<String>> {
+    let (line_tx, line_rx) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        for line in io::stdin().lock().lines() {
+            // Nobody waits for more after `exit`.
+            if line_tx.blocking_send(line).is_err() {
+                break;
+            }
+        }
+    });
+    line_rx
+}
+
+/// Carries out a line; `stop` ends its command.
+fn execute(session: &Session, runtime: &Runtime, line: &str, stop: impl Future<Output = u8>) -> Result<Next, CliError> {
+    let (session, command) = match parse(line)? {
+        Parsed::Nothing => return Ok(Next::Line),
+        Parsed::Help(text) => return print(&text).map(|()| Next::Line),
+        Parsed::Line(ShellLine {
+            command: ShellCommand::Exit,
+            ..
+        }) => return Ok(Next::Exit),
+        Parsed::Line(ShellLine { how, command }) => (how.of(session), command),
+    };
+    runtime.block_on(until(stop, &session, &command)).map(|()| Next::Line)
+}
+
+/// What a line says.
+enum Parsed {
+    Nothing,
+    Help(String),
+    Line(ShellLine),
+}
+
+fn parse(line: &str) -> Result<Parsed, CliError> {
     if let Some(json) = line
         .trim_start()
         .strip_prefix("txn ")
         .filter(|rest| rest.trim_start().starts_with('{'))
     {
         // As it stands: JSON has quotes of its own.
-        let txn: Value = serde_json::from_str(json).map_err(|error| CliError::Usage(format!("the transaction is not JSON: {error}")))?;
-        runtime.block_on(txn::commit(session, &txn))?;
-        return Ok(Next::Line);
+        let json = vec![OsString::from(json)];
+        return Ok(Parsed::Line(ShellLine {
+            how: How::default(),
+            command: ShellCommand::Txn { json },
+        }));
     }
     let words = words::split(line).map_err(CliError::Usage)?;
     if words.is_empty() {
-        return Ok(Next::Line);
+        return Ok(Parsed::Nothing);
     }
-    match ShellLine::try_parse_from(&words) {
-        Ok(ShellLine::Exit) => Ok(Next::Exit),
-        Ok(command) => runtime.block_on(until_interrupted(session, &command)).map(|()| Next::Line),
-        Err(error) if error.kind() == ErrorKind::DisplayHelp => print(&error.to_string()).map(|()| Next::Line),
-        Err(error) => usage(&error, &ShellLine::command(), &words).map(|()| Next::Line),
+    let parsed = command()
+        .try_get_matches_from(&words)
+        .and_then(|matches| ShellLine::from_arg_matches(&matches));
+    match parsed {
+        Ok(line) => Ok(Parsed::Line(line)),
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => Ok(Parsed::Help(error.to_string())),
+        Err(_) if words.iter().any(|word| word.as_encoded_bytes().starts_with(b"--endpoints")) => Err(CliError::Usage(
+            "the shell has its endpoints from its start: leave it, and start it with --endpoints URL".to_owned(),
+        )),
+        Err(error) => usage(&error, &command(), &words).map(|()| Parsed::Nothing),
     }
 }
 
-/// Ctrl-C ends the command, not the shell.
-async fn until_interrupted(session: &Session, command: &ShellLine) -> Result<(), CliError> {
-    if !io::stdin().is_terminal() {
-        return dispatch(session, command).await;
+/// Carries out a command, unless `stop` comes first.
+async fn until(stop: impl Future<Output = u8>, session: &Session, command: &ShellCommand) -> Result<(), CliError> {
+    if let ShellCommand::Watch(args) = command
+        && args.runs_a_command()
+    {
+        // It has a command of its own to stop before it ends.
+        return watch::run(session, args, stop).await;
     }
     tokio::select! {
         result = dispatch(session, command) => result,
-        _ = tokio::signal::ctrl_c() => Ok(()),
+        signal = stop => Err(CliError::Interrupted(signal)),
     }
 }
 
-async fn dispatch(session: &Session, command: &ShellLine) -> Result<(), CliError> {
+async fn dispatch(session: &Session, command: &ShellCommand) -> Result<(), CliError> {
     match command {
-        ShellLine::Set(args) if args.reads_stdin() => Err(CliError::Usage("write the value itself here, not -".to_owned())),
-        ShellLine::Set(args) => kv::put(session, args).await,
-        ShellLine::Get(args) => kv::get(session, args).await.and_then(|()| end_line(session)),
-        ShellLine::Del(args) => kv::del(session, args).await,
-        ShellLine::Ls(args) => kv::ls(session, args).await,
-        ShellLine::Watch(args) => watch::run(session, args).await,
-        ShellLine::Txn { json } => {
+        ShellCommand::Set(args) if args.reads_stdin() => Err(CliError::Usage("write the value itself here, not -".to_owned())),
+        ShellCommand::Set(args) => kv::put(session, args).await,
+        ShellCommand::Get(args) => kv::get(session, args).await.and_then(|()| end_line(session)),
+        ShellCommand::Del(args) => kv::del(session, args).await,
+        ShellCommand::Ls(args) => kv::ls(session, args).await,
+        ShellCommand::Watch(args) => watch::run(session, args, pending()).await,
+        ShellCommand::Txn { json } => {
             let text = json.join(&OsString::from(" "));
             let txn = serde_json::from_slice(text.as_encoded_bytes());
             let txn: Value = txn.map_err(|error| CliError::Usage(format!("the transaction is not JSON: {error}")))?;
             txn::commit(session, &txn).await
         }
-        ShellLine::Lease(command) => lease::run(session, command).await,
-        ShellLine::Members => member::run(session, &member::MemberCommand::List).await,
-        ShellLine::Leader => member::leader(session, &member::LeaderCommand::Show).await,
-        ShellLine::Status => ops::status(session).await,
-        ShellLine::Health => ops::health(session).await,
-        ShellLine::Hash(args) => ops::hash(session, args).await,
-        ShellLine::Compact(args) => ops::compact(session, args).await,
-        ShellLine::Exit => Ok(()),
+        ShellCommand::Lease(command) => lease::run(session, command).await,
+        ShellCommand::Members => member::run(session, &member::MemberCommand::List).await,
+        ShellCommand::Leader => member::leader(session, &member::LeaderCommand::Show).await,
+        ShellCommand::Status => ops::status(session).await,
+        ShellCommand::Health => ops::health(session).await,
+        ShellCommand::Hash(args) => ops::hash(session, args).await,
+        ShellCommand::Compact(args) => ops::compact(session, args).await,
+        ShellCommand::Exit => Ok(()),
     }
 }
 
@@ -240,7 +375,7 @@ mod tests {
 
     #[test]
     fn help_names_every_command() {
-        let error = ShellLine::try_parse_from(["help"]).unwrap_err();
+        let error = command().try_get_matches_from(["help"]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::DisplayHelp);
         let help = error.to_string();
         for name in ["set", "get", "del", "ls", "watch", "txn", "members", "status", "help", "exit"] {
@@ -248,6 +383,26 @@ mod tests {
                 help.contains(&format!("\n  {name} ")) || help.starts_with(&format!("  {name} ")),
                 "{name}: {help}"
             );
+        }
+    }
+
+    #[test]
+    fn the_examples_of_every_command_can_be_typed_here() {
+        fn examples(command: &clap::Command, found: &mut Vec<String>) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(!help.contains("metcd "), "{help}");
+            let lines = help.lines().filter_map(|line| line.strip_prefix("  "));
+            found.extend(lines.filter(|line| !line.starts_with(' ')).map(str::to_owned));
+            command.get_subcommands().for_each(|command| examples(command, found));
+        }
+        let mut found = Vec::new();
+        examples(&command(), &mut found);
+        assert!(found.len() > 15 && found.contains(&"set greeting hello".to_owned()), "{found:?}");
+        for line in found {
+            // Two blanks begin an explanation.
+            let words = words::split(line.split("  ").next().unwrap_or_default()).unwrap();
+            let parsed = command().try_get_matches_from(&words);
+            assert!(parsed.is_ok(), "{line}: {}", parsed.err().unwrap());
         }
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::client::output::warn;
 use super::serve::ConfigArgs;
 use super::{CliError, print};
 use crate::config::{self, Flag, FlagValue, Loaded, Sources};
@@ -35,8 +36,8 @@ pub struct RecoverArgs {
     /// The directory of the member that is left; it must be stopped.
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// Make it the only member of a new cluster.
-    #[arg(long, required = true)]
+    /// Make it the only member of a new cluster; nothing is done without it.
+    #[arg(long)]
     force_new_cluster: bool,
     /// Where other members will reach it; as before if left out.
     #[arg(long, value_name = "URL")]
@@ -65,6 +66,13 @@ pub fn unusable(file: &Path, error: &SnapshotError) -> CliError {
 
 /// Makes the member that is left a cluster of its own.
 pub fn recover(args: &RecoverArgs) -> Result<(), CliError> {
+    if !args.force_new_cluster {
+        return Err(CliError::Usage(
+            "a recovery gives up the old cluster, and with it every write that only its other members have: if a majority of them is lost \
+             for ever, repeat the command with --force-new-cluster; if they are only down, start them again instead"
+                .to_owned(),
+        ));
+    }
     let config = config_of(args)?;
     let restored = restore::force_new_cluster(&config, args.peer_url.as_deref()).map_err(failed)?;
     let kept = restored.kept.clone().unwrap_or_default();
@@ -74,7 +82,12 @@ pub fn recover(args: &RecoverArgs) -> Result<(), CliError> {
         restored.id,
         described(&restored),
         kept.display(),
-    ))
+    ))?;
+    warn(
+        "warning: writes that only the other members of the old cluster had are gone. Those that are left must stay stopped: empty their data \
+         directories, and they can join this cluster as new members, with new ids",
+    );
+    Ok(())
 }
 
 /// The cluster that it belongs to.

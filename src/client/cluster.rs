@@ -86,13 +86,14 @@ impl Client {
         self.answer(&self.reading(Target::new("/members"))).await?.json()
     }
 
-    /// Adds a member.
+    /// Adds a member; `false` if it was there already, with this address.
     ///
     /// # Errors
     /// See [`ClientError`]; 409 with `member_exists`, `member_id_used`, `change_in_progress`.
-    pub async fn add_member(&self, member: &NewMember) -> Result<Member, ClientError> {
+    pub async fn add_member(&self, member: &NewMember) -> Result<(Member, bool), ClientError> {
         let call = Call::once(Method::POST, Target::new("/members"), json::to_bytes(member)?);
-        self.answer(&call).await?.json()
+        let answer = self.answer(&call).await?;
+        Ok((answer.json()?, answer.status == http::StatusCode::CREATED))
     }
 
     /// Removes a member for ever; `force` although the rest has no healthy quorum.

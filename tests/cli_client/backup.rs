@@ -198,7 +198,17 @@ fn a_damaged_backup_is_refused_before_anything_is_written() {
         &[&whole[..], b"x"].concat()[..],
     ] {
         fs::write(&bad, damaged).unwrap();
-        assert_eq!(tool(&["snapshot", "status", bad_name]).code, 1);
+        let status = tool(&["snapshot", "status", bad_name]);
+        assert_eq!(
+            (
+                status.code,
+                status.stderr.contains("use another backup"),
+                status.stderr.contains("written")
+            ),
+            (1, true, false),
+            "{}",
+            status.stderr
+        );
         let restored = tool(&["snapshot", "restore", bad_name, "--data-dir", data_dir.to_str().unwrap()]);
         assert_eq!(
             (restored.code, restored.stderr.contains("damaged")),
@@ -223,9 +233,16 @@ fn the_last_member_becomes_a_cluster_of_its_own_and_keeps_what_it_was() {
         servers.iter_mut().for_each(Server::kill);
         let last = dir.path().join("d3");
         let last_name = last.to_str().unwrap();
-        assert_eq!(tool(&["recover", "--data-dir", last_name]).code, 2, "not by accident");
+        let unasked = tool(&["recover", "--data-dir", last_name]);
+        assert_eq!((unasked.code, unasked.stderr.lines().count()), (2, 1), "not by accident");
+        for part in ["gives up the old cluster", "--force-new-cluster", "start them again"] {
+            assert!(unasked.stderr.contains(part), "{part}: {}", unasked.stderr);
+        }
         let recovered = tool(&["recover", "--data-dir", last_name, "--force-new-cluster"]);
         assert_eq!(recovered.code, 0, "{}", recovered.stderr);
+        for part in ["warning: ", "are gone", "must stay stopped", "new members"] {
+            assert!(recovered.stderr.contains(part), "{part}: {}", recovered.stderr);
+        }
         let kept = dir.path().join("d3.before-recovery-1");
         assert!(kept.join("identity.toml").exists());
         assert_eq!(kept.join("store").join("CLEAN").exists(), store == "sled", "the tool has closed it");

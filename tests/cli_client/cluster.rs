@@ -19,7 +19,10 @@ fn a_single_node_describes_itself() {
     assert_eq!(server.json(&["status"])["members"][0]["status"]["id"], 1);
     assert!(server.fails(3, &["member", "promote", "9"]).contains("no member 9"));
     assert!(server.fails(1, &["member", "remove", "1"]).contains("(unsafe_change)"));
-    server.fails(2, &["member", "update", "1"]);
+    let nothing = server.fails(2, &["member", "update", "1"]);
+    for flag in ["--peer-url", "--client-url", "--name"] {
+        assert!(nothing.contains(flag), "{nothing}");
+    }
     server.ok(&["member", "update", "1", "--name", "alpha"]);
     assert_eq!(server.json(&["member", "list"])["members"][0]["name"], "alpha");
 }
@@ -32,6 +35,8 @@ fn members_are_added_as_learners_and_removed() {
         server.ok(&["member", "add", &peer, "--id", "4", "--learner", "--name", "four"]),
         "member 4 added\n"
     );
+    let again = server.ok(&["member", "add", &peer, "--id", "4", "--learner"]);
+    assert_eq!(again, "member 4 was there already, with this address\n");
     let list = server.ok(&["member", "list"]);
     assert!(list.contains("four") && list.contains("learner"), "{list}");
     assert!(

@@ -85,8 +85,13 @@ fn wrong_usage_is_exit_code_2_and_nothing_is_sent() {
 
 #[test]
 fn a_server_that_is_not_there_is_exit_code_1_and_says_what_to_do() {
-    let output = run(metcd().args(["get", "a", "--endpoints", "http://127.0.0.1:9"]), b"");
+    let began = std::time::Instant::now();
+    let output = run(
+        metcd().args(["get", "a", "--endpoints", "http://127.0.0.1:9", "--timeout", "5m"]),
+        b"",
+    );
     assert_eq!(output.code, 1);
+    assert!(began.elapsed() < crate::support::SOON, "a refused connection is not waited for");
     assert!(
         output.stderr.contains("refused") && output.stderr.contains("--endpoints"),
         "{}",
@@ -102,6 +107,12 @@ fn old_revisions_are_read_until_they_are_compacted() {
     server.ok(&["put", "a", "2"]);
     assert_eq!(server.ok(&["get", "a", "--revision", "2"]), "1");
     assert_eq!(server.ok(&["compact", "3"]), "compacted to revision 3\n");
+    // What was to go is gone: that is what was asked.
+    for again in ["3", "2"] {
+        assert_eq!(server.ok(&["compact", again]), "compacted to revision 3 already\n");
+        assert_eq!(server.json(&["compact", again])["compacted_revision"], 3);
+    }
+    server.fails(1, &["compact", "99"]);
     assert!(server.fails(1, &["get", "a", "--revision", "2"]).contains("(compacted)"));
     assert!(server.fails(1, &["get", "a", "--revision", "99"]).contains("(future_revision)"));
     let hash = server.json(&["hash"]);
@@ -113,6 +124,7 @@ fn ls_pages_counts_turns_round_and_shows_values() {
     let server = Server::start();
     let lines: String = (0..1_500)
         .map(|n| format!("{{\"key\":\"k/{n:04}\",\"value\":\"v{n}\"}}\n"))
+        .chain(["{\"end\":true}\n".to_owned()])
         .collect();
     assert_eq!(
         server.metcd_with(&["import", "-o", "json"], lines.as_bytes()).text(),
@@ -143,6 +155,50 @@ fn a_ttl_ends_a_key_and_prev_tells_what_was() {
     assert_eq!(server.ok(&["put", "session", "bob", "--ttl", "1s", "--prev"]), "alice");
     let waited = server.fails(3, &["get", "session", "--wait", "20s"]);
     assert_eq!(waited, "metcd: there is no such key: session\n");
+}
+
+#[test]
+fn json_has_its_fields_in_one_order() {
+    let server = Server::start();
+    server.ok(&["put", "a", "1"]);
+    server.ok(&["put", "b", "2", "--ttl", "10m"]);
+    server.ok(&["del", "a"]);
+    server.ok(&["put", "a", "1"]);
+    let order = r#"{"revision":5,"count":2,"kvs":[{"key":"a","create_revision":5,"mod_revision":5,"version":1},{"key":"b","create_revision":3,"mod_revision":3,"version":1,"lease":"#;
+    let listed = server.ok(&["ls", "-o", "json"]);
+    assert!(listed.starts_with(order), "{listed}");
+}
+
+#[test]
+fn a_table_is_asked_for_and_had() {
+    let server = Server::start();
+    let table = |args: &[&str]| {
+        let text = server.ok(&[args, &["-o", "table"]].concat());
+        let rows = text
+            .lines()
+            .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()));
+        rows.map(|row| row.map(str::to_owned).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
+    let head = ["REVISION", "CREATED", "REVISION BEFORE", "VALUE BEFORE"];
+    assert_eq!(table(&["put", "a", "1", "--prev"]), [head, ["2", "true", "-", "-"]]);
+    assert_eq!(table(&["put", "a", "2", "--prev"]), [head, ["3", "false", "2", "1"]]);
+    server.ok(&["del", "a"]);
+    let watched = ["watch", "--prefix", "", "--from-revision", "2", "--count", "3"];
+    assert_eq!(
+        table(&watched),
+        [
+            ["REVISION", "EVENT", "KEY", "VALUE"],
+            ["2", "put", "a", "1"],
+            ["3", "put", "a", "2"],
+            ["4", "delete", "a", "-"]
+        ]
+    );
+    let with_prev = table(&[&watched[..], &["--prev"]].concat());
+    assert_eq!(
+        (with_prev[0][4].as_str(), with_prev[2][4].as_str()),
+        ("BEFORE", "1"),
+        "{with_prev:?}"
+    );
 }
 
 #[test]

@@ -85,12 +85,12 @@ pub struct RemoveArgs {
 
 /// `metcd member update`
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  metcd member update 3 --peer-url http://10.0.0.3:3380")]
+#[command(after_help = "Examples:\n  metcd member update 3 --peer-url http://10.0.0.3:3380\n  metcd member update 3 --name alpha")]
 pub struct UpdateArgs {
     /// The member.
     id: u64,
     /// Where the other members reach it.
-    #[arg(long, value_name = "URL", required_unless_present_any = ["client_url", "name"])]
+    #[arg(long, value_name = "URL")]
     peer_url: Option<String>,
     #[command(flatten)]
     described: Described,
@@ -127,7 +127,9 @@ pub(super) async fn run(session: &Session, command: &MemberCommand) -> Result<()
         MemberCommand::List => list(session, &client.members().await?),
         MemberCommand::Add(args) => {
             let member = new_member(args.id, &args.peer_url, &args.described, args.learner);
-            show(session, "added", &client.add_member(&member).await?)
+            let (member, is_new) = client.add_member(&member).await?;
+            let what = if is_new { "added" } else { "was there already, with this address" };
+            show(session, what, &member)
         }
         MemberCommand::Remove(args) => {
             client.remove_member(args.id, args.force).await?;
@@ -147,7 +149,13 @@ pub(super) async fn run(session: &Session, command: &MemberCommand) -> Result<()
             let fields = fields
                 .into_iter()
                 .filter_map(|(name, value)| Some((name.to_owned(), Value::from(value.clone()?))));
-            let fields = Value::Object(fields.collect::<Map<_, _>>());
+            let fields = fields.collect::<Map<_, _>>();
+            if fields.is_empty() {
+                return Err(CliError::Usage(
+                    "nothing is to be changed: give at least one of --peer-url, --client-url and --name".to_owned(),
+                ));
+            }
+            let fields = Value::Object(fields);
             show(session, "updated", &client.update_member(args.id, &fields).await?)
         }
         MemberCommand::Replace(args) => {

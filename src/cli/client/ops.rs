@@ -196,11 +196,19 @@ pub(super) async fn health(session: &Session) -> Result<(), CliError> {
 }
 
 pub(super) async fn compact(session: &Session, args: &CompactArgs) -> Result<(), CliError> {
-    let answer = session.client.compact(args.revision).await?;
+    let (answer, already) = match session.client.compact(args.revision).await {
+        Ok(answer) => (answer, ""),
+        // The history that was to go is gone: what was asked is so.
+        Err(error) if error.code() == Some("compacted") => {
+            let known = error.problem().and_then(|problem| problem.compacted_revision);
+            (json!({"compacted_revision": known.unwrap_or(args.revision)}), " already")
+        }
+        Err(error) => return Err(error.into()),
+    };
     let compacted = answer.get("compacted_revision").and_then(Value::as_u64).unwrap_or(args.revision);
     match session.format {
         Format::Json => output::json(&answer),
-        Format::Plain => print(&format!("compacted to revision {compacted}\n")),
+        Format::Plain => print(&format!("compacted to revision {compacted}{already}\n")),
         Format::Table => output::row(["COMPACTED REVISION"], [compacted.to_string()]),
     }
 }

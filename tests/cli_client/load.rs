@@ -143,11 +143,39 @@ fn a_damaged_import_names_the_line() {
         assert_eq!((done.code, done.stderr.contains(why)), (1, true), "{}", done.stderr);
     }
     let cut = server.metcd_with(&["import"], good.as_bytes());
-    assert_eq!((cut.code, cut.stderr.contains("cut off")), (0, true), "{}", cut.stderr);
-    let twice = format!("{good}{}", good.replace('1', "2"));
+    assert_eq!((cut.code, cut.stdout.as_slice()), (1, &b""[..]));
+    for part in ["cut off", "the 1 keys in it were imported", "{\"end\":true}"] {
+        assert!(cut.stderr.contains(part), "{part}: {}", cut.stderr);
+    }
+    assert_eq!(server.ok(&["get", "a"]), "1", "what is there is imported");
+    let twice = format!("{good}{}{{\"end\":true}}\n", good.replace('1', "2"));
     assert_eq!(server.metcd_with(&["import"], twice.as_bytes()).code, 0);
     assert_eq!(server.ok(&["get", "a"]), "2", "the later line wins");
     server.fails(1, &["import", "/nonexistent"]);
+}
+
+#[test]
+fn what_is_too_large_to_import_is_named_with_its_line() {
+    let server = Server::start();
+    let line = |key: &str, value: &str| format!("{{\"key\":\"{key}\",\"value\":\"{value}\"}}\n");
+    for (bytes, code) in [(1_500_000, "value_too_large"), (9_500_000, "request_too_large")] {
+        let input = [line("small", "1"), line("big", &"x".repeat(bytes)), line("after", "1")].concat();
+        let done = server.metcd_with(&["import"], input.as_bytes());
+        let wanted = format!("line 2, key big, a value of {bytes} bytes: ");
+        assert!(
+            done.code == 1 && done.stderr.contains(&wanted) && done.stderr.contains(code),
+            "{}",
+            done.stderr
+        );
+    }
+    let done = server.metcd_with(&["import"], line(&"k".repeat(5000), "1").as_bytes());
+    assert!(done.code == 1 && done.stderr.contains("line 1, key kkk"), "{}", done.stderr);
+    let done = server.metcd_with(&["import"], line("", "1").as_bytes());
+    assert!(
+        done.code == 1 && done.stderr.contains("line 1: the key is empty"),
+        "{}",
+        done.stderr
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::output::{self, Format};
-use super::transfer::{partial_name, progress};
+use super::transfer::{Unit, partial_name, progress};
 use super::{Session, print};
 use crate::cli::{CliError, backup};
 use crate::client::ByteStream;
@@ -70,7 +70,7 @@ async fn write(session: &Session, partial: &Path, file: &Path) -> Result<crate::
 }
 
 async fn copy(stream: &mut ByteStream, output: &mut File) -> Result<io::Result<()>, CliError> {
-    let bar = progress("save", stream.expected_bytes().unwrap_or(0));
+    let bar = progress("save", Unit::Bytes, stream.expected_bytes().unwrap_or(0));
     while let Some(piece) = stream.next().await? {
         if let Err(error) = output.write_all(&piece) {
             return Ok(Err(error));

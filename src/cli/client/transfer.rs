@@ -13,7 +13,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::args::prefix;
-use super::output::{Format, json as print_json, warn};
+use super::kv::shortened;
+use super::output::{Format, json as print_json, row, warn};
 use super::{Session, print};
 use crate::cli::CliError;
 use crate::client::{Client, KeyValue, ListOptions, put_operation};
@@ -42,7 +43,7 @@ pub struct ExportArgs {
 /// `metcd import`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  metcd import all.jsonl\n  zcat then.jsonl.gz | metcd import\n\nKeys that are there already are overwritten; leases are not restored. Lines need a key and a value, as in {\"key\":\"a\",\"value\":\"b\"}."
+    after_help = "Examples:\n  metcd import all.jsonl\n  zcat then.jsonl.gz | metcd import\n\nKeys that are there already are overwritten; leases are not restored. Lines need a key and a value, as in {\"key\":\"a\",\"value\":\"b\"};\nthe last one is {\"end\":true}, without which the input counts as cut off: exit code 1."
 )]
 pub struct ImportArgs {
     /// The file; standard input if left out.
@@ -68,7 +69,8 @@ pub(super) async fn export(session: &Session, args: &ExportArgs) -> Result<(), C
     })?;
     match session.format {
         Format::Json => print_json(&json!({"exported": count, "file": file.display().to_string()})),
-        Format::Plain | Format::Table => print(&format!("exported {count} keys\n")),
+        Format::Plain => print(&format!("exported {count} keys\n")),
+        Format::Table => row(["FILE", "EXPORTED"], [file.display().to_string(), count.to_string()]),
     }
 }
 
@@ -127,7 +129,7 @@ async fn write_all(session: &Session, args: &ExportArgs, out: &mut impl Write) -
         revision: Some(args.revision.unwrap_or(page.revision)),
         ..ListOptions::default()
     };
-    let bar = progress("export", page.count);
+    let bar = progress("export", Unit::Keys, page.count);
     let mut scan = session.client.scan(&range, &options).await?;
     let mut count = 0;
     while let Some(kv) = scan.next().await? {
@@ -142,20 +144,33 @@ async fn write_all(session: &Session, args: &ExportArgs, out: &mut impl Write) -
     Ok(count)
 }
 
+/// What a progress bar counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    Bytes,
+    Keys,
+}
+
+impl Unit {
+    fn template(self, is_total_known: bool) -> &'static str {
+        match (self, is_total_known) {
+            (Self::Bytes, true) => "{prefix} {wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec} {eta}",
+            (Self::Bytes, false) => "{prefix} {spinner} {binary_bytes}, {binary_bytes_per_sec}",
+            (Self::Keys, true) => "{prefix} {wide_bar} {pos} of {len} keys, {per_sec} {eta}",
+            (Self::Keys, false) => "{prefix} {spinner} {pos} keys, {per_sec}",
+        }
+    }
+}
+
 /// A bar on stderr, if that is a terminal. Nothing to count (0) is a spinner.
-pub(super) fn progress(name: &str, total: u64) -> ProgressBar {
+pub(super) fn progress(name: &str, unit: Unit, total: u64) -> ProgressBar {
     let target = if io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()
     } else {
         ProgressDrawTarget::hidden()
     };
     let bar = ProgressBar::with_draw_target((total > 0).then_some(total), target);
-    let template = if total > 0 {
-        "{prefix} {wide_bar} {pos}/{len} {per_sec} {eta}"
-    } else {
-        "{prefix} {spinner} {pos} {per_sec}"
-    };
-    if let Ok(style) = ProgressStyle::with_template(template) {
+    if let Ok(style) = ProgressStyle::with_template(unit.template(total > 0)) {
         bar.set_style(style);
     }
     bar.with_prefix(name.to_owned())
@@ -176,20 +191,30 @@ pub(super) async fn import(session: &Session, args: &ImportArgs) -> Result<(), C
         let bytes = file.metadata().map_err(unreadable)?.len();
         (Box::new(BufReader::with_capacity(1 << 20, file)), bytes)
     };
-    let bar = progress("import", bytes);
+    let bar = progress("import", Unit::Bytes, bytes);
     let mut import = Import::new(&session.client);
     let result = read_all(&mut import, input, &bar).await;
     bar.finish_and_clear();
     result.map_err(|error| CliError::Failed(format!("{error}; {} keys were imported before", import.imported)))?;
-    if !import.ended {
-        warn("the file has no end line: it may have been cut off");
-    }
     if import.leased > 0 {
         warn(&format!("leases are not imported; keys that had one: {}", import.leased));
     }
+    if !import.ended {
+        // An export that was cut off between two lines looks like this. Whoever restores from it in a script would take half for the whole.
+        return Err(CliError::Failed(format!(
+            "{} has no end line, so it may have been cut off: the {} keys in it were imported; if that is all of them, end it with {{\"end\":true}}",
+            if is_stdin {
+                "standard input".to_owned()
+            } else {
+                args.file.display().to_string()
+            },
+            import.imported
+        )));
+    }
     match session.format {
         Format::Json => print_json(&json!({"imported": import.imported})),
-        Format::Plain | Format::Table => print(&format!("imported {} keys\n", import.imported)),
+        Format::Plain => print(&format!("imported {} keys\n", import.imported)),
+        Format::Table => row(["IMPORTED"], [import.imported.to_string()]),
     }
 }
 
@@ -211,10 +236,19 @@ async fn read_all(import: &mut Import<'_>, mut input: Box<dyn BufRead>, bar: &Pr
     import.flush().await
 }
 
+/// A line of the file.
+struct Line {
+    number: u64,
+    key: Vec<u8>,
+    value_bytes: usize,
+}
+
 /// Lines on their way into transactions.
 struct Import<'a> {
     client: &'a Client,
     batch: Vec<Value>,
+    /// Where the operations of the batch come from.
+    lines: Vec<Line>,
     keys: HashSet<Vec<u8>>,
     bytes: usize,
     read: u64,
@@ -228,6 +262,7 @@ impl Import<'_> {
         Import {
             client,
             batch: Vec::new(),
+            lines: Vec::new(),
             keys: HashSet::new(),
             bytes: 0,
             read: 0,
@@ -255,6 +290,9 @@ impl Import<'_> {
             return Err(wrong("there is no value".to_owned()));
         }
         let kv: KeyValue = serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
+        if kv.key.is_empty() {
+            return Err(wrong("the key is empty".to_owned()));
+        }
         self.read += 1;
         self.leased += u64::from(kv.lease.is_some());
         let size = kv.key.len() + kv.value.len();
@@ -265,6 +303,11 @@ impl Import<'_> {
         }
         self.bytes += size;
         self.batch.push(put_operation(&kv.key, &kv.value));
+        self.lines.push(Line {
+            number,
+            key: kv.key.clone(),
+            value_bytes: kv.value.len(),
+        });
         self.keys.insert(kv.key);
         Ok(())
     }
@@ -273,12 +316,70 @@ impl Import<'_> {
         if self.batch.is_empty() {
             return Ok(());
         }
-        let count = self.batch.len() as u64;
         let operations = std::mem::take(&mut self.batch);
+        let lines = std::mem::take(&mut self.lines);
         self.keys.clear();
         self.bytes = 0;
-        self.client.txn(&json!({"then": operations})).await?;
-        self.imported += count;
-        Ok(())
+        match self.client.txn(&json!({"then": operations})).await {
+            Ok(_) => {
+                self.imported += lines.len() as u64;
+                Ok(())
+            }
+            Err(error) => Err(CliError::Failed(format!("{}: {error}", blame(&lines, error.code())))),
+        }
+    }
+}
+
+/// The line that a refusal with this code is about, or else all of the transaction's. The server names no line, but what is too large for
+/// it is surely the largest.
+fn blame(lines: &[Line], code: Option<&str>) -> String {
+    let culprit = match code {
+        Some("value_too_large" | "request_too_large") => lines.iter().max_by_key(|line| line.value_bytes),
+        Some("key_too_large") => lines.iter().max_by_key(|line| line.key.len()),
+        _ => None,
+    };
+    match (culprit, lines) {
+        (Some(line), _) => format!(
+            "line {}, key {}, a value of {} bytes",
+            line.number,
+            shortened(&line.key),
+            line.value_bytes
+        ),
+        (None, [first, .., last]) => format!("lines {} to {}", first.number, last.number),
+        (None, [only]) => format!("line {}", only.number),
+        (None, []) => "no line".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_has_units() {
+        for (unit, known, needed) in [
+            (Unit::Bytes, true, "{binary_total_bytes}"),
+            (Unit::Bytes, false, "{binary_bytes}"),
+            (Unit::Keys, true, " keys"),
+            (Unit::Keys, false, " keys"),
+        ] {
+            let template = unit.template(known);
+            assert!(template.contains(needed), "{template}");
+            assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_line_it_is_about() {
+        let line = |number, key: &str, value_bytes| Line {
+            number,
+            key: key.as_bytes().to_vec(),
+            value_bytes,
+        };
+        let lines = [line(3, "a", 1), line(5, "big", 900), line(6, "a-long-key", 2)];
+        assert_eq!(blame(&lines, Some("value_too_large")), "line 5, key big, a value of 900 bytes");
+        assert!(blame(&lines, Some("key_too_large")).starts_with("line 6, key a-long-key,"));
+        assert_eq!(blame(&lines, Some("no_leader")), "lines 3 to 6");
+        assert_eq!(blame(&lines[..1], None), "line 3");
     }
 }

@@ -1,8 +1,10 @@
 //! bench, export, import, completions.
 
+use std::process::{Command, Output, Stdio};
+
 use serde_json::Value;
 
-use crate::support::{Server, free_port, metcd, run};
+use crate::support::{Server, free_port, metcd, run, until};
 
 fn report(server: &Server, args: &[&str]) -> Value {
     server.json(&[&["bench"], args].concat())
@@ -176,6 +178,55 @@ fn what_is_too_large_to_import_is_named_with_its_line() {
         "{}",
         done.stderr
     );
+}
+
+/// Starts a load, interrupts it, and returns how it ended.
+fn interrupted(server: &Server, args: &[&str]) -> (Option<i32>, String, String) {
+    let mut load = server.command();
+    load.arg("bench").args(args).args(["--duration", "10m"]);
+    let load = load.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let revision = || server.json(&["ls", "--count"])["revision"].as_u64().unwrap();
+    let before = revision();
+    until("the load is under way", || revision() > before + 20);
+    let sent = Command::new("kill").args(["-INT", &load.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let Output { status, stdout, stderr } = load.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code(), text(stdout), text(stderr))
+}
+
+#[test]
+fn an_interrupted_bench_reports_what_it_has_measured() {
+    let server = Server::start();
+    for args in [
+        &["put", "--warm-up", "0s", "--threads", "2", "-o", "json"][..],
+        &["watch", "--watchers", "2", "-o", "json"],
+    ] {
+        let (code, stdout, stderr) = interrupted(&server, args);
+        let report: Value = serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}{stderr}"));
+        assert_eq!((code, stderr.lines().count()), (Some(130), 1), "{stderr}");
+        assert!(stderr.contains("interrupted"), "{stderr}");
+        assert!(report["latency_us"]["put"]["count"].as_u64() > Some(0), "{report}");
+        assert_eq!(report["interrupted"], true);
+        assert!(report["seconds"].as_f64() < Some(300.0), "{report}");
+    }
+}
+
+#[test]
+fn a_bench_has_a_table() {
+    let server = Server::start();
+    let few = ["--duration", "300ms", "-o", "table"];
+    let watch = server.ok(&[&["bench", "watch", "--watchers", "2"][..], &few].concat());
+    let first: Vec<&str> = watch.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(first[..3], ["KIND", "put", "watch"], "{watch}");
+    assert!(watch.contains("P99.99") && !watch.contains('█'), "{watch}");
+    let nobody = run(
+        metcd()
+            .args(["bench", "put", "--endpoints", "http://127.0.0.1:9", "--warm-up", "0s"])
+            .args(few),
+        b"",
+    );
+    assert!(nobody.code == 1 && nobody.text().contains("TROUBLE"), "{}", nobody.text());
 }
 
 #[test]

@@ -96,7 +96,7 @@ pub struct WatchArgs {
     /// Watches of the same keys, each with a connection of its own.
     #[arg(short, long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(super) watchers: u32,
-    /// Changes a second.
+    /// Changes a second, put on time however slow the answers are, as long as no more than 256 are under way.
     #[arg(long, default_value_t = 100.0, value_name = "N", value_parser = positive)]
     pub(super) rate: f64,
     /// How long to measure.

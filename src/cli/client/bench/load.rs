@@ -7,15 +7,17 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::LocalSet;
 use tokio::time::{sleep, sleep_until};
 
+use super::super::process::interrupted;
 use super::conn::Connection;
 use super::keys::{Distribution, Random, push_key};
 use super::report::{Kind, Tally};
+use crate::cli::CliError;
 
 /// After a connection broke or could not be made.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -64,9 +66,21 @@ pub(super) struct Live {
     pub(super) answered: AtomicU64,
     /// Those that failed.
     pub(super) failed: AtomicU64,
+    /// The number of the signal that ended it early; 0 is none.
+    signal: AtomicU8,
 }
 
-/// Runs the plan on its threads; returns everything counted.
+impl Live {
+    /// Whether it was ended early, and by which signal.
+    pub(super) fn ended(&self) -> Result<(), CliError> {
+        match self.signal.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            signal => Err(CliError::Interrupted(signal)),
+        }
+    }
+}
+
+/// Runs the plan on its threads, or until a signal; returns everything counted.
 pub(super) fn run(plan: &Plan, live: &Arc<Live>) -> std::io::Result<Tally> {
     let start = Instant::now();
     let mut total = Tally::new();
@@ -97,7 +111,10 @@ fn run_thread(plan: &Plan, live: &Arc<Live>, thread: u32, start: Instant) -> std
     let limit = tokio::time::Instant::from_std(start + plan.warm_up + plan.duration + PATIENCE);
     runtime.block_on(async {
         // What does not end by then has no latency to report; it is dropped, and missing in the counts.
-        let _ = tokio::time::timeout_at(limit, local).await;
+        tokio::select! {
+            _ = tokio::time::timeout_at(limit, local) => {}
+            signal = interrupted() => live.signal.store(signal, Ordering::Relaxed),
+        }
     });
     drop(runtime);
     let mut total = Tally::new();

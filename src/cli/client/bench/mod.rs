@@ -57,7 +57,7 @@ fn run_load(args: &ClientArgs, name: &str, load: &LoadArgs, reads: u8) -> Result
         load.value_size,
         load.rate.map(|rate| format!(", {rate} requests/s wanted")).unwrap_or_default(),
     );
-    conclude(args, name, &title, &tally, measured)
+    conclude(args, name, &title, &tally, measured, live.ended())
 }
 
 fn plan(args: &ClientArgs, load: &LoadArgs, reads: u8) -> Result<Plan, CliError> {
@@ -120,6 +120,8 @@ fn fill(plan: &Plan, load: &LoadArgs) -> Result<(), CliError> {
     };
     let live = Arc::new(Live::default());
     let (tally, _) = with_progress("fill", Duration::ZERO, &live, || load::run(&plan, &live))?;
+    live.ended()
+        .inspect_err(|_| output::warn("interrupted while the keys were written: nothing is measured yet"))?;
     match tally.failure() {
         Some(failure) => Err(CliError::Failed(format!(
             "the keys could not be written ({failure}): is the server well?"
@@ -188,27 +190,43 @@ fn draw(bar: &ProgressBar, live: &Live, start: Instant, finished: &std::sync::mp
 
 fn run_watch(args: &ClientArgs, watch: &WatchArgs) -> Result<(), CliError> {
     let session = args.session()?;
-    let start = Instant::now();
-    let tally = runtime()?.block_on(async {
-        let tally = watch::run(&session.client, watch).await;
+    let measured = runtime()?.block_on(async {
+        let measured = watch::run(&session.client, watch).await;
         watch::clean_up(&session.client, watch).await;
-        tally
+        measured
     })?;
     let title = format!("watch: {} watchers, {} changes/s wanted", watch.watchers, watch.rate);
-    conclude(args, "watch", &title, &tally, start.elapsed())
+    conclude(args, "watch", &title, &measured.tally, measured.took, measured.ended)
 }
 
-fn conclude(args: &ClientArgs, name: &str, title: &str, tally: &Tally, took: Duration) -> Result<(), CliError> {
+/// Reports what was measured, also if it was `ended` before its time.
+fn conclude(
+    args: &ClientArgs,
+    name: &str,
+    title: &str,
+    tally: &Tally,
+    took: Duration,
+    ended: Result<(), CliError>,
+) -> Result<(), CliError> {
     let seconds = took.as_secs_f64();
+    let was_interrupted = matches!(ended, Err(CliError::Interrupted(_)));
     match args.format() {
         Format::Json => {
             let mut report = tally.to_json(seconds);
             report["bench"] = name.into();
             report["endpoints"] = args.endpoints().into();
+            report["interrupted"] = was_interrupted.into();
             output::json(&report)?;
         }
-        Format::Plain | Format::Table => print(&format!("{title}\n{}", tally.to_text(seconds, bold)))?,
+        Format::Plain => print(&format!("{title}\n{}", tally.to_text(seconds, bold)))?,
+        Format::Table => tally.print_tables(seconds)?,
     }
+    if was_interrupted {
+        output::warn(&format!(
+            "interrupted: the report is of {seconds:.1} s, and of what was answered until then"
+        ));
+    }
+    ended?;
     match (tally.succeeded, tally.failure()) {
         (0, Some(failure)) => Err(CliError::Failed(format!("no request succeeded ({failure}): is the server well?"))),
         (0, None) => Err(CliError::Failed("no request was answered in time: is the server well?".to_owned())),

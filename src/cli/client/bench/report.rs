@@ -7,6 +7,10 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
+use super::super::output::Table;
+use super::super::print;
+use crate::cli::CliError;
+
 /// What a request does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
@@ -35,6 +39,27 @@ pub(super) struct Tally {
     statuses: BTreeMap<u16, u64>,
     pub(super) succeeded: u64,
     pub(super) failed: u64,
+    /// Only where it is counted.
+    lateness: Option<Lateness>,
+}
+
+/// How far a load fell behind its own schedule.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lateness {
+    /// Requests that began after they were due.
+    pub(super) late: u64,
+    /// By how much at most.
+    pub(super) most: Duration,
+    /// Those whose turn did not come at all.
+    pub(super) never_begun: u64,
+}
+
+impl Lateness {
+    /// One request that began so much after it was due.
+    pub(super) fn note(&mut self, late: Duration) {
+        self.late += 1;
+        self.most = self.most.max(late);
+    }
 }
 
 /// Microseconds: one minute and three digits, everything above counts as the highest.
@@ -51,6 +76,23 @@ const QUANTILES: [(&str, f64); 8] = [
     ("p99.9", 0.999),
     ("p99.99", 0.9999),
     ("max", 1.0),
+];
+
+/// Of the table: before the quantiles, and those.
+const COLUMNS: [&str; 13] = [
+    "KIND",
+    "REQUESTS",
+    "PER SECOND",
+    "MIN",
+    "MEAN",
+    "P50",
+    "P75",
+    "P90",
+    "P95",
+    "P99",
+    "P99.9",
+    "P99.99",
+    "MAX",
 ];
 
 impl Latencies {
@@ -83,6 +125,11 @@ impl Tally {
         if let Some(latencies) = self.latencies_of(kind) {
             latencies.record(latency);
         }
+    }
+
+    /// The record of the load's own lateness.
+    pub(super) fn lateness(&mut self) -> &mut Lateness {
+        self.lateness.get_or_insert_default()
     }
 
     fn latencies_of(&mut self, kind: Kind) -> Option<&mut Latencies> {
@@ -138,7 +185,7 @@ impl Tally {
             .iter()
             .map(|(status, count)| (status.to_string(), (*count).into()))
             .collect();
-        json!({
+        let mut report = json!({
             "seconds": round(seconds),
             "requests": self.succeeded,
             "failed": self.failed,
@@ -146,7 +193,56 @@ impl Tally {
             "statuses": statuses,
             "connection_failures": self.results,
             "latency_us": latencies,
-        })
+        });
+        if let Some(Lateness { late, most, never_begun }) = self.lateness {
+            report["begun_late"] = json!({"count": late, "max_us": most.as_micros() as u64, "never_begun": never_begun});
+        }
+        report
+    }
+
+    /// For eyes: a row for each kind of request, and one for each kind of failure if there are any.
+    pub(super) fn print_tables(&self, seconds: f64) -> Result<(), CliError> {
+        let mut table = Table::new(&COLUMNS);
+        for (kind, Latencies(histogram)) in &self.latencies {
+            let quantiles = QUANTILES.map(|(_, quantile)| time(histogram.value_at_quantile(quantile) as f64));
+            let counts = [
+                kind.name().to_owned(),
+                histogram.len().to_string(),
+                format!("{:.0}", histogram.len() as f64 / seconds),
+                time(histogram.min() as f64),
+                time(histogram.mean()),
+            ];
+            table.row(counts.into_iter().chain(quantiles));
+        }
+        table.print()?;
+        let troubles = self.troubles();
+        if troubles.is_empty() {
+            return Ok(());
+        }
+        let mut table = Table::new(&["TROUBLE", "COUNT"]);
+        for (what, count) in troubles {
+            table.row([what, count.to_string()]);
+        }
+        print("\n")?;
+        table.print()
+    }
+
+    /// What did not go as it should, and how often.
+    fn troubles(&self) -> Vec<(String, u64)> {
+        let refused = self.statuses.iter().filter(|(status, _)| **status >= 400);
+        let refused = refused.map(|(status, count)| (format!("status {status}"), *count));
+        let broken = self.results.iter().map(|(cause, count)| (cause.clone(), *count));
+        let mut troubles: Vec<_> = refused.chain(broken).collect();
+        if let Some(Lateness { late, most, never_begun }) = self.lateness {
+            let most = time(most.as_micros() as f64);
+            troubles.push((
+                format!("begun late, by {most} at most: too much was under way, or this machine is too slow"),
+                late,
+            ));
+            troubles.push(("never begun".to_owned(), never_begun));
+        }
+        troubles.retain(|(_, count)| *count > 0);
+        troubles
     }
 
     /// For people.
@@ -156,11 +252,8 @@ impl Tally {
             "{}\n",
             bold(&format!("{:.0} requests/s", self.succeeded as f64 / seconds))
         ));
-        for (status, count) in self.statuses.iter().filter(|(status, _)| **status >= 400) {
-            out.push_str(&format!("  status {status}: {count}\n"));
-        }
-        for (cause, count) in &self.results {
-            out.push_str(&format!("  {cause}: {count}\n"));
+        for (what, count) in self.troubles() {
+            out.push_str(&format!("  {what}: {count}\n"));
         }
         for (kind, Latencies(histogram)) in &self.latencies {
             let per_second = histogram.len() as f64 / seconds;
@@ -264,6 +357,26 @@ mod tests {
     fn an_empty_measurement_has_a_report() {
         assert!(Tally::new().to_text(1.0, str::to_owned).starts_with("0 requests"));
         assert_eq!(tally().failure().unwrap(), "connection refused");
+    }
+
+    #[test]
+    fn the_table_has_a_column_for_every_quantile() {
+        let names = QUANTILES.map(|(name, _)| name.to_uppercase());
+        assert_eq!(COLUMNS[5..], names);
+    }
+
+    #[test]
+    fn lateness_is_told_where_there_was_any() {
+        let mut tally = tally();
+        *tally.lateness() = Lateness::default();
+        assert!(!tally.to_text(1.0, str::to_owned).contains("begun late"));
+        assert_eq!(tally.to_json(1.0)["begun_late"], json!({"count": 0, "max_us": 0, "never_begun": 0}));
+        tally.lateness().note(Duration::from_millis(340));
+        let text = tally.to_text(1.0, str::to_owned);
+        assert!(
+            text.contains("begun late, by 340.00 ms at most") && !text.contains("never begun"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -150,6 +150,11 @@ impl Node {
         self.signal("TERM");
     }
 
+    /// What a closed terminal sends.
+    pub fn hang_up(&self) {
+        self.signal("HUP");
+    }
+
     /// SIGKILL, and gone when this returns.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

@@ -226,6 +226,8 @@ pub struct Consensus {
     leaving: leaving::Leaving,
     /// Refusals that were logged.
     refused: BTreeSet<(u64, Implausible)>,
+    /// See [`has_lost_log`](Self::has_lost_log).
+    has_lost_log: bool,
     effects: Effects,
 }
 
@@ -297,6 +299,7 @@ impl Consensus {
             announcements: announce::Announcements::default(),
             leaving: leaving::Leaving::default(),
             refused: BTreeSet::new(),
+            has_lost_log: false,
             effects: Effects::default(),
         };
         consensus.note_own_membership();
@@ -397,6 +400,12 @@ impl Consensus {
         Ok(conf_state)
     }
 
+    /// The leader counts on entries that are not here: the log is not the one that acknowledged them (an older copy of the data directory, or
+    /// a disk that lost what it had synced). No votes and no acknowledgements any more, rule 9: they would count twice.
+    pub fn has_lost_log(&self) -> bool {
+        self.has_lost_log
+    }
+
     /// Entries are on their way to the state machine. A snapshot waits for them: taken in now it would be installed in front of them,
     /// and a configuration change among them would be applied to the snapshot's configuration, which has it already.
     pub fn is_applying(&self) -> bool {
@@ -426,6 +435,9 @@ impl Consensus {
 
     fn handle_tick(&mut self) {
         self.tick += 1;
+        if self.has_lost_log {
+            return;
+        }
         let expired = self.proposals.expire(self.tick);
         self.effects.expired.extend(expired);
         let raft = &self.node.raft;
@@ -468,7 +480,11 @@ impl Consensus {
     }
 
     fn handle_message(&mut self, mut message: Message) {
+        if self.has_lost_log {
+            return;
+        }
         if let Err(reason) = validate::check(&self.node, &message) {
+            self.has_lost_log |= reason == validate::LOST_LOG;
             let kind = message.get_msg_type();
             // Once per sender and reason: some come with every heartbeat.
             if self.refused.len() < MAX_REFUSALS_NOTED && self.refused.insert((message.from, reason)) {

@@ -10,6 +10,9 @@ use super::log::LogCache;
 #[error("{0}")]
 pub struct Implausible(&'static str);
 
+/// A leader names no more than what this member acknowledged to it, after a sync.
+pub const LOST_LOG: Implausible = Implausible("a heartbeat commits entries that this member acknowledged and does not have");
+
 /// Checks a message against this node's state. Identity, cluster and membership were checked when it was received.
 pub fn check(node: &RawNode<LogCache>, message: &Message) -> Result<(), Implausible> {
     check_term(message)?;
@@ -23,9 +26,7 @@ pub fn check(node: &RawNode<LogCache>, message: &Message) -> Result<(), Implausi
         | MessageType::MsgTransferLeader => Err(Implausible("a local message came from a peer")),
         MessageType::MsgPropose => check_propose(message),
         MessageType::MsgAppend => check_append(node, message),
-        MessageType::MsgHeartbeat if message.commit > last_index && message.term >= node.raft.term => {
-            Err(Implausible("a heartbeat commits entries that are not here"))
-        }
+        MessageType::MsgHeartbeat if message.commit > last_index && message.term >= node.raft.term => Err(LOST_LOG),
         MessageType::MsgAppendResponse if !message.reject && message.index > last_index && message.term >= node.raft.term => {
             Err(Implausible("an acknowledgement of entries that were never sent"))
         }

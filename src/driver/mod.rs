@@ -624,10 +624,17 @@ impl Driver {
         }
     }
 
-    /// A member that was removed stops; it must not campaign, vote or serve again.
+    /// A member that was removed, or that lost its log, stops; it must not campaign, vote or serve again.
     fn check_membership(&mut self) {
         if self.core.has_left() {
             self.shared.fail(Fatal::removed(self.shared.id));
+        }
+        if self.core.has_lost_log() {
+            self.shared.fail(Fatal::new(format!(
+                "the log lacks entries that this member acknowledged to the leader: its data directory is an older copy of itself, or its disk lost what was synced. \
+                 Remove the member (metcd member remove {}), and add it anew with an empty data directory",
+                self.shared.id,
+            )));
         }
     }
 

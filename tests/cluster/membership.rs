@@ -479,3 +479,31 @@ async fn a_copied_directory_is_not_a_second_member() {
     cluster.node(2).start();
     cluster.ready(2).await;
 }
+
+/// Its log lacks what it acknowledged: a majority that counts on it may be none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_9_a_member_on_an_older_copy_of_its_directory_stops_and_says_why() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    bound(&cluster).await;
+    let leader = cluster.leader().await;
+    let member = cluster.ids().into_iter().find(|&id| id != leader).unwrap();
+    let (own, copy) = (cluster.node(member).data_dir.clone(), cluster.dir().join("older"));
+    cluster.node(member).terminate();
+    cluster.node(member).ended(SOON).await;
+    copy_dir(&own, &copy);
+    cluster.node(member).start();
+    cluster.ready(member).await;
+    for number in 0..20 {
+        assert!(cluster.put(member, &format!("k{number}"), "v").await.unwrap().is_success());
+    }
+    cluster.node(member).terminate();
+    cluster.node(member).ended(SOON).await;
+    std::fs::remove_dir_all(&own).unwrap();
+    std::fs::rename(&copy, &own).unwrap();
+    // Nothing is written meanwhile: the first thing that it hears is a heartbeat.
+    cluster.node(member).start();
+    assert_eq!(cluster.node(member).ended(SOON).await.code(), Some(1));
+    let log = cluster.node(member).log_text();
+    assert!(log.contains(&format!("metcd member remove {member}")), "{log}");
+    assert!(cluster.put(leader, "k", "v").await.unwrap().is_success());
+}

@@ -139,6 +139,9 @@ impl Process {
         if self.core.has_left() {
             self.failed = Some(Failure::Removed);
         }
+        if self.core.has_lost_log() {
+            self.failed = Some(Failure::Bug("the log lacks what was acknowledged".to_owned()));
+        }
     }
 
     /// Performs everything that follows from the inputs so far. A read round that ends in it makes room for the next one at once.

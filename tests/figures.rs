@@ -58,6 +58,9 @@ impl PeerService for Echo {
     fn admit(&self, _: &SenderIdentity) -> Result<(), Refusal> {
         Ok(())
     }
+    fn ends_as_outdated(&self, _: u64) -> bool {
+        false
+    }
     fn step(&self, from: u64, messages: Vec<Message>) -> Result<(), Busy> {
         if self.id == 1 {
             let _ = self.arrived_tx.send(messages.len());
@@ -135,7 +138,7 @@ async fn exchange(window: usize, bytes: usize) {
         let _ = echo.transport.set(transport.clone());
         let server = PeerServer::new(echo, identity, TransportLimits::default(), Some(transport.clone()));
         tokio::spawn(serve(listener, server, ServeLimits::default(), std::future::pending()));
-        nodes.push((transport, Peer { id, url }));
+        nodes.push((transport, Peer { id, url, boot: 0 }));
     }
     let peers: Vec<_> = nodes.iter().map(|(_, peer)| peer.clone()).collect();
     nodes.iter().for_each(|(transport, _)| transport.set_peers(peers.clone()));

@@ -14,10 +14,11 @@
 //! - A directory is opened by at most one process.
 //! - It is never opened as another cluster's or another member's, or by another engine than it was written by.
 //! - The incarnation is drawn once; [`boot`](DataDir::boot) is greater at every start, durably, before anything is sent: a pair of
-//!   (incarnation, boot) never comes twice.
+//!   (incarnation, boot) never comes twice, not even from a copy of the directory ([`boot`](self::boot)).
 //! - Until [`set_cluster`](DataDir::set_cluster) the directory [is new](DataDir::is_new), however often it was opened: a founder that was
 //!   refused by its peers, or crashed while founding, asks them again the next time.
 
+mod boot;
 pub mod disk;
 mod identity;
 
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::config::{Config, FoundingMember};
+pub use boot::is_outdated;
 use disk::RESERVE_BYTES;
 pub use identity::{FORMAT, Identity};
 
@@ -122,7 +124,7 @@ impl DataDir {
             Some(identity) if identity.cluster_id.is_some() => identity,
             unfinished => begin(path, config, unfinished)?,
         };
-        let boot = count_boot(path, &identity)?;
+        let boot = start(path, &identity)?;
         // Without a reserve a member still works; it is only worse off on a full disk.
         if !disk::keep_reserve(path).unwrap_or(false) {
             tracing::warn!(data_dir = %path.display(), "no space is held in reserve: the disk is nearly full, or cannot be allocated on");
@@ -149,11 +151,11 @@ impl DataDir {
         }
         let lock = lock(path)?;
         let identity = Identity::read(path)?.ok_or_else(foreign)?;
-        let boot = identity::read_boot(path)?.unwrap_or(0);
+        let starts = identity::read_boot(path)?.unwrap_or(0);
         Ok(Self {
             path: path.to_owned(),
             identity,
-            boot,
+            boot: boot::boot_id(starts, 0).unwrap_or(u64::MAX),
             _lock: lock,
         })
     }
@@ -188,7 +190,7 @@ impl DataDir {
         self.identity.node_id
     }
 
-    /// Number of this start, from 1; greater at every start.
+    /// The id of this start; greater at every start.
     pub fn boot(&self) -> u64 {
         self.boot
     }
@@ -478,17 +480,17 @@ fn draw_incarnation() -> u64 {
     rand::random::<u64>().max(1)
 }
 
-/// Counts a start durably. A count that is gone cannot be guessed: a smaller one would repeat the names of old proposals and reads.
-fn count_boot(path: &Path, identity: &Identity) -> Result<u64, DataDirError> {
+/// Counts a start durably, and names it. A count that is gone cannot be guessed: a smaller one would be refused by the others.
+fn start(path: &Path, identity: &Identity) -> Result<u64, DataDirError> {
     let last = match (identity::read_boot(path)?, identity.cluster_id) {
         (Some(last), _) => last,
         (None, None) => 0,
         (None, Some(_)) => return Err(DataDirError::damaged(&path.join(identity::BOOT_NAME), "it is missing")),
     };
-    let boot = last
-        .checked_add(1)
-        .ok_or_else(|| DataDirError::damaged(&path.join(identity::BOOT_NAME), "no number follows"))?;
-    identity::write_boot(path, boot)?;
+    let count = last.saturating_add(1);
+    let boot =
+        boot::boot_id(count, rand::random()).ok_or_else(|| DataDirError::damaged(&path.join(identity::BOOT_NAME), "no number follows"))?;
+    identity::write_boot(path, count)?;
     Ok(boot)
 }
 
@@ -508,6 +510,11 @@ mod tests {
         DataDir::open(&config(path)).expect("open").set_cluster(17, 1).expect("set_cluster");
     }
 
+    /// How often it was started.
+    fn started(dir: &DataDir) -> u64 {
+        dir.boot() >> 16
+    }
+
     fn refusal(config: &Config) -> String {
         DataDir::open(config).expect_err("must be refused").to_string()
     }
@@ -517,14 +524,14 @@ mod tests {
         let root = tempfile::tempdir().expect("tempdir");
         let path = root.path().join("new/data");
         let first = DataDir::open(&config(&path)).expect("open");
-        assert!(first.is_new() && first.boot() == 1 && first.node_id() == Some(1));
+        assert!(first.is_new() && started(&first) == 1 && first.node_id() == Some(1));
         let incarnation = first.identity().incarnation;
         drop(first);
         founded(&path);
         let third = DataDir::open(&config(&path)).expect("open");
         assert!(!third.is_new());
         assert_eq!(
-            (third.boot(), third.identity().incarnation, third.identity().cluster_id),
+            (started(&third), third.identity().incarnation, third.identity().cluster_id),
             (3, incarnation, Some(17))
         );
     }
@@ -534,13 +541,13 @@ mod tests {
         let root = tempfile::tempdir().expect("tempdir");
         founded(root.path());
         let opened = DataDir::open(&config(root.path())).expect("open");
-        let boot = opened.boot();
+        let starts = started(&opened);
         opened.note_departure().expect("noted");
         drop(opened);
         let refused = refusal(&config(root.path()));
         assert!(refused.contains("member 1, which was removed"), "{refused}");
         let offline = DataDir::open_offline(root.path()).expect("a tool may still look at it");
-        assert_eq!(offline.boot(), boot, "no start was counted");
+        assert_eq!(started(&offline), starts, "no start was counted");
     }
 
     #[test]
@@ -558,7 +565,7 @@ mod tests {
         assert!(refused.contains(&format!("in use by process {}", std::process::id())), "{refused}");
         drop(held);
         assert_eq!(
-            DataDir::open(&config(root.path())).expect("open again").boot(),
+            started(&DataDir::open(&config(root.path())).expect("open again")),
             2,
             "a refused start is not counted"
         );
@@ -696,14 +703,28 @@ mod tests {
     }
 
     #[test]
+    fn the_next_starts_of_two_copies_of_a_directory_are_told_apart() {
+        let (root, copy) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
+        founded(root.path());
+        for name in ["identity.toml", "boot"] {
+            fs::copy(root.path().join(name), copy.path().join(name)).expect("copy");
+        }
+        // One of 65,536 pairs has the same salt; three in a row do not.
+        let boots = || [&root, &copy].map(|dir| DataDir::open(&config(dir.path())).expect("open").boot());
+        let pairs = [boots(), boots(), boots()];
+        assert!(pairs.iter().any(|[a, b]| is_outdated(*a, *b) && is_outdated(*b, *a)), "{pairs:?}");
+        assert!(pairs.iter().all(|[a, b]| a >> 16 == b >> 16), "{pairs:?}");
+    }
+
+    #[test]
     fn a_tool_opens_what_a_member_left_and_counts_nothing() {
         let root = tempfile::tempdir().expect("tempdir");
         founded(root.path());
         let tool = DataDir::open_offline(root.path()).expect("open_offline");
-        assert_eq!((tool.boot(), tool.node_id()), (1, Some(1)));
+        assert_eq!((started(&tool), tool.node_id()), (1, Some(1)));
         assert!(refusal(&config(root.path())).contains("in use"));
         drop(tool);
-        assert_eq!(DataDir::open(&config(root.path())).expect("open").boot(), 2);
+        assert_eq!(started(&DataDir::open(&config(root.path())).expect("open")), 2);
     }
 
     #[test]

@@ -215,6 +215,10 @@ impl Round {
         let Some(record) = members.iter().find(|member| member.id == self.shared.id) else {
             return;
         };
+        let known_boot = self.shared.reader.boots().get(&self.shared.id).copied();
+        if known_boot.is_some_and(|known| self.shared.ends_as_outdated(known)) {
+            return;
+        }
         let duties = &self.duties;
         let update = MemberUpdate {
             id: self.shared.id,
@@ -225,7 +229,14 @@ impl Round {
             feature_level: (record.feature_level != FEATURE_LEVEL).then_some(FEATURE_LEVEL),
             wanted_role: None,
         };
-        if update.name.is_some() || update.client_url.is_some() || update.incarnation.is_some() || update.feature_level.is_some() {
+        // Each start is told, although nothing changed: whoever comes back on an older copy of the directory is known by that.
+        let is_told = known_boot == Some(self.shared.boot);
+        if !is_told
+            || update.name.is_some()
+            || update.client_url.is_some()
+            || update.incarnation.is_some()
+            || update.feature_level.is_some()
+        {
             self.propose(Body::MemberUpdate(update));
         }
     }

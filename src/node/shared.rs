@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::consensus::View;
+use crate::datadir;
 use crate::driver::{Event, Fatal};
 use crate::leader::clock::LeaseClock;
 use crate::server::admission::Admissions;
@@ -184,6 +185,20 @@ impl Shared {
         });
         // Nothing is applied here any more: who waits need not wait for the deadline to hear that the outcome is unknown.
         self.replies.lock().clear();
+    }
+
+    /// Ends this member if the cluster knows of a start of it, `known`, that this data directory does not: it is an older copy of
+    /// itself, and lacks what that start has acknowledged (rule 9). Returns whether it is.
+    pub(crate) fn ends_as_outdated(&self, known: u64) -> bool {
+        let is_outdated = datadir::is_outdated(self.boot, known);
+        if is_outdated {
+            self.fail(Fatal::new(format!(
+                "the data directory is an older copy of itself: the cluster knows of a later start of this member, and counts on what it acknowledged then. \
+                 Remove the member (metcd member remove {}), and add it anew with an empty data directory",
+                self.id,
+            )));
+        }
+        is_outdated
     }
 
     /// No new work from now on.

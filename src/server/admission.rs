@@ -273,9 +273,11 @@ impl Admissions {
         self.seen.retain(|id, _| leaving.contains(id));
         self.seen.extend(members.into_iter().map(|member| (member.id, member)));
         let others = self.seen.values().filter(|member| member.id != self.id);
+        let boots = reader.boots();
         let peer = |member: &MemberRecord| Peer {
             id: member.id,
             url: member.peer_url.clone(),
+            boot: boots.get(&member.id).copied().unwrap_or(0),
         };
         others.map(peer).collect()
     }

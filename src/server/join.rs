@@ -242,6 +242,7 @@ pub async fn find_peers(config: Arc<Config>, shared: Arc<Shared>) {
                     let peers = cluster.members.into_iter().map(|member| Peer {
                         id: member.id,
                         url: member.peer_url,
+                        boot: 0,
                     });
                     shared.send(Event::PeersFound(peers.collect()));
                     break;

@@ -256,6 +256,10 @@ impl PeerService for Service {
         self.intake.admit(sender)
     }
 
+    fn ends_as_outdated(&self, known: u64) -> bool {
+        self.node.shared().ends_as_outdated(known)
+    }
+
     fn step(&self, _from: u64, messages: Vec<Message>) -> Result<(), Busy> {
         self.intake.step(messages)
     }

@@ -223,6 +223,7 @@ impl State {
         }
         let core = &mut self.core;
         core.sessions.store(&mut write);
+        let boots = core.sessions.changed_boots();
         let has_samples = core.samples.store(&mut write);
         let has_leases = core.leases.store(&mut write);
         let has_idempotency = core.idempotency.store(&mut write);
@@ -251,6 +252,9 @@ impl State {
                 }
                 if has_reports {
                     published.reports.clone_from(&core.reports);
+                }
+                if let Some(boots) = boots {
+                    published.boots = boots;
                 }
             },
             events,
@@ -407,6 +411,7 @@ fn published(core: &mut Core) -> Published {
         conf_state: Arc::new((&core.meta.conf).into()),
         leases: core.leases.clone(),
         members: core.members.clone(),
+        boots: core.sessions.boots(),
         samples: core.samples.clone(),
         reports: core.reports.clone(),
         idempotency: core.idempotency.oldest(),

@@ -1,5 +1,6 @@
 //! The reading side of the state: shared, cheap to clone, never holding a lock against the writer.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -352,6 +353,11 @@ impl StateReader {
     /// The members, by id.
     pub fn members(&self) -> Vec<MemberRecord> {
         self.shared.with(|published| published.members.present.values().cloned().collect())
+    }
+
+    /// The newest boot id of each member that has proposed anything since it was started.
+    pub fn boots(&self) -> Arc<BTreeMap<u64, u64>> {
+        self.shared.with(|published| published.boots.clone())
     }
 
     /// Whether this id was a member once and was removed.

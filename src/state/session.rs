@@ -4,7 +4,8 @@
 //! what is needed to rebuild the usual results. Sequences are kept in blocks, one record each, so that a batch rewrites little. The
 //! window is bounded by the proposer, which stops proposing when it is full.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use imbl::OrdMap;
 use prost::Message;
@@ -134,6 +135,8 @@ pub(super) struct Sessions {
     by_member: OrdMap<u64, Session>,
     /// Records to write: the header (`None`) or a block, with whether it still exists looked up then.
     dirty: BTreeSet<(u64, Option<u64>)>,
+    /// Some member's boot id is another one than when it was last asked.
+    boots_changed: bool,
 }
 
 impl Sessions {
@@ -172,6 +175,7 @@ impl Sessions {
                 blocks: OrdMap::new(),
             };
             self.dirty.insert((member, None));
+            self.boots_changed = true;
         } else if low_water > session.low_water {
             session.low_water = low_water;
             self.dirty.insert((member, None));
@@ -227,9 +231,20 @@ impl Sessions {
     /// The member was removed: nothing of it is applied any more, so nothing needs to be known.
     pub(super) fn remove(&mut self, member: u64) {
         if let Some(session) = self.by_member.remove(&member) {
+            self.boots_changed = true;
             self.dirty.insert((member, None));
             self.dirty.extend(session.blocks.keys().map(|block| (member, Some(*block))));
         }
+    }
+
+    /// The newest boot id known of each member; `None` if they are those of the last call.
+    pub(super) fn changed_boots(&mut self) -> Option<Arc<BTreeMap<u64, u64>>> {
+        std::mem::take(&mut self.boots_changed).then(|| self.boots())
+    }
+
+    /// The newest boot id known of each member.
+    pub(super) fn boots(&self) -> Arc<BTreeMap<u64, u64>> {
+        Arc::new(self.by_member.iter().map(|(member, session)| (*member, session.boot)).collect())
     }
 
     /// Writes what changed since the last call.

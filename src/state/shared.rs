@@ -46,6 +46,8 @@ pub(super) struct Published {
     pub(super) conf_state: Arc<ConfState>,
     pub(super) leases: Leases,
     pub(super) members: Members,
+    /// The newest boot id of each member that has proposed anything.
+    pub(super) boots: Arc<BTreeMap<u64, u64>>,
     pub(super) reports: Reports,
     pub(super) samples: Samples,
     /// Stamp of the oldest idempotency record, and their number.

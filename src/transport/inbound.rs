@@ -20,7 +20,7 @@ use http_body_util::Full;
 use serde_json::json;
 
 use super::{
-    Busy, Identity, PeerService, Refusal, Transport, TransportLimits,
+    Busy, Identity, OUTDATED, PeerService, Refusal, Transport, TransportLimits,
     lane::{LaneKind, RefusalLog},
     ride,
     snapshot_in::{ReceiveError, Receiver},
@@ -168,9 +168,10 @@ impl Inner {
         self.check_cluster(&addressing)?;
         if wanted == Method::GET {
             // Open to whoever knows the cluster: a founder with an empty directory asks here whether its id is taken.
-            return Ok(json_answer(StatusCode::OK, &self.service.members()));
+            return Ok(self.signed(json_answer(StatusCode::OK, &self.service.members())));
         }
         self.check_sender(&addressing)?;
+        self.check_own_boot(&addressing, &head.headers)?;
         let from = addressing.sender.member;
         match head.uri.path() {
             "/raft" => self.take_messages(from, &head.headers, body).await,
@@ -230,6 +231,18 @@ impl Inner {
         self.service
             .admit(&addressing.sender)
             .or_else(|refusal| self.note(addressing, refusal))
+    }
+
+    /// The sender counts on what a later start of this member, or another one of the same number, has acknowledged.
+    fn check_own_boot(&self, addressing: &Addressing<'_>, headers: &HeaderMap) -> Result<(), Refusal> {
+        if !wire::known_boot(headers).is_some_and(|known| self.service.ends_as_outdated(known)) {
+            return Ok(());
+        }
+        let detail = format!(
+            "member {} runs on an older copy of its data directory, and stops",
+            self.identity.member
+        );
+        self.note(addressing, Refusal { code: OUTDATED, detail })
     }
 
     fn note(&self, addressing: &Addressing<'_>, refusal: Refusal) -> Result<(), Refusal> {
@@ -307,6 +320,14 @@ impl Inner {
         answer
             .headers_mut()
             .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        self.signed(answer)
+    }
+
+    /// Says who answers, as every answer of the client listener does. What members tell each other all the time goes without.
+    fn signed(&self, mut answer: Answer) -> Answer {
+        let headers = answer.headers_mut();
+        headers.insert(wire::MEMBER, self.identity.member.into());
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         answer
     }
 }

@@ -23,10 +23,10 @@ use tokio::{
 };
 
 use super::{
-    Identity, MEMBER_REMOVED, PeerEvents, TransportLimits,
+    Identity, MEMBER_REMOVED, Peer, PeerEvents, TransportLimits,
     ride::Rides,
     validate,
-    wire::{Addressing, Epoch, StreamPosition, decode_batch, encode_into},
+    wire::{Addressing, Epoch, RECEIVER_BOOT, StreamPosition, decode_batch, encode_into, own_headers},
 };
 
 /// Below this size a lane keeps two POSTs in flight and lets the rest gather: small batches cost processor time, not bandwidth.
@@ -251,9 +251,37 @@ enum Taken {
 pub(super) struct Destination {
     pub(super) peer: u64,
     pub(super) url: Url,
-    /// Who speaks to whom: goes with every request.
-    pub(super) headers: HeaderMap,
+    /// Who speaks to whom.
+    addressing: HeaderMap,
+    /// The newest start of the peer that is known; 0 for none.
+    known_boot: Arc<AtomicU64>,
     pub(super) identity: Identity,
+}
+
+impl Destination {
+    pub(super) fn new(identity: &Identity, peer: &Peer, url: Url) -> Destination {
+        Destination {
+            peer: peer.id,
+            url,
+            addressing: own_headers(identity, peer.id),
+            known_boot: Arc::new(AtomicU64::new(peer.boot)),
+            identity: identity.clone(),
+        }
+    }
+
+    pub(super) fn set_known_boot(&self, boot: u64) {
+        self.known_boot.store(boot, Relaxed);
+    }
+
+    /// The headers of every request: who speaks to whom, and to which start of it at least.
+    pub(super) fn headers(&self) -> HeaderMap {
+        let mut headers = self.addressing.clone();
+        let known_boot = self.known_boot.load(Relaxed);
+        if known_boot != 0 {
+            headers.insert(RECEIVER_BOOT, known_boot.into());
+        }
+        headers
+    }
 }
 
 /// Messages that came in the answer to a POST, and who says so.
@@ -269,7 +297,6 @@ pub(super) struct Lane {
     limits: Arc<TransportLimits>,
     events: Arc<dyn PeerEvents>,
     destination: Destination,
-    headers: HeaderMap,
     epoch: u64,
     seq: u64,
     backoff: Duration,
@@ -299,15 +326,12 @@ impl Lane {
         refusals: Arc<RefusalLog>,
         rides: Arc<Rides>,
     ) -> Lane {
-        let mut headers = destination.headers.clone();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         Lane {
             queue,
             client,
             limits,
             events,
             destination,
-            headers,
             epoch: 0,
             seq: 0,
             backoff: FIRST_BACKOFF,
@@ -415,7 +439,9 @@ impl Lane {
     fn request(&mut self, body: Bytes) -> Request {
         self.queue.counters.posts.fetch_add(1, Relaxed);
         let mut request = Request::new(Method::POST, self.destination.url.clone());
-        *request.headers_mut() = self.headers.clone();
+        let headers = request.headers_mut();
+        *headers = self.destination.headers();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         if self.queue.kind == LaneKind::Append {
             self.seq += 1;
             let position = StreamPosition {
@@ -425,7 +451,7 @@ impl Lane {
                 },
                 seq: self.seq,
             };
-            request.headers_mut().insert(super::wire::STREAM, position.header());
+            headers.insert(super::wire::STREAM, position.header());
         }
         *request.body_mut() = Some(body.into());
         request

@@ -68,6 +68,8 @@ pub struct Peer {
     pub id: u64,
     /// Its peer URL, e.g. `http://127.0.0.1:3380`.
     pub url: String,
+    /// The newest start of it that this node knows of; 0 for none.
+    pub boot: u64,
 }
 
 /// Sizes and times. The defaults suit an election timeout of a second.
@@ -133,11 +135,14 @@ pub trait PeerEvents: Send + Sync + 'static {
 /// A request refused by who sent it; answered `412` with the code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// `cluster_mismatch`, `wrong_receiver`, `unknown_member`, `member_removed` or `member_reincarnated`.
+    /// `cluster_mismatch`, `wrong_receiver`, `unknown_member`, `member_removed`, `member_reincarnated` or `member_outdated`.
     pub code: &'static str,
     /// A sentence.
     pub detail: String,
 }
+
+/// The code of a member that was started from an older copy of its data directory: it says so, and stops.
+const OUTDATED: &str = "member_outdated";
 
 /// Sent to a removed member: it stops on it.
 pub const MEMBER_REMOVED: &str = "member_removed";
@@ -151,6 +156,8 @@ pub struct Busy;
 pub trait PeerService: Send + Sync + 'static {
     /// Whether the sender is a member with this incarnation. Called for every request: must be cheap.
     fn admit(&self, sender: &SenderIdentity<'_>) -> Result<(), Refusal>;
+    /// A member knows of the start `known` of this node: ends it, and returns true, if it runs on an older copy of its data directory.
+    fn ends_as_outdated(&self, known: u64) -> bool;
     /// Enqueues checked messages. A heartbeat's or append's commit is *not* checked against the log here.
     fn step(&self, from: u64, messages: Vec<Message>) -> Result<(), Busy>;
     /// Carries out a relayed request, if this node leads.

@@ -113,7 +113,11 @@ impl Transport {
         let mut current = self.0.peers.write();
         current.retain(|id, handle| peers.iter().any(|peer| peer.id == *id && peer.url == handle.url));
         for peer in peers {
-            if peer.id == self.0.identity.member || current.contains_key(&peer.id) {
+            if let Some(handle) = current.get(&peer.id) {
+                handle.destination.set_known_boot(peer.boot);
+                continue;
+            }
+            if peer.id == self.0.identity.member {
                 continue;
             }
             match self.connect(&peer) {
@@ -125,12 +129,7 @@ impl Transport {
 
     fn connect(&self, peer: &Peer) -> Result<PeerHandle, FetchError> {
         let inner = &self.0;
-        let destination = Destination {
-            peer: peer.id,
-            url: url_of(&peer.url, "raft")?,
-            headers: wire::own_headers(&inner.identity, peer.id),
-            identity: inner.identity.clone(),
-        };
+        let destination = Destination::new(&inner.identity, peer, url_of(&peer.url, "raft")?);
         let rides = Arc::new(Rides::default());
         let lane = |kind| {
             let queue = Arc::new(Queue::new(kind, &inner.limits));
@@ -226,7 +225,7 @@ impl Transport {
             .0
             .side_client
             .post(url)
-            .headers(peer.destination.headers.clone())
+            .headers(peer.destination.headers())
             .header(wire::DEADLINE_MS, deadline.as_millis().to_string())
             .timeout(deadline + CALL_SLACK)
             .json(request)

@@ -104,7 +104,7 @@ pub(super) async fn send(
     encode_into(&mut head, message)?;
     let progress = Arc::new(Progress::default());
     let body = Body::wrap_stream(stream_of(head.into(), source, progress.clone()));
-    let request = client.post(url).headers(destination.headers.clone()).body(body).send();
+    let request = client.post(url).headers(destination.headers()).body(body).send();
     let response = tokio::select! {
         response = request => response.map_err(|err| SendError::Broken(with_sources(&err)))?,
         stalled = progress.stall(limits) => return Err(stalled),

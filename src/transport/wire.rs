@@ -17,6 +17,10 @@ use super::Identity;
 pub(super) const PEER: HeaderName = HeaderName::from_static("metcd-peer");
 /// Where the sender is reached. A header of its own, so that members which do not know it yet still understand the other one.
 pub(super) const PEER_URL: HeaderName = HeaderName::from_static("metcd-peer-url");
+/// The newest start of the receiver that the sender knows of. Left out if it knows of none.
+pub(super) const RECEIVER_BOOT: HeaderName = HeaderName::from_static("metcd-receiver-boot");
+/// Who answers, for people.
+pub(super) const MEMBER: HeaderName = HeaderName::from_static("metcd-member");
 /// Place of an append batch in its stream.
 pub(super) const STREAM: HeaderName = HeaderName::from_static("metcd-stream");
 /// How long the sender of a relayed request waits, in milliseconds.
@@ -57,6 +61,11 @@ pub(super) fn own_headers(own: &Identity, to: u64) -> HeaderMap {
         headers.insert(PEER_URL, url);
     }
     headers
+}
+
+/// What the sender knows of the receiver's starts: `None` if nothing, or nothing that this node understands.
+pub(super) fn known_boot(headers: &HeaderMap) -> Option<u64> {
+    headers.get(RECEIVER_BOOT)?.to_str().ok()?.parse().ok()
 }
 
 impl<'a> Addressing<'a> {

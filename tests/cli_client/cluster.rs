@@ -35,8 +35,14 @@ fn members_are_added_as_learners_and_removed() {
         server.ok(&["member", "add", &peer, "--id", "4", "--learner", "--name", "four"]),
         "member 4 added\n"
     );
-    let again = server.ok(&["member", "add", &peer, "--id", "4", "--learner"]);
-    assert_eq!(again, "member 4 was there already, with this address\n");
+    for address in [&[peer.as_str()][..], &["--peer-url", &peer]] {
+        let again = server.ok(&[&["member", "add"], address, &["--id", "4", "--learner"]].concat());
+        assert_eq!(again, "member 4 was there already, with this address\n");
+    }
+    let nowhere = server.fails(2, &["member", "add", "--id", "5"]);
+    assert!(nowhere.contains("PEER_URL"), "{nowhere}");
+    let twice = server.fails(2, &["member", "add", &peer, "--peer-url", &peer]);
+    assert!(twice.contains("cannot be used with"), "{twice}");
     let list = server.ok(&["member", "list"]);
     assert!(list.contains("four") && list.contains("learner"), "{list}");
     assert!(

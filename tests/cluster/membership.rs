@@ -507,3 +507,43 @@ async fn rule_9_a_member_on_an_older_copy_of_its_directory_stops_and_says_why() 
     assert!(log.contains(&format!("metcd member remove {member}")), "{log}");
     assert!(cluster.put(leader, "k", "v").await.unwrap().is_success());
 }
+
+/// The leader that it acknowledged to leads no more, so no heartbeat tells it what it lacks: the others know of its later start, although
+/// nothing was written through it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_9_a_member_on_an_older_copy_of_its_directory_is_known_by_its_start_when_the_leader_has_changed() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    bound(&cluster).await;
+    let leader = cluster.leader().await;
+    let others: Vec<u64> = cluster.ids().into_iter().filter(|&id| id != leader).collect();
+    let (member, successor) = (others[0], others[1]);
+    let (own, copy) = (cluster.node(member).data_dir.clone(), cluster.dir().join("older"));
+    cluster.node(member).terminate();
+    cluster.node(member).ended(SOON).await;
+    copy_dir(&own, &copy);
+    let before = cluster.status(leader).await["commit_index"].as_u64().unwrap();
+    cluster.node(member).start();
+    cluster.ready(member).await;
+    eventually("the start is told", SOON, async || {
+        let status = cluster.status(successor).await;
+        (status["applied_index"].as_u64()? > before).then_some(())
+    })
+    .await;
+    assert!(cluster.put(leader, "k", "v").await.unwrap().is_success());
+    cluster.node(member).terminate();
+    cluster.node(member).ended(SOON).await;
+    std::fs::remove_dir_all(&own).unwrap();
+    std::fs::rename(&copy, &own).unwrap();
+    let (code, answer) = cluster
+        .call(Method::POST, leader, "/leader?timeout=20s", Some(json!({ "id": successor })))
+        .await;
+    assert_eq!(code, 200, "{answer}");
+    cluster.node(member).start();
+    assert_eq!(cluster.node(member).ended(SOON).await.code(), Some(1));
+    let log = cluster.node(member).log_text();
+    assert!(
+        log.contains("older copy of itself") && log.contains(&format!("metcd member remove {member}")),
+        "{log}"
+    );
+    assert!(cluster.put(successor, "k", "w").await.unwrap().is_success());
+}

@@ -78,6 +78,8 @@ pub struct Recorder {
     pub stepped: Mutex<Vec<Message>>,
     pub snapshots: Mutex<Vec<(u64, u64, Vec<u8>)>>,
     pub refusal: Mutex<Option<Refusal>>,
+    /// Its own boot: any other one that is known is a later one.
+    pub boot: Mutex<u64>,
     pub full: AtomicBool,
     pub calls: AtomicU64,
     pub directory: tempfile::TempDir,
@@ -90,6 +92,7 @@ impl Recorder {
             stepped: Mutex::default(),
             snapshots: Mutex::default(),
             refusal: Mutex::default(),
+            boot: Mutex::new(1),
             full: AtomicBool::new(false),
             calls: AtomicU64::new(0),
             directory: tempfile::tempdir().expect("a directory"),
@@ -108,6 +111,9 @@ impl Recorder {
 impl PeerService for Recorder {
     fn admit(&self, _: &SenderIdentity<'_>) -> Result<(), Refusal> {
         self.refusal.lock().clone().map_or(Ok(()), Err)
+    }
+    fn ends_as_outdated(&self, known: u64) -> bool {
+        known != *self.boot.lock()
     }
     fn step(&self, _: u64, messages: Vec<Message>) -> Result<(), Busy> {
         if self.full.load(SeqCst) {
@@ -216,6 +222,7 @@ impl Node {
         Peer {
             id: self.recorder.id,
             url: self.url(),
+            boot: 0,
         }
     }
 

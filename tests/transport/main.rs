@@ -111,7 +111,7 @@ async fn a_full_receiver_makes_its_sender_report_it_unreachable() {
 async fn stopped_peer() -> (TcpListener, Peer) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let url = format!("http://{}", listener.local_addr().expect("address"));
-    (listener, Peer { id: 2, url })
+    (listener, Peer { id: 2, url, boot: 0 })
 }
 
 #[tokio::test]
@@ -180,7 +180,7 @@ async fn rule_27_wrong_cluster_wrong_receiver_and_unknown_senders_are_refused() 
         .await,
         "cluster_mismatch"
     );
-    assert_eq!(refused_as(identity(1), Peer { id: 3, url: node.url() }).await, "wrong_receiver");
+    assert_eq!(refused_as(identity(1), Peer { id: 3, ..node.peer() }).await, "wrong_receiver");
     *node.recorder.refusal.lock() = Some(Refusal {
         code: "member_reincarnated",
         detail: "another directory".into(),
@@ -413,6 +413,7 @@ async fn relayed_requests_are_answered_and_bounded() {
     transport.set_peers(vec![Peer {
         id: 2,
         url: format!("http://{address}"),
+        boot: 0,
     }]);
     assert_eq!(
         transport.call(2, &LeaderRequest::Progress, second).await,
@@ -431,6 +432,11 @@ async fn the_member_list_is_open_to_whoever_knows_the_cluster() {
     let (transport, _) = transport(1, TransportLimits::default(), vec![]);
     let members = transport.fetch_members(&node.url(), PATIENCE).await;
     assert_eq!(members, Ok(serde_json::json!({ "answered_by": 2 })));
+    for path in ["raft/members", "raft/nowhere"] {
+        let answer = reqwest::get(format!("{}/{path}", node.url())).await.expect("an answer");
+        assert_eq!(answer.headers()["metcd-member"], "2", "{path}");
+        assert_eq!(answer.headers()["x-content-type-options"], "nosniff", "{path}");
+    }
     let stranger = Identity {
         cluster_id: 9,
         ..identity(1)
@@ -476,6 +482,7 @@ async fn what_answers_a_request_rides_in_its_answer() {
     back.set_peers(vec![Peer {
         id: 1,
         url: "http://127.0.0.1:9".into(),
+        boot: 0,
     }]);
     there.send(vec![append(1, 2, 4, 10)]);
     eventually("the append", || node.recorder.indexes() == [4]).await;
@@ -484,6 +491,28 @@ async fn what_answers_a_request_rides_in_its_answer() {
     eventually("its answer", || *events.answered.lock() == [acknowledgement.clone()]).await;
     let lane = back.metrics()[0].control;
     assert_eq!((lane.rides, lane.posts), (1, 0));
+}
+
+#[tokio::test]
+async fn rule_9_a_member_on_an_older_copy_of_its_directory_hears_of_its_later_start_with_every_request() {
+    let node = Node::start(2).await;
+    *node.recorder.boot.lock() = 7;
+    let known = |boot| Peer { boot, ..node.peer() };
+    let (transport, events) = transport(1, TransportLimits::default(), vec![known(7)]);
+    let beat = |term| Message {
+        term,
+        ..message(MessageType::MsgHeartbeat, 1, 2, 0)
+    };
+    transport.send(vec![beat(1)]);
+    eventually("it is taken", || node.recorder.stepped.lock().len() == 1).await;
+    // The lanes stay; what they know is replaced.
+    transport.set_peers(vec![known(8)]);
+    transport.send(vec![beat(2)]);
+    eventually("refused", || *events.refused.lock() == [(2, "member_outdated".to_owned())]).await;
+    let called = transport.call(2, &LeaderRequest::Progress, Duration::from_secs(1)).await;
+    assert_eq!(called, Err(LeaderError::NoLeader));
+    assert_eq!(node.recorder.stepped.lock().len(), 1, "nothing of it is stepped");
+    assert_eq!(node.recorder.calls.load(SeqCst), 0);
 }
 
 #[tokio::test]
@@ -497,6 +526,7 @@ async fn rule_27_messages_in_an_answer_need_the_right_sender_receiver_and_cluste
     back.set_peers(vec![Peer {
         id: 1,
         url: "http://127.0.0.1:9".into(),
+        boot: 0,
     }]);
     there.send(vec![append(1, 2, 4, 10)]);
     eventually("the append", || node.recorder.indexes() == [4]).await;

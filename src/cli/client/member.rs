@@ -50,8 +50,8 @@ pub enum LeaderCommand {
     after_help = "Examples:\n  metcd member add http://127.0.0.1:6380\n  metcd member add http://127.0.0.1:6380 --id 4 --name node4 --learner"
 )]
 pub struct AddArgs {
-    /// Where the other members will reach it.
-    peer_url: String,
+    #[command(flatten)]
+    address: Address,
     /// Its id; the cluster assigns one if it is left out.
     #[arg(long)]
     id: Option<u64>,
@@ -60,6 +60,25 @@ pub struct AddArgs {
     /// It stays a learner: it gets everything and does not vote.
     #[arg(long)]
     learner: bool,
+}
+
+/// Where the other members will reach the new one: by itself, or as `member update` takes it.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Address {
+    /// Where the other members will reach it.
+    #[arg(value_name = "PEER_URL")]
+    positional: Option<String>,
+    /// The same as PEER_URL.
+    #[arg(long = "peer-url", value_name = "URL")]
+    flag: Option<String>,
+}
+
+impl Address {
+    fn url(&self) -> &str {
+        // One of them is there: the group is required.
+        self.positional.as_deref().or(self.flag.as_deref()).unwrap_or_default()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -102,8 +121,8 @@ pub struct UpdateArgs {
 pub struct ReplaceArgs {
     /// The member that goes.
     remove: u64,
-    /// Where the other members will reach the new one.
-    peer_url: String,
+    #[command(flatten)]
+    address: Address,
     /// Its id; the cluster assigns one if it is left out.
     #[arg(long)]
     id: Option<u64>,
@@ -126,7 +145,7 @@ pub(super) async fn run(session: &Session, command: &MemberCommand) -> Result<()
     match command {
         MemberCommand::List => list(session, &client.members().await?),
         MemberCommand::Add(args) => {
-            let member = new_member(args.id, &args.peer_url, &args.described, args.learner);
+            let member = new_member(args.id, args.address.url(), &args.described, args.learner);
             let (member, is_new) = client.add_member(&member).await?;
             let what = if is_new { "added" } else { "was there already, with this address" };
             show(session, what, &member)
@@ -159,7 +178,7 @@ pub(super) async fn run(session: &Session, command: &MemberCommand) -> Result<()
             show(session, "updated", &client.update_member(args.id, &fields).await?)
         }
         MemberCommand::Replace(args) => {
-            let add = new_member(args.id, &args.peer_url, &args.described, false);
+            let add = new_member(args.id, args.address.url(), &args.described, false);
             let (member, done) = client.replace_member(args.remove, &add).await?;
             let what = if done {
                 "in place"

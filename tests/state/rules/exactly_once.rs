@@ -46,6 +46,21 @@ fn a_newer_boot_supersedes_the_older_one() {
 }
 
 #[test]
+fn the_newest_start_of_each_member_is_known_to_readers_and_after_a_restart() {
+    let mut node = Node::new();
+    assert_eq!(node.reader().boots().len(), 0);
+    // An empty payload, too: a start that changes nothing.
+    node.apply(&payload(1, 7, 1, vec![]));
+    node.apply(&payload(2, 3, 1, vec![command(1, Body::Put(put(b"a", b"3")))]));
+    node.apply(&payload(1, 8, 1, vec![]));
+    node.apply(&payload(1, 7, 1, vec![]));
+    let known = [(1, 8), (2, 3)];
+    assert!(node.reader().boots().iter().map(|(id, boot)| (*id, *boot)).eq(known));
+    node.state = State::open(node.store.clone()).unwrap();
+    assert!(node.reader().boots().iter().map(|(id, boot)| (*id, *boot)).eq(known));
+}
+
+#[test]
 fn sessions_survive_a_restart_of_the_state() {
     let mut node = Node::new();
     let commands: Vec<_> = (1..=700)

@@ -5,7 +5,8 @@
 //! *Invariants*
 //! - From accept to the first complete request head at most `header_timeout` passes, in both protocols, whatever was sent: nothing,
 //!   half an HTTP/2 preface, half a header block. The same bound holds from the first byte of every later HTTP/1 head to its end.
-//! - A kept-alive connection without a request lives `idle_timeout`; a peer that takes no byte of its answer for `write_timeout`
+//! - A kept-alive connection without a request lives `idle_timeout`; a peer that takes no byte of its answer for `write_timeout` (or as long as the
+//!   answer allows: [`Patience`])
 //!   is cut off; a request body that stands still for `body_timeout` ends with an error in the handler ([`is_body_timeout`]).
 //! - At most `max_connections` are served. Beyond that the listener still accepts and answers a short `503` itself: a health check
 //!   then hears "overloaded" at once instead of hanging in the backlog.
@@ -39,7 +40,7 @@ use tokio::{
 use activity::Connections;
 pub use activity::{ServeStats, ServeStatsView};
 pub use body::{BodyError, RequestBody, is_body_timeout};
-pub use connection::Background;
+pub use connection::{Background, Patience};
 use connection::{Shared, background_turns, run_connection};
 
 /// Bounds of one listener.

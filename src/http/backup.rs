@@ -10,6 +10,7 @@ use http::{HeaderValue, StatusCode, header};
 use super::WatchSlot;
 use super::call::{Call, Reply};
 use super::respond;
+use crate::serve::Patience;
 use crate::snapshot::SnapshotWriter;
 
 /// `GET /v1/snapshot`
@@ -31,6 +32,7 @@ pub(super) async fn snapshot(call: &mut Call<'_>) -> Reply {
         Some((piece?, backup))
     }));
     let mut response = respond::at_revision(respond::with_body(StatusCode::OK, respond::RAW, body), revision);
+    response.extensions_mut().insert(Patience(Some(call.app.config.limits.max_stream)));
     if let Ok(name) = HeaderValue::try_from(format!("attachment; filename=\"metcd-{revision}.snapshot\"")) {
         response.headers_mut().insert(header::CONTENT_DISPOSITION, name);
     }

@@ -145,7 +145,7 @@ impl Problem {
             | Problem::QuotaExceeded(detail) => detail.clone(),
             Problem::KeyTooLarge { bytes } => format!("the key has {bytes} bytes, at most {} are allowed", super::route::MAX_KEY_BYTES),
             Problem::FutureRevision { current } => {
-                format!("this revision is in the future: the current one is {current}; ask for that one or an earlier one")
+                format!("this revision is in the future: the current one is {current}")
             }
             Problem::NotFound => "there is no such key".to_owned(),
             Problem::LeaseNotFound { id } => format!("there is no lease {id}"),

@@ -18,6 +18,9 @@ const MAX_TARGET_BYTES: usize = 32 << 10;
 /// Most bytes of all header names and values together.
 const MAX_HEADER_BYTES: usize = 64 << 10;
 
+/// How long a browser may keep the answer to a preflight.
+const PREFLIGHT_SECONDS: &str = "600";
+
 /// Refuses heads that are larger than any honest one: [`crate::serve`] bounds what is buffered of them, with room to say which part it
 /// was.
 pub(super) fn check_size(parts: &Parts) -> Result<(), ApiError> {
@@ -70,6 +73,11 @@ impl Guard {
             own_origin,
             allowed_origins,
         }
+    }
+
+    /// Whether the same request may be answered otherwise for a page of another origin: caches must know.
+    pub(super) fn depends_on_origin(&self) -> bool {
+        !self.allowed_origins.is_empty()
     }
 
     /// Lets a request in or refuses it. The answer is the origin to name in CORS headers: set only if `http.allowed_origins` lists it.
@@ -175,13 +183,13 @@ fn cross_origin(origin: &str) -> ApiError {
 /// Lets a page of a listed origin read the answer.
 pub(super) fn add_cors(headers: &mut HeaderMap, origin: HeaderValue, method: &Method, allow: &'static str) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-    headers.append(header::VARY, HeaderValue::from_static("Origin"));
     let exposed = "ETag, Link, Retry-After, Metcd-Member, Metcd-Revision, Idempotent-Replayed, traceparent";
     headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
     if method == Method::OPTIONS {
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(allow));
         let allowed = "Accept, Content-Type, If-Match, If-None-Match, Idempotency-Key, Last-Event-ID, traceparent";
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(allowed));
+        headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(PREFLIGHT_SECONDS));
     }
 }
 

@@ -18,6 +18,7 @@ use super::json::{self, invalid};
 use super::page::PageToken;
 use super::respond;
 use super::span;
+use crate::serve::Patience;
 use crate::state::StateReader;
 use crate::state::command::{Body as CommandBody, DeleteRange, KeySpan};
 use crate::state::outcome::Success;
@@ -195,6 +196,7 @@ async fn stream_range(app: &Arc<App>, reader: StateReader, mut query: RangeQuery
         Some((chunk, lines))
     }));
     let mut response = respond::at_revision(respond::with_body(StatusCode::OK, respond::NDJSON, body), revision);
+    response.extensions_mut().insert(Patience(Some(app.config.limits.max_stream)));
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     Ok(response)
 }
@@ -284,6 +286,11 @@ pub(super) async fn delete_range(call: &mut Call<'_>) -> Reply {
     let span = span::from_params(&mut call.params)?;
     let (start, end) = (call.params.bytes("start"), call.params.bytes("end"));
     span::refuse_bare_start(start.as_deref(), end.as_deref())?;
+    if call.params.is_bare("prefix") {
+        return Err(invalid(
+            "`prefix` has no value, which would delete everything; say so with `prefix=`".to_owned(),
+        ));
+    }
     call.params.finish()?;
     let Some(span) = span else {
         return Err(invalid(

@@ -163,6 +163,11 @@ pub(super) async fn replace(call: &mut Call<'_>) -> Reply {
     call.params.finish()?;
     let replace: ReplaceJson = call.read_json(deadline).await?;
     let add = new_member(replace.add.0).map_err(|error| error.within("add"))?;
+    if !add.voter {
+        return Err(invalid(
+            "`add.role` must be `voter`: the new member takes the other's place; add a learner with `POST /members`".to_owned(),
+        ));
+    }
     if add.id == Some(replace.remove) {
         return Err(invalid("`add.id` and `remove` are the same; an id is never used again".to_owned()));
     }

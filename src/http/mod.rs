@@ -193,7 +193,11 @@ async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
     let span = trace.span(&parts, app.config.log.access_log);
     let stages = Stages::default();
     let mut body = RequestBody::new(body, parts.headers.contains_key(header::EXPECT));
-    let target = guard::check_size(&parts).and_then(|()| route::resolve(parts.uri.path()));
+    let path = match parts.uri.path() {
+        "*" if parts.method == Method::OPTIONS => "/",
+        path => path,
+    };
+    let target = guard::check_size(&parts).and_then(|()| route::resolve(path));
     // A path that is too long or cannot be decoded is a key that cannot be read.
     let route = target.as_ref().map_or(Route::ShortKey, |target| target.route);
     let (cors, reply) = match (app.guard.check(&parts), target) {
@@ -210,6 +214,9 @@ async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
     let mut response = reply.unwrap_or_else(|error| error.into_response(mutation));
     if let Some(origin) = cors {
         guard::add_cors(response.headers_mut(), origin, &parts.method, route.allow());
+    }
+    if app.guard.depends_on_origin() {
+        response.headers_mut().append(header::VARY, HeaderValue::from_static("Origin"));
     }
     let is_cut_short = matches!(response.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT);
     if is_unread && is_cut_short && parts.version <= Version::HTTP_11 {
@@ -239,7 +246,7 @@ fn log_access(parts: &Parts, response: &Response, received: u64, took: Duration,
 }
 
 async fn dispatch(app: &Arc<App>, parts: &Parts, body: &mut RequestBody, target: Target, stages: &Stages, arrived: Instant) -> Reply {
-    if parts.method == Method::OPTIONS {
+    if parts.method == Method::OPTIONS && target.route != Route::Unknown {
         let mut response = respond::empty(StatusCode::NO_CONTENT);
         response
             .headers_mut()

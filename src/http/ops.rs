@@ -297,6 +297,22 @@ mod tests {
     }
 
     #[test]
+    fn every_operation_has_a_name_of_its_own_and_head_takes_what_get_takes() {
+        let document: Value = serde_json::from_str(OPENAPI).unwrap();
+        let mut names = BTreeSet::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            let operations = item.as_object().unwrap().iter().filter(|(method, _)| *method != "parameters");
+            for (method, operation) in operations {
+                let name = operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path}"));
+                assert!(names.insert(name.to_owned()), "{name}");
+            }
+            if !item["head"].is_null() {
+                assert_eq!(item["head"]["parameters"], item["get"]["parameters"], "{path}");
+            }
+        }
+    }
+
+    #[test]
     fn every_reference_in_the_openapi_document_resolves() {
         fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
             match value {

@@ -18,6 +18,8 @@ pub(super) struct Params {
 struct Pair {
     name: Vec<u8>,
     value: Vec<u8>,
+    /// Its name stands alone, without `=`.
+    bare: bool,
     taken: bool,
 }
 
@@ -26,7 +28,7 @@ impl Params {
     pub(super) fn parse(query: Option<&str>) -> Result<Params, ApiError> {
         let mut pairs: Vec<Pair> = Vec::new();
         for part in query.unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
-            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            let (name, value, bare) = part.split_once('=').map_or((part, "", true), |(name, value)| (name, value, false));
             let name = decode(name, "a parameter's name", Problem::InvalidRequest)?;
             // Keys are keys wherever they stand in a URL.
             let broken = match &name[..] {
@@ -37,7 +39,12 @@ impl Params {
             if pairs.iter().any(|pair| pair.name == name) {
                 return Err(invalid(format!("the parameter `{}` is given twice", shown(&name))));
             }
-            pairs.push(Pair { name, value, taken: false });
+            pairs.push(Pair {
+                name,
+                value,
+                bare,
+                taken: false,
+            });
         }
         Ok(Params { pairs, known: Vec::new() })
     }
@@ -47,10 +54,17 @@ impl Params {
         if self.pairs.is_empty() {
             return None;
         }
-        self.known.push(name);
+        if !self.known.contains(&name) {
+            self.known.push(name);
+        }
         let pair = self.pairs.iter_mut().find(|pair| pair.name == name.as_bytes())?;
         pair.taken = true;
         Some(pair.value.clone())
+    }
+
+    /// Whether a parameter is given by its name alone.
+    pub(super) fn is_bare(&self, name: &str) -> bool {
+        self.pairs.iter().any(|pair| pair.bare && pair.name == name.as_bytes())
     }
 
     /// A parameter that is text.
@@ -196,6 +210,8 @@ mod tests {
     fn an_unknown_parameter_is_named_with_the_nearest_known_one() {
         let mut params = Params::parse(Some("tll=30s")).unwrap();
         assert_eq!(params.duration("ttl", false, Duration::MAX).unwrap(), None);
+        assert_eq!(params.bytes("ttl"), None);
+        assert_eq!(params.known, ["ttl"], "named once, however often it is asked for");
         let error = params.finish().unwrap_err();
         assert_eq!(error.problem.code(), "unknown_parameter");
         assert!(

@@ -178,7 +178,10 @@ pub(super) struct Target {
 
 /// Finds the target of a raw path.
 pub(super) fn resolve(raw_path: &str) -> Result<Target, ApiError> {
-    let raw = raw_path.strip_prefix('/').unwrap_or(raw_path);
+    // `*` asks about the server as a whole, and is no path; an authority alone (CONNECT) has none.
+    let Some(raw) = raw_path.strip_prefix('/').or(raw_path.is_empty().then_some("")) else {
+        return Err(Problem::InvalidRequest("the request target must begin with `/`".to_owned()).into());
+    };
     let Some(path) = percent::decode(raw.as_bytes()) else {
         return Err(Problem::InvalidKey("the path holds a broken percent escape: write `%25` for a percent sign".to_owned()).into());
     };

@@ -26,7 +26,7 @@ use super::respond;
 use super::route::check_key;
 use super::span;
 use super::{App, WatchSlot};
-use crate::serve::Background;
+use crate::serve::{Background, Patience};
 use crate::state::command::KeySpan;
 use crate::state::outcome::KeyValue;
 use crate::state::watch::{Change, Event, EventKind, WatchFilter, Watcher};
@@ -77,6 +77,8 @@ pub(super) async fn watch(call: &mut Call<'_>) -> Reply {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::VARY, HeaderValue::from_static("Accept"));
     response.extensions_mut().insert(Background);
+    // Who does not read is fed from history when it does again, at its own pace; until then it costs its socket's buffers.
+    response.extensions_mut().insert(Patience(None));
     Ok(response)
 }
 
@@ -111,6 +113,9 @@ fn filter(call: &mut Call<'_>) -> Result<WatchFilter, ApiError> {
 /// The revision to begin after. `Last-Event-ID` wins over `from_revision`: a browser that reconnects repeats the first URL and adds
 /// the header.
 pub(super) fn resume_point(headers: &HeaderMap, from_revision: Option<u64>) -> Result<Option<u64>, ApiError> {
+    if headers.get_all(&LAST_EVENT_ID).iter().count() > 1 {
+        return Err(invalid("`Last-Event-ID` is given twice".to_owned()));
+    }
     match headers.get(&LAST_EVENT_ID) {
         Some(id) => {
             let id =

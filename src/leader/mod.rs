@@ -184,6 +184,11 @@ impl LeaderService {
         if self.shared.leader() != Some(self.shared.id) {
             return Err(LeaderError::NoLeader);
         }
+        // A leader in quarantine is about to hand over, and what its table says of a lease may be wrong: the next one answers.
+        let asks_state = matches!(request, LeaderRequest::KeepAlive { .. } | LeaderRequest::TimeToLive { .. });
+        if asks_state && self.shared.reader.divergence(self.shared.id).is_some() {
+            return Err(LeaderError::NoLeader);
+        }
         match request {
             LeaderRequest::KeepAlive { lease } => self.keep_alive(lease, deadline).await,
             LeaderRequest::TimeToLive { lease } => self.time_to_live(lease),

@@ -98,6 +98,8 @@ pub(super) struct Activity {
     waiting_since_ms: AtomicU64,
     /// 0: no write is stalled.
     stalled_since_ms: AtomicU64,
+    /// How long a write may be stalled.
+    patience_ms: AtomicU64,
     /// The end of an answer may not be written out yet.
     unflushed: AtomicBool,
     http2: AtomicBool,
@@ -117,12 +119,18 @@ impl Activity {
         self.background.store(is_background, Relaxed);
     }
 
+    pub(super) fn set_patience(&self, patience: Duration) {
+        let ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        self.patience_ms.store(ms, Relaxed);
+    }
+
     fn new(clock: Arc<Clock>) -> Activity {
         Activity {
             in_flight: AtomicU32::new(0),
             waiting_for: AtomicU8::new(FIRST_HEAD),
             waiting_since_ms: AtomicU64::new(clock.now_ms()),
             stalled_since_ms: AtomicU64::new(0),
+            patience_ms: AtomicU64::new(u64::MAX),
             unflushed: AtomicBool::new(false),
             http2: AtomicBool::new(false),
             background: AtomicBool::new(false),
@@ -220,7 +228,8 @@ impl Activity {
     fn check(&self, now_ms: u64, limits: &ServeLimits, stats: &ServeStats) {
         let over = |since_ms: u64, limit: Duration| u128::from(now_ms.saturating_sub(since_ms)) > limit.as_millis();
         let stalled_since_ms = self.stalled_since_ms.load(Relaxed);
-        if stalled_since_ms != 0 && over(stalled_since_ms, limits.write_timeout) {
+        let patience = Duration::from_millis(self.patience_ms.load(Relaxed));
+        if stalled_since_ms != 0 && over(stalled_since_ms, patience) {
             stats.write_timeouts.fetch_add(1, Relaxed);
             return self.give(CUT);
         }

@@ -37,6 +37,11 @@ pub(super) struct Shared {
 #[derive(Debug, Clone, Copy)]
 pub struct Background;
 
+/// An extension of a response: how long its reader may take nothing of it, if that is not [`ServeLimits::write_timeout`]; `None` for as
+/// long as it likes. Only for bodies that are made while they are taken, so that one who waits costs what the socket holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience(pub Option<Duration>);
+
 /// Half of the runtime's threads, but one at least.
 pub(super) fn background_turns() -> usize {
     (tokio::runtime::Handle::current().metrics().num_workers() / 2).max(1)
@@ -68,6 +73,7 @@ pub(super) async fn run_connection<A: Acceptor, S: HttpService>(
         inner: service,
         activity: activity.clone(),
         body_timeout: shared.limits.body_timeout,
+        write_timeout: shared.limits.write_timeout,
         remote: shared.limits.expose_remote_addr.then_some(RemoteAddr(remote)),
     };
     let io = Watched::new(io, activity.clone(), shared.limits.member);
@@ -124,6 +130,7 @@ struct Tracked<S> {
     inner: S,
     activity: Arc<Activity>,
     body_timeout: Duration,
+    write_timeout: Duration,
     remote: Option<RemoteAddr>,
 }
 
@@ -134,6 +141,7 @@ impl<S: HttpService> hyper::service::Service<Request<Incoming>> for Tracked<S> {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         self.activity.set_background(false);
+        self.activity.set_patience(self.write_timeout);
         let in_flight = InFlight::begin(&self.activity, request.version() == Version::HTTP_2);
         let mut request = request.map(|body| RequestBody::new(body, self.body_timeout));
         if let Some(remote) = self.remote {
@@ -168,6 +176,9 @@ where
         let response = ready!(this.inner.poll(cx))?;
         if response.extensions().get::<Background>().is_some() {
             this.activity.set_background(true);
+        }
+        if let Some(Patience(patience)) = response.extensions().get() {
+            this.activity.set_patience(patience.unwrap_or(Duration::MAX));
         }
         // A future is not polled after it is done, so the mark is there.
         let Some(in_flight) = this.in_flight.take() else {

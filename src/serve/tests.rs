@@ -319,6 +319,47 @@ async fn a_peer_that_takes_nothing_of_its_answer_is_cut_off() {
 }
 
 #[tokio::test]
+async fn an_answer_may_have_more_patience_with_its_reader_than_others() {
+    let patient = |patience| {
+        move || async move {
+            let pieces = (0..64).map(|_| Ok::<_, std::convert::Infallible>(Bytes::from(vec![b'x'; 256 << 10])));
+            let mut response = axum::response::Response::new(Body::from_stream(futures_util::stream::iter(pieces)));
+            response.extensions_mut().insert(Patience(patience));
+            response
+        }
+    };
+    let router = router()
+        .route("/patient", get(patient(None)))
+        .route("/impatient", get(patient(Some(SHORT))));
+    let server = Server::start(
+        router,
+        ServeLimits {
+            write_timeout: 2 * SHORT,
+            ..ServeLimits::default()
+        },
+    )
+    .await;
+    let mut patient = server.connect().await;
+    patient
+        .write_all(b"GET /patient HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        .await
+        .expect("sent");
+    // Both of the others are cut off meanwhile, which takes longer than either may stand still.
+    for (path, accepted) in [("/impatient", 2), ("/large", 3)] {
+        let mut stream = server.connect().await;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let begin = Instant::now();
+        while server.stats.view().open > 1 || server.stats.view().accepted < accepted {
+            assert!(begin.elapsed() < PATIENCE, "{path} is still open");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    assert_eq!(server.stats.view().write_timeouts, 2);
+    assert!(read_to_end(&mut patient).await.len() > 16 << 20);
+}
+
+#[tokio::test]
 async fn connections_over_the_limit_hear_429_at_once() {
     let server = Server::start(
         router(),

@@ -60,6 +60,8 @@ struct Problem {
     status: StatusCode,
     code: &'static str,
     detail: String,
+    /// With `405`: the method that works.
+    allow: Option<Method>,
 }
 
 impl Problem {
@@ -68,6 +70,7 @@ impl Problem {
             status,
             code,
             detail: detail.to_string(),
+            allow: None,
         }
     }
 
@@ -157,16 +160,23 @@ impl Inner {
             }
         };
         if head.method != wanted {
-            return Err(Problem::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                format!("only {wanted} works here"),
-            ));
+            return Err(Problem {
+                allow: Some(wanted.clone()),
+                ..Problem::new(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "method_not_allowed",
+                    format!("only {wanted} works here"),
+                )
+            });
         }
         let addressing =
             Addressing::parse(&head.headers).ok_or_else(|| Problem::invalid("the metcd-peer header is missing or malformed"))?;
         self.check_cluster(&addressing)?;
         if wanted == Method::GET {
+            // 0: whoever listens here.
+            if addressing.to != 0 {
+                self.check_receiver(&addressing)?;
+            }
             // Open to whoever knows the cluster: a founder with an empty directory asks here whether its id is taken.
             return Ok(self.signed(json_answer(StatusCode::OK, &self.service.members())));
         }
@@ -204,20 +214,25 @@ impl Inner {
         )
     }
 
-    fn check_sender(&self, addressing: &Addressing<'_>) -> Result<(), Refusal> {
-        if addressing.to != self.identity.member {
-            let detail = format!(
-                "this is member {}, not {}: a peer URL is wrong",
-                self.identity.member, addressing.to
-            );
-            return self.note(
-                addressing,
-                Refusal {
-                    code: "wrong_receiver",
-                    detail,
-                },
-            );
+    fn check_receiver(&self, addressing: &Addressing<'_>) -> Result<(), Refusal> {
+        if addressing.to == self.identity.member {
+            return Ok(());
         }
+        let detail = format!(
+            "this is member {}, not {}: a peer URL is wrong",
+            self.identity.member, addressing.to
+        );
+        self.note(
+            addressing,
+            Refusal {
+                code: "wrong_receiver",
+                detail,
+            },
+        )
+    }
+
+    fn check_sender(&self, addressing: &Addressing<'_>) -> Result<(), Refusal> {
+        self.check_receiver(addressing)?;
         if addressing.sender.member == self.identity.member {
             let detail = format!("member {} is this node itself", addressing.sender.member);
             return self.note(
@@ -313,13 +328,21 @@ impl Inner {
 
     fn refuse(&self, problem: &Problem) -> Answer {
         tracing::debug!(status = problem.status.as_u16(), code = problem.code, detail = %problem.detail, "peer request refused");
-        let Problem { status, code, detail } = problem;
+        let Problem {
+            status,
+            code,
+            detail,
+            allow,
+        } = problem;
         let title = status.canonical_reason().unwrap_or("Error");
         let document = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail, "code": code });
         let mut answer = json_answer(*status, &document);
         answer
             .headers_mut()
             .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(allow) = allow.as_ref().and_then(|method| HeaderValue::from_str(method.as_str()).ok()) {
+            answer.headers_mut().insert(header::ALLOW, allow);
+        }
         self.signed(answer)
     }
 

@@ -134,7 +134,14 @@ async fn a_leader_whose_state_differs_from_the_majoritys_hands_over_and_stops_se
     let mut cluster = about_to_compare().await;
     let (status, lease) = cluster.call(Method::POST, 3, "/v1/leases", Some(json!({ "ttl": 600 }))).await;
     assert_eq!(status, 201, "{lease}");
-    tamper(&mut cluster, 2, |store| losing(store, "victim")).await;
+    let lease: u64 = lease["id"].as_str().unwrap().parse().unwrap();
+    let its_time = format!("/v1/leases/{lease}?timeout=25s");
+    tamper(&mut cluster, 2, |store| {
+        let mut batch = losing(store, "victim");
+        batch.delete(Table::Lease, lease.to_be_bytes());
+        batch
+    })
+    .await;
     cluster.ready(2).await;
     // Every member takes this one for its own truth; only 2 makes a new key of it.
     assert_eq!(cluster.get(2, "victim").await.0, 404, "the store is used as it is");
@@ -145,6 +152,11 @@ async fn a_leader_whose_state_differs_from_the_majoritys_hands_over_and_stops_se
     })
     .await;
     assert!(cluster.status(2).await["quarantined"].is_null());
+    assert_eq!(
+        cluster.call(Method::GET, 2, &its_time, None).await.0,
+        404,
+        "it has lost the lease, too"
+    );
     let watch = cluster
         .http
         .get(format!("{}/v1/watch?prefix=never", cluster.url(2)))
@@ -161,6 +173,12 @@ async fn a_leader_whose_state_differs_from_the_majoritys_hands_over_and_stops_se
     let reason = quarantined(&cluster, 2).await;
     let told = format!("the state of member 2 at index {HASH_REPORT_INTERVAL} differs from that of 2 of 3 voters");
     assert_eq!(reason, told);
+    // What only a leader answers waits for one that is right.
+    let keep = format!("/v1/leases/{lease}/keepalive?timeout=25s");
+    for (method, path) in [(Method::GET, &its_time), (Method::POST, &keep)] {
+        let (status, answer) = cluster.call(method, 3, path, None).await;
+        assert_eq!(status, 200, "{path}: {answer}");
+    }
 
     // It says so wherever one may look, and answers nothing from its state.
     let (http, url) = (cluster.http.clone(), cluster.url(2));
@@ -195,9 +213,7 @@ async fn a_leader_whose_state_differs_from_the_majoritys_hands_over_and_stops_se
     })
     .await;
 
-    // The others go on, under a leader that is one of them; what only a leader answers waits for it.
-    let keep = format!("/v1/leases/{}/keepalive?timeout=25s", lease["id"].as_str().unwrap());
-    assert_eq!(cluster.call(Method::POST, 3, &keep, None).await.0, 200);
+    // The others go on, under a leader that is one of them.
     eventually("member 2 to hand over", SOON, async || {
         (cluster.status(1).await["leader"].as_u64()? != 2).then_some(())
     })

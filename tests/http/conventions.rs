@@ -127,11 +127,17 @@ fn pages_of_other_origins_and_unknown_hosts_are_kept_out() {
     get(&[("Host", "evil.example")]).refused(403, "unknown_host");
     assert_eq!(get(&[("Host", "kv.example:3379")]).status, 200);
     assert_eq!(get(&[]).header("access-control-allow-origin"), "");
+    assert!(
+        get(&[]).header("vary").contains("Origin"),
+        "a cache must not give this to a page of a listed origin"
+    );
     let listed = get(&[("Origin", "https://console.example"), ("Sec-Fetch-Site", "cross-site")]);
     assert_eq!(
         (listed.status, listed.header("access-control-allow-origin")),
         (200, "https://console.example")
     );
+    let preflight = server.send("OPTIONS", "/v1/kv", &[("Origin", "https://console.example")], b"");
+    assert_eq!((preflight.status, preflight.header("access-control-max-age")), (204, "600"));
 }
 
 #[test]
@@ -154,8 +160,16 @@ fn methods_that_do_not_fit_are_405_with_allow_and_the_url_that_works() {
             .unwrap()
             .contains("/v1/kv/v1/x%20y")
     );
-    server.get("/v1/nope").refused(404, "unknown_route");
+    for method in ["GET", "OPTIONS"] {
+        server.send(method, "/v1/nope", &[], b"").refused(404, "unknown_route");
+    }
     assert_eq!(server.send("OPTIONS", "/a", &[], b"").status, 204);
+    // `*` is the server as a whole, and no key.
+    assert_eq!(server.send("OPTIONS", "*", &[], b"").status, 204);
+    for method in ["GET", "PUT", "DELETE"] {
+        server.send(method, "*", &[], b"").refused(400, "invalid_request");
+    }
+    assert_eq!(server.put("/*", "a key").status, 201);
 }
 
 #[test]

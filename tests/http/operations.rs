@@ -39,6 +39,10 @@ fn membership_requests_are_checked() {
     server.delete("/members/1").refused(409, "unsafe_change");
     server.delete("/members/9").refused(404, "member_not_found");
     server.delete("/members/x").refused(400, "invalid_request");
+    let learner = json!({"remove": 1, "add": {"peer_url": "http://127.0.0.1:9", "role": "learner"}});
+    let learner = server.post("/members/replace", &learner);
+    learner.refused(400, "invalid_request");
+    assert!(learner.text().contains("`add.role`"), "{learner:?}");
     server.post("/members/1/promote", &json!({})).refused(409, "not_a_learner");
     server.post("/leader", &json!({"id": 9})).refused(404, "member_not_found");
     server.send("PATCH", "/members/1", &[], b"{}").refused(400, "invalid_request");

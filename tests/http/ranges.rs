@@ -162,6 +162,9 @@ fn a_range_delete_needs_a_range_and_knows_its_limit() {
     let bare = server.delete("/v1/kv?start=");
     bare.refused(400, "invalid_request");
     assert!(bare.text().contains("`start` is empty"), "{bare:?}");
+    let bare = server.delete("/v1/kv?prefix");
+    bare.refused(400, "invalid_request");
+    assert!(bare.text().contains("say so with `prefix=`"), "{bare:?}");
     let bare = server.post("/v1/txn", &json!({"then": [{"delete": {"start": ""}}]}));
     assert!(bare.text().contains("`start` is empty"), "{bare:?}");
     assert_eq!(keys(&server.get("/v1/kv")).len(), 3);

@@ -93,6 +93,8 @@ fn a_watch_resumes_where_it_stopped() {
     server
         .send("GET", "/v1/watch?key=a", &[("Last-Event-ID", "6")], b"")
         .refused(400, "future_revision");
+    let twice = [("Last-Event-ID", "4"), ("Last-Event-ID", "5")];
+    server.send("GET", "/v1/watch?key=a", &twice, b"").refused(400, "invalid_request");
     server.post("/v1/compact", &json!({"revision": 4}));
     let gone = server.get("/v1/watch?key=a&from_revision=2");
     gone.refused(410, "compacted");

@@ -248,6 +248,19 @@ async fn rule_27_malformed_forged_and_oversized_bodies_are_refused() {
     assert_eq!(post_raw(&node, "/raft", vec![0; 20_000]).await, 413);
     assert_eq!(post_raw(&node, "/other", vec![]).await, 404);
     assert_eq!(post_raw(&node, "/raft/members", vec![]).await, 405);
+    let put = reqwest::Client::new()
+        .put(format!("{}/raft", node.url()))
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(
+        (put.status().as_u16(), &put.headers()["allow"]),
+        (405, &"POST".parse().expect("a header"))
+    );
+    let misaddressed = format!("cluster={CLUSTER:016x};from=1;incarnation=0000000000000065;to=3");
+    let table = reqwest::Client::new().get(format!("{}/raft/members", node.url()));
+    let answer = table.header("metcd-peer", misaddressed).send().await.expect("an answer");
+    assert_eq!(answer.status(), 412, "whom it asks for is somebody else");
     assert!(node.recorder.stepped.lock().is_empty());
     assert_eq!(post_raw(&node, "/raft", encoded(&append(1, 2, 1, 10))).await, 200);
     assert_eq!(node.recorder.indexes(), [1]);

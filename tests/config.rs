@@ -135,6 +135,9 @@ fn an_unknown_key_names_file_line_and_the_nearest_key() {
         refusal("data_dir = \"d\"\n", &[], &[]),
         "node.toml:1: \"data_dir\" is not a section: did you mean \"node.data_dir\"?"
     );
+    assert!(refusal("[NODE]\nid = 1\n", &[], &[]).ends_with("unknown section [NODE]: did you mean [node]?"));
+    assert!(refusal("", &[], &["RAFT.TICK=100ms"]).ends_with("did you mean \"raft.tick\"?"));
+    assert!(refusal("[wal]\nengine = \"SLED\"\n", &[], &[]).ends_with("(did you mean \"sled\"?)"));
 }
 
 #[test]
@@ -175,6 +178,13 @@ fn a_value_out_of_range_names_file_line_and_range() {
         refusal("[limits]\nmax_timeout = 60", &[], &[]),
         "node.toml:2: limits.max_timeout: expected a duration with its unit, like \"10s\", found the number 60"
     );
+    for number in ["-1", "18446744073709551616", "9223372036854775807"] {
+        let id = refusal("", &[("METCD__NODE__ID", number)], &[]);
+        assert_eq!(
+            id,
+            format!("METCD__NODE__ID: {number} is out of range: allowed is 1 to 9007199254740991")
+        );
+    }
     let election = refusal("[raft]\nheartbeat_ticks = 20\n", &[], &[]);
     assert_eq!(
         election,
@@ -228,7 +238,10 @@ fn an_open_listener_warns_and_a_wildcard_needs_an_advertised_address() {
         "{refused}"
     );
     assert!(refusal("", &[], &["listen.client=127.0.0.1:0"]).contains("set advertise.client_url"));
-    assert!(refusal("[advertise]\nclient_url = \"http://[::]:3379\"", &[], &[]).contains("wildcard"));
+    for wildcard in ["[::]", "0.0.0.0", "[::ffff:0.0.0.0]"] {
+        assert!(refusal(&format!("[advertise]\nclient_url = \"http://{wildcard}:3379\""), &[], &[]).contains("wildcard"));
+        assert!(refusal("", &[], &[&format!("listen.peer={wildcard}:3380")]).contains("set advertise.peer_url"));
+    }
     assert!(refusal("[advertise]\nclient_url = \"http://a:0\"", &[], &[]).contains("port 0"));
     let open = load(
         "[listen]\npeer = \"0.0.0.0:3380\"\n[advertise]\npeer_url = \"http://10.0.0.1:3380\"",

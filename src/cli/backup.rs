@@ -74,7 +74,9 @@ pub fn recover(args: &RecoverArgs) -> Result<(), CliError> {
         ));
     }
     let config = config_of(args)?;
-    let restored = restore::force_new_cluster(&config, args.peer_url.as_deref()).map_err(failed)?;
+    let peer_url = args.peer_url.as_deref().map(config::parse_peer_url).transpose();
+    let peer_url = peer_url.map_err(|why| CliError::Usage(format!("--peer-url: {why}")))?;
+    let restored = restore::force_new_cluster(&config, peer_url.as_deref()).map_err(failed)?;
     let kept = restored.kept.clone().unwrap_or_default();
     print(&format!(
         "{} is the only member, {}, of {}; what was there is kept in {}; new members come with --join\n",
@@ -106,13 +108,15 @@ fn config_of(args: &RecoverArgs) -> Result<config::Config, CliError> {
         value,
         origin: format!("{} of the data directory", path),
     };
-    let flags = vec![
+    let mut flags = vec![
         flag("node.id", FlagValue::Text(id.to_string())),
         flag("node.data_dir", FlagValue::Text(args.data_dir.display().to_string())),
         flag("store.backend", FlagValue::Text(identity.store_backend)),
         flag("wal.engine", FlagValue::Text(identity.wal_engine)),
-        flag("cluster.name", FlagValue::Text(identity.cluster_name)),
     ];
+    if !identity.cluster_name.is_empty() {
+        flags.push(flag("cluster.name", FlagValue::Text(identity.cluster_name)));
+    }
     let sources = Sources {
         file: None,
         env: Vec::new(),

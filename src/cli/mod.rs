@@ -7,6 +7,7 @@ mod backup;
 mod client;
 mod config;
 mod serve;
+mod signals;
 mod wal;
 
 use std::ffi::OsString;

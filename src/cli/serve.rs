@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::signals::is_ignored;
+
 use super::CliError;
 use crate::config::{self, Config, Flag, FlagValue, Loaded, Sources};
 use crate::telemetry::{self, LogHandle};
@@ -190,19 +192,22 @@ async fn serve(config: Config, log: LogHandle) -> Result<(), String> {
     crate::server::run(config, log, stop).await.map_err(|error| error.to_string())
 }
 
-/// Resolves at the first SIGTERM, SIGINT or SIGHUP (its terminal was closed: no reason to leave without a word to the others). A second
-/// one ends the process at once.
+/// Resolves at the first SIGTERM, SIGINT or SIGHUP (its terminal was closed: no reason to leave without a word to the others, unless it was
+/// started by `nohup`). A second one ends the process at once.
 fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut hang_up = match is_ignored(SignalKind::hangup()) {
+        true => None,
+        false => Some(signal(SignalKind::hangup())?),
+    };
     let (first, stopped) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
         let mut next = async || {
             tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
-                _ = hang_up.recv() => "SIGHUP",
+                Some(_) = async { hang_up.as_mut()?.recv().await } => "SIGHUP",
             }
         };
         let name = next().await;

@@ -68,7 +68,14 @@ fn write_facts(facts: &Facts, out: &mut dyn Write) -> io::Result<()> {
                 out,
                 "fence       unit {}, term {}, vote {}, last index {}",
                 fence.seq, fence.term, fence.vote, fence.last_index
-            )
+            )?;
+            match fence.is_damaged {
+                true => writeln!(
+                    out,
+                    "            one of its two copies is damaged, by a crash in its last write or by the disk; it is written anew at the next start"
+                ),
+                false => Ok(()),
+            }
         }
         Err(error) => writeln!(out, "fence       {error}"),
     }
@@ -164,6 +171,15 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("log");
         written(&dir);
+        let fence = std::fs::read(dir.join("fence")).unwrap();
+        let mut out = Vec::new();
+        assert_eq!(verify(&dir, &mut out).unwrap(), EXIT_WHOLE);
+        assert!(!String::from_utf8(out).unwrap().contains("damaged"));
+        std::fs::write(dir.join("fence"), &fence[..fence.len() / 2]).unwrap();
+        let mut out = Vec::new();
+        assert_eq!(verify(&dir, &mut out).unwrap(), EXIT_WHOLE);
+        assert!(String::from_utf8(out).unwrap().contains("one of its two copies is damaged"));
+        std::fs::write(dir.join("fence"), &fence).unwrap();
         std::fs::remove_dir_all(dir.join("sled")).unwrap();
         let mut out = Vec::new();
         assert_eq!(verify(&dir, &mut out).unwrap(), EXIT_WHOLE, "the journal restores it");

@@ -1,6 +1,6 @@
 //! The members' client URLs, and which of them is asked first.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use http::Uri;
 
@@ -12,6 +12,8 @@ pub(super) struct Endpoints {
     /// Without a slash at the end. Never empty.
     urls: Vec<String>,
     preferred: AtomicUsize,
+    /// One of them refused the timeout that it was asked with, as longer than it allows.
+    refuses_timeouts: AtomicBool,
 }
 
 impl Endpoints {
@@ -23,6 +25,7 @@ impl Endpoints {
         Ok(Endpoints {
             urls,
             preferred: AtomicUsize::new(0),
+            refuses_timeouts: AtomicBool::new(false),
         })
     }
 
@@ -32,6 +35,16 @@ impl Endpoints {
 
     pub(super) fn len(&self) -> usize {
         self.urls.len()
+    }
+
+    /// Whether they are told how long to take.
+    pub(super) fn takes_timeouts(&self) -> bool {
+        !self.refuses_timeouts.load(Ordering::Relaxed)
+    }
+
+    /// From now on each takes as long as it does without being told. Returns whether that is new.
+    pub(super) fn leave_timeout_to_server(&self) -> bool {
+        !self.refuses_timeouts.swap(true, Ordering::Relaxed)
     }
 
     /// The index of the endpoint to ask first.
@@ -64,7 +77,8 @@ fn parse_url(text: &str) -> Result<String, ClientError> {
     if authority.as_str().contains('@') {
         return Err(wrong("has user information"));
     }
-    if authority.port_u16() == Some(0) || authority.host().is_empty() {
+    let has_bad_port = authority.port_u16().is_none_or(|port| port == 0) && authority.as_str() != authority.host();
+    if has_bad_port || authority.host().is_empty() {
         return Err(wrong("has no host or no port"));
     }
     if uri.path() != "/" || uri.query().is_some() {
@@ -92,6 +106,8 @@ mod tests {
             "http://a:1?x",
             "http://u@a:1",
             "http://a:0",
+            "http://a:99999",
+            "http://a:",
             "ftp://a",
         ] {
             assert!(Endpoints::parse([bad]).is_err(), "{bad}");

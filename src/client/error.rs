@@ -35,7 +35,7 @@ pub enum ClientError {
         outcome: Outcome,
     },
     /// The deadline passed.
-    #[error("no answer within {}{}", seconds(*.timeout), doubt(*.outcome))]
+    #[error("no answer within {}{}", seconds(*.timeout), more_time(*.outcome))]
     Deadline {
         /// How long was waited.
         timeout: Duration,
@@ -54,6 +54,13 @@ fn doubt(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::NotApplied => "",
         Outcome::Unknown => "; the change may or may not have been made, so look before asking again",
+    }
+}
+
+fn more_time(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::NotApplied => ": is there a quorum (`metcd status`)? --timeout allows more",
+        Outcome::Unknown => doubt(outcome),
     }
 }
 

@@ -1,5 +1,6 @@
 //! One request over as many attempts as its deadline and its nature allow.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -121,14 +122,14 @@ impl Call {
     }
 
     /// The URL of an attempt that has `left`; `timeout` is the client's, without a wait.
-    fn url(&self, base: &str, left: Duration, timeout: Duration) -> String {
+    fn url(&self, base: &str, left: Duration, timeout: Duration, takes_timeouts: bool) -> String {
         let mut target = self.target.clone();
         // A second attempt waits only for what is left of the first one's time.
         let wait = left.saturating_sub(timeout).min(self.wait);
         if !self.wait.is_zero() {
             target.set("wait", millis(wait));
         }
-        if self.timed {
+        if self.timed && takes_timeouts {
             // The server gives up first: its answer says more than our own impatience could.
             let left = left - wait;
             let server = left.saturating_sub(TRAVEL.min(left / 4));
@@ -178,7 +179,8 @@ struct Attempts {
     pause: Duration,
     /// An attempt was made whose outcome is not known.
     in_doubt: bool,
-    refused: Vec<String>,
+    /// Endpoints that could not be connected to since one could, and why.
+    refused: BTreeMap<usize, String>,
 }
 
 impl Client {
@@ -228,7 +230,7 @@ impl Client {
             tried: 0,
             pause: FIRST_PAUSE,
             in_doubt: false,
-            refused: Vec::new(),
+            refused: BTreeMap::new(),
         };
         loop {
             let until = self.share(call, attempts.deadline);
@@ -242,12 +244,14 @@ impl Client {
 
     /// Decides whether to go on; an error is the request's result.
     async fn after_mishap(&self, call: &Call, attempts: &mut Attempts, mishap: Mishap) -> Result<(), ClientError> {
+        if is_timeout_refused(&mishap.error) && self.endpoints.leave_timeout_to_server() {
+            return Ok(());
+        }
         let allowed = mishap.harmless || call.repeat != Repeat::Never;
         attempts.in_doubt |= !mishap.harmless && call.is_mutation();
         if mishap.not_connected {
-            attempts
-                .refused
-                .push(format!("{}: {}", self.endpoints.url(attempts.endpoint), mishap.error));
+            let why = format!("{}: {}", self.endpoints.url(attempts.endpoint), mishap.error);
+            attempts.refused.insert(attempts.endpoint, why);
         } else {
             attempts.refused.clear();
         }
@@ -258,7 +262,7 @@ impl Client {
         let no_time = Instant::now() + pause >= attempts.deadline;
         if mishap.is_final || !allowed || all_refused || no_time {
             let error = match mishap.not_connected {
-                true => ClientError::Unreachable(attempts.refused.join(", ")),
+                true => ClientError::Unreachable(attempts.refused.values().map(String::as_str).collect::<Vec<_>>().join(", ")),
                 false => mishap.error,
             };
             return Err(if attempts.in_doubt { error.unsettle() } else { error });
@@ -281,7 +285,7 @@ impl Client {
     /// One attempt, to the head of the answer.
     async fn attempt(&self, call: &Call, endpoint: usize, until: Instant) -> Result<Received<Incoming>, Mishap> {
         let left = until.saturating_duration_since(Instant::now());
-        let url = call.url(self.endpoints.url(endpoint), left, self.timeout);
+        let url = call.url(self.endpoints.url(endpoint), left, self.timeout, self.endpoints.takes_timeouts());
         let opened = self.connections.open(&url, &call.method, &call.headers, call.body.clone());
         match timeout_at(until, opened).await {
             Ok(Ok(received)) => Ok(received),
@@ -331,6 +335,12 @@ impl Attempts {
         self.pause = (self.pause * 2).min(MAX_PAUSE);
         pause
     }
+}
+
+/// The server allows less than is usual (`limits.max_timeout`); its own default is as good.
+fn is_timeout_refused(error: &ClientError) -> bool {
+    let refused = |problem: &Problem| problem.status == 400 && problem.detail.starts_with("`timeout` must be at most");
+    error.problem().is_some_and(refused)
 }
 
 impl Mishap {

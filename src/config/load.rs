@@ -77,7 +77,17 @@ fn defaults() -> Result<Layer, ConfigError> {
 
 fn read_file(path: &Path) -> Result<Layer, ConfigError> {
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|e| ConfigError::one(&name, format!("cannot be read: {e}: check the path")))?;
+    let bytes = std::fs::read(path).map_err(|e| ConfigError::one(&name, format!("cannot be read: {e}: check the path")))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|&&byte| byte == b'\n')
+            .count();
+        ConfigError::one(
+            format!("{name}:{line}"),
+            "this line is not UTF-8, as TOML must be: save the file in that encoding",
+        )
+    })?;
     Layer::from_toml(&name, &text).map_err(|problems| ConfigError { problems })
 }
 
@@ -237,7 +247,7 @@ impl Settings {
 
     /// `http://` and the listening address, if that is one that others can use.
     fn derive_url(&self, side: &str, address: SocketAddr) -> Result<String, ConfigError> {
-        if address.ip().is_unspecified() || address.port() == 0 {
+        if address.ip().to_canonical().is_unspecified() || address.port() == 0 {
             let message = format!(
                 "listen.{side} = \"{address}\" is not an address that others can connect to: set advertise.{side}_url (--advertise-{side}-url) to one"
             );

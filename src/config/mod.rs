@@ -25,6 +25,10 @@ pub use error::{ConfigError, Problem};
 pub use layer::{Flag, FlagValue};
 pub use load::{DEFAULTS, Loaded, Sources, load};
 pub use show::show;
+pub use url::parse_peer_url;
+
+/// Longest name of a member or a cluster, in bytes.
+pub const MAX_NAME_BYTES: usize = 128;
 
 /// The whole configuration, every value checked.
 #[derive(Debug, Clone, PartialEq)]

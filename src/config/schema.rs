@@ -7,7 +7,7 @@ use std::time::Duration;
 use toml::Value;
 
 use super::units::{format_duration, format_size, parse_duration, parse_size};
-use super::{FoundingMember, LogPeriod, LogRotation, url};
+use super::{FoundingMember, LogPeriod, LogRotation, MAX_NAME_BYTES, url};
 
 /// What a key may hold.
 pub enum Kind {
@@ -232,8 +232,9 @@ fn nearest_key(section: &str, name: &str) -> Option<&'static str> {
 /// The candidate with the fewest edits, if those are few enough to be a slip of the fingers.
 fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let allowed = (name.len() / 4).clamp(2, 4);
+    let name = name.to_lowercase();
     candidates
-        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .map(|candidate| (strsim::damerau_levenshtein(&name, candidate), candidate))
         .filter(|(edits, _)| *edits <= allowed)
         .min_by_key(|(edits, _)| *edits)
         .map(|(_, candidate)| candidate)
@@ -256,8 +257,14 @@ impl Kind {
     pub fn check(&self, value: &Value) -> Result<(), String> {
         match self {
             Self::Bool => value.as_bool().map(|_| ()).ok_or_else(|| expected("true or false", value)),
-            Self::Integer { min, max } => check_range(integer(value)?, *min, *max, |n| n.to_string()),
-            Self::Size { min, max } => check_range(size(value)?, *min, *max, format_size),
+            Self::Integer { min, max } => {
+                refuse_negative(value, *min, *max, |n| n.to_string())?;
+                check_range(integer(value)?, *min, *max, |n| n.to_string())
+            }
+            Self::Size { min, max } => {
+                refuse_negative(value, *min, *max, format_size)?;
+                check_range(size(value)?, *min, *max, format_size)
+            }
             Self::Duration { min, max } => check_range(duration(value)?, *min, *max, format_duration),
             Self::Choice(words) => check_choice(text(value)?, words),
             Self::Text(check) => check(text(value)?),
@@ -277,10 +284,10 @@ impl Kind {
                 .parse()
                 .map(Value::Boolean)
                 .map_err(|_| format!("expected true or false, found {raw:?}")),
-            Self::Integer { .. } => raw
-                .parse()
-                .map(Value::Integer)
-                .map_err(|_| format!("expected a whole number, found {raw:?}")),
+            Self::Integer { min, max } => raw.parse().map(Value::Integer).map_err(|_| match raw.parse::<i128>() {
+                Ok(_) => format!("{raw} is out of range: allowed is {min} to {max}"),
+                Err(_) => format!("expected a whole number, found {raw:?}"),
+            }),
             Self::Size { .. } | Self::Duration { .. } | Self::Choice(_) | Self::Text(_) => unquote(raw),
             Self::TextList(_) | Self::Members if raw.starts_with('[') => {
                 // Whoever writes JSON, as tools that fill environments do, is understood; the message is TOML's.
@@ -353,6 +360,14 @@ fn check_range<T: PartialOrd + Copy>(value: T, min: T, max: T, show: impl Fn(T) 
     Ok(())
 }
 
+/// What is below zero is below every range: that is said with the range.
+fn refuse_negative(value: &Value, min: u64, max: u64, show: impl Fn(u64) -> String) -> Result<(), String> {
+    match value.as_integer().filter(|&number| number < 0) {
+        Some(number) => Err(format!("{number} is out of range: allowed is {} to {}", show(min), show(max))),
+        None => Ok(()),
+    }
+}
+
 fn check_choice(word: &str, words: &[&str]) -> Result<(), String> {
     if words.contains(&word) {
         return Ok(());
@@ -419,8 +434,10 @@ fn member(value: &Value) -> Result<FoundingMember, String> {
 }
 
 fn check_name(name: &str) -> Result<(), String> {
-    if name.is_empty() || name.len() > 64 || name.chars().any(|c| c.is_control()) {
-        return Err(format!("{name:?} is not a name: 1 to 64 bytes, no control characters"));
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(|c| c.is_control()) {
+        return Err(format!(
+            "{name:?} is not a name: 1 to {MAX_NAME_BYTES} bytes, no control characters"
+        ));
     }
     Ok(())
 }
@@ -534,7 +551,10 @@ mod tests {
         );
         let id = &find("node.id").expect("node.id").kind;
         assert!(id.check(&Value::Integer(0)).is_err_and(|e| e.contains("allowed is 1 to")));
-        assert_eq!(id.check(&Value::Integer(-4)), Err("-4 is negative".to_owned()));
+        assert_eq!(
+            id.check(&Value::Integer(-4)),
+            Err(format!("-4 is out of range: allowed is 1 to {MAX_ID}"))
+        );
     }
 
     #[test]

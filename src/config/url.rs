@@ -84,7 +84,7 @@ fn parse_base_url(text: &str, purpose: Purpose) -> Result<Url, String> {
 
 fn is_wildcard(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
+    host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_unspecified())
 }
 
 fn spelling(url: &Url) -> String {

@@ -25,7 +25,7 @@ const CHECKSUM_MARK: &str = "# checksum ";
 pub struct Identity {
     /// Version of the directory's layout.
     pub format: u32,
-    /// `cluster.name` when the directory was made.
+    /// `cluster.name` when the directory was made to found that cluster; empty for one that joined, whose members do not tell its name.
     pub cluster_name: String,
     /// The cluster; `None` until it was founded or joined. A TOML integer has 63 bits and this has 64, so it is written in hexadecimal.
     #[serde(with = "hex", default, skip_serializing_if = "Option::is_none")]

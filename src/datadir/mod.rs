@@ -408,13 +408,15 @@ fn check(path: &Path, identity: &Identity, config: &Config) -> Result<(), DataDi
         return Ok(());
     }
     let other_directory = "choose the --data-dir of this member, or an empty one for a new member";
-    agree(
-        path,
-        "a cluster named",
-        format!("{:?}", identity.cluster_name),
-        format!("{:?}", config.cluster.name),
-        other_directory,
-    )?;
+    if !identity.cluster_name.is_empty() {
+        agree(
+            path,
+            "a cluster named",
+            format!("{:?}", identity.cluster_name),
+            format!("{:?}", config.cluster.name),
+            other_directory,
+        )?;
+    }
     if let (Some(theirs), Some(ours), true) = (identity.node_id, config.node.id, config.node.id_is_given) {
         agree(path, "node id", theirs.to_string(), ours.to_string(), other_directory)?;
     }
@@ -461,7 +463,10 @@ fn make_room(path: &Path) -> io::Result<()> {
 fn begin(path: &Path, config: &Config, unfinished: Option<Identity>) -> Result<Identity, DataDirError> {
     let identity = Identity {
         format: FORMAT,
-        cluster_name: config.cluster.name.clone(),
+        cluster_name: match config.cluster.join.is_empty() {
+            true => config.cluster.name.clone(),
+            false => String::new(),
+        },
         cluster_id: None,
         node_id: config.node.id,
         incarnation: unfinished.as_ref().map_or_else(draw_incarnation, |identity| identity.incarnation),
@@ -594,6 +599,18 @@ mod tests {
         drop(reopened);
         let joined = DataDir::open(&other).expect("open");
         assert_eq!((joined.node_id(), joined.identity().cluster_id), (Some(4), Some(u64::MAX)));
+    }
+
+    #[test]
+    fn a_member_that_joined_is_not_bound_to_a_name_that_nobody_confirmed() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let mut joining = config(root.path());
+        joining.cluster.name = "mistyped".to_owned();
+        joining.cluster.join = vec!["http://127.0.0.1:3379".to_owned()];
+        DataDir::open(&joining).expect("open").set_cluster(7, 4).expect("set_cluster");
+        let mut later = config(root.path());
+        later.node.id = Some(4);
+        assert_eq!(DataDir::open(&later).expect("open again").identity().cluster_id, Some(7));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The cluster: members, their changes, and the leader. Changes are carried out by the leader, and answered once they are applied on
 //! the member that answers.
 
+use std::net::IpAddr;
+
 use http::{StatusCode, Uri};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -12,13 +14,11 @@ use super::json::{Object, invalid};
 use super::lease::odd_reply;
 use super::params::decimal;
 use super::respond;
+use crate::config::MAX_NAME_BYTES;
 use crate::leader::{LeaderReply, LeaderRequest, NewMember};
 use crate::node::PeerProgress;
 use crate::state::Applied;
 use crate::state::command::{Body, MemberRecord, MemberRole, MemberUpdate};
-
-/// Longest name of a member, in bytes.
-const MAX_NAME: usize = 128;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -316,8 +316,10 @@ pub(super) fn new_member(add: AddJson) -> Result<NewMember, ApiError> {
 }
 
 fn check_name(name: String) -> Result<String, ApiError> {
-    if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
-        return Err(invalid(format!("`name` must be 1 to {MAX_NAME} bytes without control characters")));
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
+        return Err(invalid(format!(
+            "`name` must be 1 to {MAX_NAME_BYTES} bytes without control characters"
+        )));
     }
     Ok(name)
 }
@@ -343,7 +345,8 @@ pub(super) fn check_url(name: &str, url: &str) -> Result<String, ApiError> {
         return Err(refuse("has no port"));
     }
     let host = authority.host();
-    if host.is_empty() || matches!(host, "0.0.0.0" | "[::]" | "*") {
+    let address: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    if host.is_empty() || host == "*" || address.is_some_and(|ip| ip.to_canonical().is_unspecified()) {
         return Err(refuse("has no host that others can reach"));
     }
     Ok(format!("http://{authority}"))
@@ -366,6 +369,7 @@ mod tests {
             ("http://127.0.0.1:0", "port"),
             ("http://0.0.0.0:6380", "reach"),
             ("http://[::]:6380", "reach"),
+            ("http://[::ffff:0.0.0.0]:6380", "reach"),
             ("http://a:1/raft", "more"),
             ("http://a:1?x", "more"),
             ("http://u@a:1", "user"),

@@ -1,7 +1,7 @@
 //! A log file that is closed and renamed at a size, at the turn of an hour or day (UTC), or at whichever of the two comes first.
 //!
-//! `metcd.log` is the one being written; closed ones are `metcd-20261121T000000Z.log`, named by the time they were closed, so that
-//! their names sort by age.
+//! `metcd.log` is the one being written; closed ones are `metcd-20261121T000000Z.log`, named by the time they were closed, and those of the
+//! same second after it `metcd-20261121T000000Z.000001.log` and so on.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -63,45 +63,75 @@ impl RotatingFile {
 
     fn rotate(&mut self, now: SystemTime) -> io::Result<()> {
         let current = self.directory.join(format!("{}.log", self.stem));
-        fs::rename(&current, self.free_name(now))?;
+        fs::rename(&current, self.next_name(now)?)?;
         self.file = open_for_append(&current)?;
         self.bytes = 0;
         self.remove_old()
     }
 
-    fn free_name(&self, now: SystemTime) -> PathBuf {
-        let stamp = stamp(now);
-        let named = |suffix: String| self.directory.join(format!("{}-{stamp}{suffix}.log", self.stem));
-        let mut name = named(String::new());
-        let mut counter = 0;
-        while name.exists() {
-            counter += 1;
-            name = named(format!(".{counter:06}"));
+    /// Later than any that is there, also if the clock was set back: which files go is decided by their names.
+    fn next_name(&self, now: SystemTime) -> io::Result<PathBuf> {
+        let mut closing = Closing {
+            stamp: stamp(now),
+            counter: 0,
+        };
+        if let Some(newest) = self.closed()?.pop()
+            && newest >= closing
+        {
+            closing = Closing {
+                counter: newest.counter + 1,
+                ..newest
+            };
         }
-        name
+        Ok(self.path_of(&closing))
     }
 
     fn remove_old(&self) -> io::Result<()> {
-        let mut closed: Vec<PathBuf> = fs::read_dir(&self.directory)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| {
-                path.file_name()
-                    .and_then(|name| name.to_str())
-                    .is_some_and(|name| self.is_closed_name(name))
-            })
-            .collect();
-        closed.sort();
+        let closed = self.closed()?;
         let surplus = closed.len().saturating_sub(self.keep_files);
-        closed.iter().take(surplus).try_for_each(fs::remove_file)
+        closed
+            .iter()
+            .take(surplus)
+            .try_for_each(|closing| fs::remove_file(self.path_of(closing)))
     }
 
-    /// Whether a file is one of ours: nothing else in the directory is ever removed.
-    fn is_closed_name(&self, name: &str) -> bool {
-        let stamp = name
-            .strip_prefix(self.stem)
-            .and_then(|rest| rest.strip_prefix('-'))
-            .and_then(|rest| rest.strip_suffix(".log"));
-        stamp.is_some_and(|stamp| stamp.len() >= 16 && stamp.bytes().all(|b| b.is_ascii_digit() || b"TZ.".contains(&b)))
+    /// The files that were closed, the oldest first. Nothing else in the directory is ever removed.
+    fn closed(&self) -> io::Result<Vec<Closing>> {
+        let mut closed: Vec<Closing> = fs::read_dir(&self.directory)?
+            .filter_map(|entry| Closing::parse(entry.ok()?.file_name().to_str()?, self.stem))
+            .collect();
+        closed.sort_unstable();
+        Ok(closed)
+    }
+
+    fn path_of(&self, closing: &Closing) -> PathBuf {
+        let Closing { stamp, counter } = closing;
+        let stem = self.stem;
+        self.directory.join(match counter {
+            0 => format!("{stem}-{stamp}.log"),
+            _ => format!("{stem}-{stamp}.{counter:06}.log"),
+        })
+    }
+}
+
+/// When a file was closed, as its name says; ordered by age.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Closing {
+    stamp: String,
+    /// Of several in one second.
+    counter: u64,
+}
+
+impl Closing {
+    fn parse(name: &str, stem: &str) -> Option<Closing> {
+        let rest = name.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(".log")?;
+        let (stamp, counter) = rest.split_once('.').unwrap_or((rest, "0"));
+        let is_stamp = stamp.len() == 16 && stamp.bytes().all(|byte| byte.is_ascii_digit() || b"TZ".contains(&byte));
+        let counter = counter.parse().ok().filter(|_| counter.bytes().all(|byte| byte.is_ascii_digit()))?;
+        is_stamp.then(|| Closing {
+            stamp: stamp.to_owned(),
+            counter,
+        })
     }
 }
 
@@ -250,6 +280,23 @@ mod tests {
         assert_eq!(names.len(), 3 + 1 + 2, "{names:?}");
         let newest = fs::read_to_string(directory.path().join("metcd.log")).expect("read");
         assert!(newest.ends_with("4\n"), "{newest}");
+    }
+
+    #[test]
+    fn of_several_that_were_closed_in_one_second_the_last_ones_stay() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let mut log = open(directory.path(), at(1), 3);
+        let mut write = |line: u32| log.write_all(format!("{line}\n").as_bytes()).expect("write");
+        (0..1_200).for_each(&mut write);
+        // A clock that is set back makes no file older.
+        NOW.set(NOW.get() - 60);
+        (1_200..1_202).for_each(&mut write);
+        let mut lines: Vec<String> = names(directory.path())
+            .iter()
+            .map(|name| fs::read_to_string(directory.path().join(name)).expect("read"))
+            .collect();
+        lines.sort();
+        assert_eq!(lines, ["1198\n", "1199\n", "1200\n", "1201\n"]);
     }
 
     #[test]

@@ -161,16 +161,28 @@ fn slot(meta: &Meta) -> Vec<u8> {
 /// The newer intact slot and its number.
 pub(crate) fn read(path: &Path) -> Result<(Meta, u64), WalError> {
     let raw = std::fs::read(path).map_err(io_error("read", path))?;
-    let meta_bytes = slot_meta_bytes();
-    let intact = raw.chunks(SLOT_BYTES).take(2).enumerate().filter_map(|(number, slot)| {
-        let meta = slot.strip_prefix(MAGIC)?.get(..meta_bytes)?;
-        Some((Meta::decode(meta)?, number as u64))
-    });
-    intact.max_by_key(|(meta, _)| meta.seq).ok_or_else(|| {
+    slots(&raw).flatten().max_by_key(|(meta, _)| meta.seq).ok_or_else(|| {
         WalError::Corrupt(format!(
             "{}: neither slot is intact, so it cannot be told what was acknowledged",
             path.display()
         ))
+    })
+}
+
+/// Whether a slot that was written is damaged: by a crash within its last write, or by the disk. The other one is a little older.
+pub(crate) fn has_damage(path: &Path) -> Result<bool, WalError> {
+    let raw = std::fs::read(path).map_err(io_error("read", path))?;
+    let is_blank = |slot: &[u8]| slot.len() == SLOT_BYTES && slot.iter().all(|&byte| byte == 0);
+    let written = raw.chunks(SLOT_BYTES).zip(slots(&raw)).filter(|(slot, _)| !is_blank(slot));
+    Ok(raw.len() != 2 * SLOT_BYTES || written.into_iter().any(|(_, meta)| meta.is_none()))
+}
+
+/// The two slots, each with its number, as far as they are intact.
+fn slots(raw: &[u8]) -> impl Iterator<Item = Option<(Meta, u64)>> {
+    let meta_bytes = slot_meta_bytes();
+    raw.chunks(SLOT_BYTES).take(2).enumerate().map(move |(number, slot)| {
+        let meta = slot.strip_prefix(MAGIC)?.get(..meta_bytes)?;
+        Some((Meta::decode(meta)?, number as u64))
     })
 }
 
@@ -194,6 +206,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fence");
         Fence::create(&path).unwrap();
+        assert!(!has_damage(&path).unwrap(), "the second slot was never written");
         for seq in 1..=3 {
             let fence = Fence::open(&path, true).unwrap();
             assert_eq!(fence.found().seq, seq - 1);
@@ -201,10 +214,12 @@ mod tests {
         }
         let (newest, slot_number) = read(&path).unwrap();
         assert_eq!(newest, meta(3));
+        assert!(!has_damage(&path).unwrap());
         let mut raw = std::fs::read(&path).unwrap();
         raw[slot_number as usize * SLOT_BYTES + 20] ^= 1;
         std::fs::write(&path, &raw).unwrap();
         assert_eq!(read(&path).unwrap().0, meta(2));
+        assert!(has_damage(&path).unwrap());
         raw[(1 - slot_number as usize) * SLOT_BYTES + 20] ^= 1;
         std::fs::write(&path, &raw).unwrap();
         assert!(matches!(Fence::open(&path, true), Err(WalError::Corrupt(_))));

@@ -42,6 +42,8 @@ pub struct FenceFacts {
     pub vote: u64,
     /// Index of the last entry.
     pub last_index: u64,
+    /// One of its two copies is damaged: what it had noted last may be missing here.
+    pub is_damaged: bool,
 }
 
 impl Inspected {
@@ -72,6 +74,7 @@ pub fn inspect(dir: &Path) -> Result<Inspected, WalError> {
             term: meta.hard_state.term,
             vote: meta.hard_state.vote,
             last_index: meta.last_index,
+            is_damaged: fence::has_damage(&dir.join("fence")).unwrap_or(true),
         });
     let engine = match format.engine.as_str() {
         "sled" => WalEngine::Sled,

@@ -238,6 +238,12 @@ fn the_last_member_becomes_a_cluster_of_its_own_and_keeps_what_it_was() {
         for part in ["gives up the old cluster", "--force-new-cluster", "start them again"] {
             assert!(unasked.stderr.contains(part), "{part}: {}", unasked.stderr);
         }
+        for url in ["http://127.0.0.1:0", "http://0.0.0.0:5", "https://127.0.0.1:1", "x", ""] {
+            let refused = tool(&["recover", "--data-dir", last_name, "--force-new-cluster", "--peer-url", url]);
+            assert_eq!((refused.code, refused.stderr.lines().count()), (2, 1), "{url}: {}", refused.stderr);
+            assert!(refused.stderr.contains("--peer-url"), "{url}: {}", refused.stderr);
+        }
+        assert!(!dir.path().join("d3.before-recovery-1").exists(), "nothing was touched");
         let recovered = tool(&["recover", "--data-dir", last_name, "--force-new-cluster"]);
         assert_eq!(recovered.code, 0, "{}", recovered.stderr);
         for part in ["warning: ", "are gone", "must stay stopped", "new members"] {
@@ -254,6 +260,38 @@ fn the_last_member_becomes_a_cluster_of_its_own_and_keeps_what_it_was() {
         let members = alone.json(&["member", "list"]);
         assert_eq!((members["members"].as_array().unwrap().len(), &members["leader"]), (1, &3.into()));
     }
+}
+
+/// A file that is there whole or not at all takes the place of a file, and of nothing else.
+#[test]
+fn a_backup_and_an_export_go_to_where_a_link_leads_and_replace_no_pipe_or_directory() {
+    let server = Server::start();
+    server.ok(&["put", "a", "1"]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("real"), "old").unwrap();
+    std::os::unix::fs::symlink(path("real"), path("link")).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(path("pipe")).status().unwrap().success());
+    let commands: [&[&str]; 2] = [&["snapshot", "save"], &["export", "--file"]];
+    for command in commands {
+        std::fs::write(path("real"), "old").unwrap();
+        server.ok(&[command, &[&path("link")]].concat());
+        assert!(std::fs::symlink_metadata(path("link")).unwrap().is_symlink());
+        assert!(std::fs::read(path("real")).unwrap().len() > 3, "{command:?}");
+        for (name, what) in [("pipe", "a device or a pipe"), ("", "a directory")] {
+            let refused = server.fails(1, &[command, &[&path(name)]].concat());
+            assert!(refused.contains(what), "{refused}");
+        }
+        server.fails(1, &[command, &["/dev/null"]].concat());
+    }
+    assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
+    assert!(server.fails(2, &["snapshot", "save", "-"]).contains("/v1/snapshot"));
+    let mut left: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["link", "pipe", "real"]);
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn a_watch_that_is_interrupted_stops_its_command() {
     let server = Server::start();
     let dir = tempfile::tempdir().unwrap();
     server.ok(&["put", "a", "1"]);
-    for (signal, number) in [("-INT", 2), ("-TERM", 15)] {
+    for (signal, number) in [("-INT", 2), ("-TERM", 15), ("-HUP", 1), ("-QUIT", 3)] {
         let script = format!(
             "cd {} && rm -f began stopped && trap 'touch stopped; exit' TERM && touch began && while :; do sleep 0.05; done",
             dir.path().display()
@@ -156,18 +156,20 @@ fn a_lock_runs_one_command_at_a_time_with_growing_tokens_and_passes_exit_codes_o
 #[test]
 fn a_lock_that_is_held_is_exit_code_3_and_is_free_when_its_holder_is_told_to_stop() {
     let server = Server::start();
-    let mut holder = Running(server.command().args(["lock", "l"]).stdout(Stdio::null()).spawn().unwrap());
-    until("the lock is held", || server.ok(&["ls", "lock/", "--count"]) == "1\n");
-    assert!(
-        server
-            .fails(3, &["lock", "l", "--wait", "300ms", "--", "true"])
-            .contains("somebody else")
-    );
-    assert_eq!(server.ok(&["ls", "lock/", "--count"]), "1\n", "whoever gave up left the queue");
-    let pid = holder.0.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    assert!(holder.0.wait().unwrap().success());
-    server.ok(&["lock", "l", "--wait", "10s", "--", "true"]);
+    for signal in ["-TERM", "-HUP"] {
+        let mut holder = Running(server.command().args(["lock", "l"]).stdout(Stdio::null()).spawn().unwrap());
+        until("the lock is held", || server.ok(&["ls", "lock/", "--count"]) == "1\n");
+        assert!(
+            server
+                .fails(3, &["lock", "l", "--wait", "300ms", "--", "true"])
+                .contains("somebody else")
+        );
+        assert_eq!(server.ok(&["ls", "lock/", "--count"]), "1\n", "whoever gave up left the queue");
+        let pid = holder.0.id().to_string();
+        assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        assert!(holder.0.wait().unwrap().success());
+        server.ok(&["lock", "l", "--wait", "10s", "--", "true"]);
+    }
 }
 
 /// Runs a command under a lock, takes the lock away, and sees the command stopped.

@@ -84,6 +84,25 @@ fn wrong_usage_is_exit_code_2_and_nothing_is_sent() {
 }
 
 #[test]
+fn a_server_that_allows_little_time_is_asked_without_naming_any() {
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().join("data").to_str().unwrap().to_owned();
+    let times = ["--set", "limits.max_timeout=1s", "--set", "limits.request_timeout=1s"];
+    let server = Server::with(
+        crate::support::free_port(),
+        crate::support::free_port(),
+        &[&["--data-dir", &data_dir], &times[..]].concat(),
+    );
+    server.ready();
+    assert_eq!(server.ok(&["put", "a", "1"]), "revision 2\n");
+    assert_eq!(server.ok(&["get", "a", "--timeout", "20s"]), "1");
+    assert_eq!(
+        server.ok(&["get", "a", "--timeout", "20s", "-o", "json", "--timeout", "10s", "-o", "plain"]),
+        "1"
+    );
+}
+
+#[test]
 fn a_server_that_is_not_there_is_exit_code_1_and_says_what_to_do() {
     let began = std::time::Instant::now();
     let output = run(

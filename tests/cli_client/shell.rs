@@ -23,6 +23,21 @@ fn a_script_from_a_pipe_is_carried_out_line_by_line() {
 }
 
 #[test]
+fn a_line_that_is_no_text_fails_alone_and_members_are_asked_for_as_on_the_command_line() {
+    let server = Server::start();
+    let done = server.metcd_with(
+        &["shell"],
+        b"set a 1\nset \xff 2\nget a\r\nleader\nleader show\nmember list -o json\n",
+    );
+    assert_eq!((done.code, done.stderr.lines().count()), (2, 1), "{}", done.stderr);
+    assert!(done.stderr.contains("not UTF-8"), "{}", done.stderr);
+    let text = done.text();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[lines.len() - 4..lines.len() - 1], ["1", "1", "1"], "{lines:?}");
+    assert!(lines[lines.len() - 1].contains("\"peer_url\""), "{lines:?}");
+}
+
+#[test]
 fn a_failed_line_does_not_stop_a_script_and_is_its_exit_code() {
     let server = Server::start();
     let done = server.metcd_with(&["shell"], b"get missing\nfrobnicate\nset a 'x\nset a -\nset a 1\n");

@@ -29,13 +29,14 @@ pub struct ClientArgs {
         long,
         short = 'o',
         global = true,
+        overrides_with = "output",
         value_enum,
         value_name = "FORMAT",
         help_heading = CLIENT_OPTIONS
     )]
     output: Option<Format>,
     /// How long to try, such as 500ms, 5s, 1m; connections that all endpoints refuse are an error at once [default: 5s].
-    #[arg(long, global = true, value_parser = duration, value_name = "TIME", help_heading = CLIENT_OPTIONS)]
+    #[arg(long, global = true, overrides_with = "timeout", value_parser = duration, value_name = "TIME", help_heading = CLIENT_OPTIONS)]
     timeout: Option<Duration>,
     /// Read the answering member's own state: needs no quorum, may be stale.
     #[arg(long, global = true, help_heading = CLIENT_OPTIONS)]

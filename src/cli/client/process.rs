@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 use crate::cli::CliError;
+use crate::cli::signals::is_ignored;
 
 /// How often a command is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -144,12 +145,22 @@ impl Running {
     }
 }
 
-/// Resolves at SIGINT or SIGTERM, to the signal's number. From when it is first polled, they do not end the process by themselves.
+/// Resolves at SIGINT, SIGTERM, SIGQUIT or SIGHUP, to the signal's number. From when it is first polled, they do not end the process by
+/// themselves.
 pub(super) async fn interrupted() -> u8 {
     tokio::select! {
         number = arrival(SignalKind::interrupt()) => number,
         number = arrival(SignalKind::terminate()) => number,
+        number = unless_ignored(SignalKind::quit()) => number,
+        number = unless_ignored(SignalKind::hangup()) => number,
     }
+}
+
+async fn unless_ignored(kind: SignalKind) -> u8 {
+    if is_ignored(kind) {
+        return std::future::pending().await;
+    }
+    arrival(kind).await
 }
 
 /// The same for SIGINT alone.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::output::{self, Format};
-use super::transfer::{Unit, partial_name, progress};
+use super::transfer::{Unit, partial_name, progress, target_of};
 use super::{Session, print};
 use crate::cli::{CliError, backup};
 use crate::client::ByteStream;
@@ -37,8 +37,16 @@ pub struct SaveArgs {
 }
 
 pub(super) async fn save(session: &Session, args: &SaveArgs) -> Result<(), CliError> {
-    let partial = partial_name(&args.file);
-    let saved = write(session, &partial, &args.file).await;
+    if args.file.as_os_str() == "-" {
+        return Err(CliError::Usage(
+            "a backup is checked before it is kept, so it needs a file: name one (./- if that is its name), or pipe \
+             `curl -f http://…/v1/snapshot` and check what arrives with `metcd snapshot status`"
+                .to_owned(),
+        ));
+    }
+    let file = target_of(&args.file)?;
+    let partial = partial_name(&file);
+    let saved = write(session, &partial, &file).await;
     if saved.is_err() {
         // What is left of it helps nobody.
         let _ = std::fs::remove_file(&partial);

@@ -61,6 +61,7 @@ pub(super) async fn export(session: &Session, args: &ExportArgs) -> Result<(), C
             other => other.map(|_| ()).map_err(|trouble| trouble.into_error(Path::new("stdout"))),
         };
     };
+    let file = &target_of(file)?;
     let partial = partial_name(file);
     let count = write_file(session, args, &partial, file).await.map_err(|trouble| {
         // What is left of it helps nobody.
@@ -72,6 +73,22 @@ pub(super) async fn export(session: &Session, args: &ExportArgs) -> Result<(), C
         Format::Plain => print(&format!("exported {count} keys\n")),
         Format::Table => row(["FILE", "EXPORTED"], [file.display().to_string(), count.to_string()]),
     }
+}
+
+/// The file to write, behind any symbolic links. What is no file cannot be there whole or not at all, and must not be replaced by one.
+pub(super) fn target_of(file: &Path) -> Result<PathBuf, CliError> {
+    let Ok(target) = file.canonicalize() else {
+        // Nothing is there yet, or nothing that can be reached: creating it says so.
+        return Ok(file.to_owned());
+    };
+    if target.is_file() {
+        return Ok(target);
+    }
+    let what = if target.is_dir() { "a directory" } else { "a device or a pipe" };
+    Err(CliError::Failed(format!(
+        "{} is {what}: name a file, which is written whole or not at all",
+        file.display()
+    )))
 }
 
 pub(super) fn partial_name(file: &Path) -> PathBuf {

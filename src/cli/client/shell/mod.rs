@@ -98,8 +98,14 @@ enum ShellCommand {
     Lease(lease::LeaseCommand),
     /// The members.
     Members,
-    /// The leader.
-    Leader,
+    /// The same, and changes to them: member add http://127.0.0.1:6380
+    #[command(subcommand)]
+    Member(member::MemberCommand),
+    /// The leader; leader transfer 2
+    Leader {
+        #[command(subcommand)]
+        command: Option<member::LeaderCommand>,
+    },
     /// How every member is.
     Status,
     /// Whether a linearizable read works.
@@ -222,7 +228,14 @@ fn carry_out(session: &Session, runtime: &Runtime) -> Result<(), CliError> {
         });
         let Some(line) = next? else { break };
         let line = line.map_err(|error| CliError::Failed(format!("cannot read standard input: {error}")))?;
-        match execute(session, runtime, &line, stop.as_mut()) {
+        let done = match String::from_utf8(line) {
+            Ok(line) => execute(session, runtime, &line, stop.as_mut()),
+            Err(error) => Err(CliError::Usage(format!(
+                "a line is not UTF-8 and was passed over: {:?}; in double quotes \\xff is such a byte",
+                String::from_utf8_lossy(error.as_bytes()),
+            ))),
+        };
+        match done {
             Ok(Next::Line) => {}
             Ok(Next::Exit) => break,
             Err(CliError::ReaderGone) => break,
@@ -237,10 +250,10 @@ fn carry_out(session: &Session, runtime: &Runtime) -> Result<(), CliError> {
 }
 
 /// The lines of standard input, read one ahead of the one that is carried out; the reader waits while there are more.
-fn read_ahead() -> mpsc::Receiver<io::Result<String>> {
+fn read_ahead() -> mpsc::Receiver<io::Result<Vec<u8>>> {
     let (line_tx, line_rx) = mpsc::channel(1);
     std::thread::spawn(move || {
-        for line in io::stdin().lock().lines() {
+        for line in io::stdin().lock().split(b'\n') {
             // Nobody waits for more after `exit`.
             if line_tx.blocking_send(line).is_err() {
                 break;
@@ -331,7 +344,8 @@ async fn dispatch(session: &Session, command: &ShellCommand) -> Result<(), CliEr
         }
         ShellCommand::Lease(command) => lease::run(session, command).await,
         ShellCommand::Members => member::run(session, &member::MemberCommand::List).await,
-        ShellCommand::Leader => member::leader(session, &member::LeaderCommand::Show).await,
+        ShellCommand::Member(command) => member::run(session, command).await,
+        ShellCommand::Leader { command } => member::leader(session, command.as_ref().unwrap_or(&member::LeaderCommand::Show)).await,
         ShellCommand::Status => ops::status(session).await,
         ShellCommand::Health => ops::health(session).await,
         ShellCommand::Hash(args) => ops::hash(session, args).await,

@@ -2,6 +2,7 @@
 //! prints the end of every member's log.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,11 @@ const POLL: Duration = Duration::from_millis(20);
 fn turn() -> Arc<Semaphore> {
     static TURN: std::sync::OnceLock<Arc<Semaphore>> = std::sync::OnceLock::new();
     TURN.get_or_init(|| Arc::new(Semaphore::new(1))).clone()
+}
+
+/// The build that is tried: this one, or another that `scripts/chaos --bin` names.
+fn binary() -> OsString {
+    std::env::var_os("METCD_CHAOS_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_metcd").into())
 }
 
 /// A port below the ephemeral range that is free now: outgoing connections do not take it meanwhile.
@@ -119,7 +125,7 @@ impl Node {
     pub fn start(&mut self) {
         assert!(!self.is_running(), "member {} runs already", self.id);
         let log = OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_metcd"))
+        let child = Command::new(binary())
             .args(&self.args)
             .env_clear()
             .stdin(Stdio::null())

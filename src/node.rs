@@ -8,7 +8,7 @@ mod turns;
 mod wal_metrics;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prost::Message as _;
@@ -152,11 +152,12 @@ pub struct Node {
 }
 
 /// Counts a request that waits, as long as it waits.
-struct Waiting<'a>(&'a AtomicUsize);
+/// Nobody waits any more, for whatever reason: what was not handed to raft never is.
+struct GivenUp<'a>(&'a Gate);
 
-impl Drop for Waiting<'_> {
+impl Drop for GivenUp<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.cancel();
     }
 }
 
@@ -190,17 +191,17 @@ impl Node {
         stages: &Stages,
     ) -> Result<Outcome, ProposeError> {
         self.admit(&body, idempotency.as_ref(), deadline).await?;
-        let waiting = self.shared.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(&self.shared.waiting);
-        if waiting >= self.shared.max_waiting {
+        // Counted until raft's side lets go of it, too: a client that goes away does not make room for the next one before that.
+        let gate = Arc::new(Gate::counted(&self.shared.waiting));
+        if self.shared.waiting.load(Ordering::Relaxed) > self.shared.max_waiting {
             return Err(ProposeError::Overloaded);
         }
+        let _given_up = GivenUp(&gate);
         let command = Command {
             seq: 0,
             idempotency,
             body: Some(body),
         };
-        let gate = Arc::new(Gate::default());
         let ttl = deadline.saturating_duration_since(Instant::now());
         let ttl_ticks = (ttl.as_millis() / self.shared.tick.as_millis().max(1)) as u64 + 1;
         let proposal = Proposal {

@@ -148,6 +148,7 @@ async fn exchange(window: usize, bytes: usize) {
         to: 2,
         term: 3,
         index: 7,
+        log_term: 3,
         ..Message::default()
     };
     append.set_msg_type(MessageType::MsgAppend);

@@ -12,8 +12,8 @@ pub(super) struct Endpoints {
     /// Without a slash at the end. Never empty.
     urls: Vec<String>,
     preferred: AtomicUsize,
-    /// One of them refused the timeout that it was asked with, as longer than it allows.
-    refuses_timeouts: AtomicBool,
+    /// Whether each refused the timeout that it was asked with, as longer than it allows.
+    refuses_timeout: Vec<AtomicBool>,
 }
 
 impl Endpoints {
@@ -23,9 +23,9 @@ impl Endpoints {
             return Err(ClientError::Invalid("no endpoint given".to_owned()));
         }
         Ok(Endpoints {
+            refuses_timeout: urls.iter().map(|_| AtomicBool::new(false)).collect(),
             urls,
             preferred: AtomicUsize::new(0),
-            refuses_timeouts: AtomicBool::new(false),
         })
     }
 
@@ -37,14 +37,20 @@ impl Endpoints {
         self.urls.len()
     }
 
-    /// Whether they are told how long to take.
-    pub(super) fn takes_timeouts(&self) -> bool {
-        !self.refuses_timeouts.load(Ordering::Relaxed)
+    fn refuses_timeout(&self, index: usize) -> Option<&AtomicBool> {
+        self.refuses_timeout.get(index % self.urls.len())
     }
 
-    /// From now on each takes as long as it does without being told. Returns whether that is new.
-    pub(super) fn leave_timeout_to_server(&self) -> bool {
-        !self.refuses_timeouts.swap(true, Ordering::Relaxed)
+    /// Whether it is told how long to take.
+    pub(super) fn takes_timeout(&self, index: usize) -> bool {
+        !self.refuses_timeout(index).is_some_and(|refuses| refuses.load(Ordering::Relaxed))
+    }
+
+    /// From now on it takes as long as it does without being told.
+    pub(super) fn leave_timeout_to_server(&self, index: usize) {
+        if let Some(refuses) = self.refuses_timeout(index) {
+            refuses.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The index of the endpoint to ask first.

@@ -179,6 +179,8 @@ struct Attempts {
     pause: Duration,
     /// An attempt was made whose outcome is not known.
     in_doubt: bool,
+    /// The last attempt may have said how long the server is to take.
+    named_timeout: bool,
     /// Endpoints that could not be connected to since one could, and why.
     refused: BTreeMap<usize, String>,
 }
@@ -230,10 +232,12 @@ impl Client {
             tried: 0,
             pause: FIRST_PAUSE,
             in_doubt: false,
+            named_timeout: true,
             refused: BTreeMap::new(),
         };
         loop {
             let until = self.share(call, attempts.deadline);
+            attempts.named_timeout = self.endpoints.takes_timeout(attempts.endpoint);
             let mishap = match attempt(self, call, attempts.endpoint, until).await {
                 Ok(done) => return Ok(done),
                 Err(mishap) => mishap,
@@ -244,7 +248,8 @@ impl Client {
 
     /// Decides whether to go on; an error is the request's result.
     async fn after_mishap(&self, call: &Call, attempts: &mut Attempts, mishap: Mishap) -> Result<(), ClientError> {
-        if is_timeout_refused(&mishap.error) && self.endpoints.leave_timeout_to_server() {
+        if is_timeout_refused(&mishap.error) && attempts.named_timeout {
+            self.endpoints.leave_timeout_to_server(attempts.endpoint);
             return Ok(());
         }
         let allowed = mishap.harmless || call.repeat != Repeat::Never;
@@ -285,7 +290,12 @@ impl Client {
     /// One attempt, to the head of the answer.
     async fn attempt(&self, call: &Call, endpoint: usize, until: Instant) -> Result<Received<Incoming>, Mishap> {
         let left = until.saturating_duration_since(Instant::now());
-        let url = call.url(self.endpoints.url(endpoint), left, self.timeout, self.endpoints.takes_timeouts());
+        let url = call.url(
+            self.endpoints.url(endpoint),
+            left,
+            self.timeout,
+            self.endpoints.takes_timeout(endpoint),
+        );
         let opened = self.connections.open(&url, &call.method, &call.headers, call.body.clone());
         match timeout_at(until, opened).await {
             Ok(Ok(received)) => Ok(received),

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
@@ -28,9 +28,33 @@ pub struct Gate {
     state: AtomicU8,
     /// One more than the protocol's time in milliseconds when it was handed to raft first; 0: not yet.
     handed_ms: AtomicU64,
+    /// What is counted down when neither side has it any more.
+    counter: Option<Arc<AtomicUsize>>,
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        if let Some(counter) = &self.counter {
+            counter.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Gate {
+    /// A gate that counts in `counter` for as long as somebody waits for its command, or raft's side may still hand it over.
+    pub fn counted(counter: &Arc<AtomicUsize>) -> Gate {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Gate {
+            state: AtomicU8::new(QUEUED),
+            handed_ms: AtomicU64::new(0),
+            counter: Some(counter.clone()),
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.state.load(Ordering::Acquire) == CANCELLED
+    }
+
     /// The waiting side gives up. `true`: it was never handed to raft, and never will be.
     pub fn cancel(&self) -> bool {
         match self.state.compare_exchange(QUEUED, CANCELLED, Ordering::AcqRel, Ordering::Acquire) {
@@ -174,12 +198,12 @@ impl Proposals {
         !self.queue.is_empty()
     }
 
-    /// Drops what nobody waits for any more; returns their sequences.
+    /// Drops what nobody waits for any more, or was given up before it was handed over; returns their sequences.
     pub fn expire(&mut self, tick: u64) -> Vec<u64> {
         let expired: Vec<u64> = self
             .pending
             .iter()
-            .filter(|(_, p)| p.deadline_tick <= tick)
+            .filter(|(_, p)| p.deadline_tick <= tick || p.gate.is_cancelled())
             .map(|(&seq, _)| seq)
             .collect();
         for seq in &expired {
@@ -416,5 +440,23 @@ mod tests {
         }
         assert_eq!(proposals.pack(1, 1, 0).unwrap().1, [1]);
         assert_eq!(proposals.pack(1, 1, 0).unwrap().1, [2]);
+    }
+
+    #[test]
+    fn what_is_given_up_before_it_is_handed_over_counts_until_the_next_tick_and_goes_with_it() {
+        let waiting = Arc::default();
+        let mut proposals = Proposals::new(1, 1);
+        let gates = [(); 2].map(|()| Arc::new(Gate::counted(&waiting)));
+        let seqs = gates.clone().map(|gate| {
+            let (proposal, _) = proposal("a", 1000);
+            proposals.add(Proposal { gate, ..proposal }, 0)
+        });
+        assert!(gates[0].cancel());
+        drop(gates);
+        assert_eq!(waiting.load(Ordering::Relaxed), 2, "raft's side has them still");
+        assert_eq!(proposals.expire(1), [seqs[0]]);
+        assert_eq!(waiting.load(Ordering::Relaxed), 1);
+        proposals.settle(seqs[1]);
+        assert_eq!(waiting.load(Ordering::Relaxed), 0);
     }
 }

@@ -80,6 +80,10 @@ fn check_append(node: &RawNode<LogCache>, message: &Message) -> Result<(), Impla
         // Founders begin with one identical snapshot: no log anywhere starts at 1, so nobody can be fed from there.
         return Err(Implausible("an append from before the first snapshot"));
     }
+    if message.log_term == 0 {
+        // Every index from 1 has a term. raft-rs says 0 of what is behind its log, and would take the two for a match.
+        return Err(Implausible("an append after an entry without a term"));
+    }
     check_entries(message.index, message.log_term, message.term, &message.entries)?;
     if message.term < node.raft.term {
         return Ok(());

@@ -7,6 +7,7 @@
 //! ├─ boot            how often it was started
 //! ├─ reserve         space held back for a full disk
 //! ├─ departed        only once its member was removed from the cluster, and knows that nobody needs it
+//! ├─ outdated        only once its member has heard that it lacks what it acknowledged: an older copy, or a disk that lost writes
 //! ├─ wal/  store/  snapshots/
 //! ```
 //!
@@ -35,6 +36,7 @@ pub use identity::{FORMAT, Identity};
 
 const LOCK_NAME: &str = "LOCK";
 const DEPARTED_NAME: &str = "departed";
+const OUTDATED_NAME: &str = "outdated";
 
 /// Why a directory cannot be used; each says the way out.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,11 @@ pub enum DataDirError {
         "data directory {path} is of member {id}, which was removed from the cluster: to come back, start with an empty directory under a new id and --join"
     )]
     Departed { path: String, id: u64 },
+    /// Its member has acknowledged what it does not hold.
+    #[error(
+        "data directory {path} is an older copy of itself, or its disk lost writes: member {id} found it to lack what it acknowledged. Remove the member (metcd member remove {id}), and add it anew with an empty directory"
+    )]
+    Outdated { path: String, id: u64 },
     /// Written by a newer program.
     #[error("{path} has format {format}, this program knows formats up to {FORMAT}: start the newer version of metcd that wrote it")]
     NewerFormat { path: String, format: i64 },
@@ -117,7 +124,7 @@ impl DataDir {
         let found = Identity::read(path)?;
         if let Some(identity) = &found {
             check(path, identity, config)?;
-            refuse_departed(path, identity)?;
+            refuse_marked(path, identity)?;
         }
         make_room(path).map_err(io_error)?;
         let identity = match found {
@@ -258,6 +265,15 @@ impl DataDir {
         disk::write_atomically(&self.path.join(DEPARTED_NAME), b"This member was removed from its cluster.\n")
     }
 
+    /// Notes durably that the directory lacks what its member has acknowledged: from now on [`open`](Self::open) refuses it. A start more
+    /// would look like a later one than the cluster knows of.
+    pub fn note_outdated(&self) -> io::Result<()> {
+        disk::write_atomically(
+            &self.path.join(OUTDATED_NAME),
+            b"This directory lacks what its member has acknowledged.\n",
+        )
+    }
+
     /// Bytes that may still be written on this disk.
     pub fn free_bytes(&self) -> io::Result<u64> {
         disk::free_bytes(&self.path)
@@ -269,15 +285,16 @@ impl DataDir {
     }
 }
 
-fn refuse_departed(path: &Path, identity: &Identity) -> Result<(), DataDirError> {
-    match path.join(DEPARTED_NAME).try_exists() {
-        Ok(false) => Ok(()),
-        Ok(true) => Err(DataDirError::Departed {
-            path: path.display().to_string(),
-            id: identity.node_id.unwrap_or_default(),
-        }),
-        Err(source) => Err(DataDirError::io(path, source)),
+fn refuse_marked(path: &Path, identity: &Identity) -> Result<(), DataDirError> {
+    let has = |name: &str| path.join(name).try_exists().map_err(|source| DataDirError::io(path, source));
+    let (path_name, id) = (path.display().to_string(), identity.node_id.unwrap_or_default());
+    if has(DEPARTED_NAME)? {
+        return Err(DataDirError::Departed { path: path_name, id });
     }
+    if has(OUTDATED_NAME)? {
+        return Err(DataDirError::Outdated { path: path_name, id });
+    }
+    Ok(())
 }
 
 /// Whether this directory is that of a member of some cluster: then `cluster.members` has done its work. What is wrong with it, if it cannot
@@ -553,6 +570,17 @@ mod tests {
         assert!(refused.contains("member 1, which was removed"), "{refused}");
         let offline = DataDir::open_offline(root.path()).expect("a tool may still look at it");
         assert_eq!(started(&offline), starts, "no start was counted");
+    }
+
+    #[test]
+    fn a_directory_that_was_found_to_lack_something_is_refused_by_name() {
+        let root = tempfile::tempdir().expect("tempdir");
+        founded(root.path());
+        let opened = DataDir::open(&config(root.path())).expect("open");
+        opened.note_outdated().expect("noted");
+        drop(opened);
+        let refused = refusal(&config(root.path()));
+        assert!(refused.contains("metcd member remove 1"), "{refused}");
     }
 
     #[test]

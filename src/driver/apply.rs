@@ -159,6 +159,7 @@ impl ApplyThread {
                 self.shared.apply_turns.end();
                 self.shared.set_installing(true);
                 let file = snapshot_files::adopt(&file, &self.snapshot_dir, start.index)?;
+                self.state.begin_replacement();
                 snapshot::install(&file, self.shared.store.as_ref())?;
                 self.state.reload()?;
                 self.shared.set_installing(false);
@@ -189,7 +190,8 @@ impl ApplyThread {
                 rest = &rest[1..];
                 continue;
             }
-            let results = self.state.apply(&rest[..run])?;
+            // A turn for each command: one may read a million keys, and an entry holds many.
+            let results = self.state.apply_watched(&rest[..run], &|| self.shared.apply_turns.begin())?;
             self.follow_leases();
             let applied = Instant::now();
             let times = ApplyTimes { committed, begun, applied };

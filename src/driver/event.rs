@@ -115,8 +115,19 @@ pub enum Event {
 pub struct Fatal {
     /// A sentence, with the way out.
     pub reason: String,
+    /// What it means for the data directory.
+    pub verdict: Verdict,
+}
+
+/// Whether a data directory may be started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may: this was a failure, which may be over then.
+    Startable,
     /// Not a failure of this machine, but the end of the membership.
-    pub removed: bool,
+    Removed,
+    /// It lacks what its member has acknowledged, and must not vote again (rule 9).
+    Outdated,
 }
 
 impl Fatal {
@@ -124,7 +135,15 @@ impl Fatal {
     pub fn new(reason: impl ToString) -> Fatal {
         Fatal {
             reason: reason.to_string(),
-            removed: false,
+            verdict: Verdict::Startable,
+        }
+    }
+
+    /// The data directory lacks what the member has acknowledged.
+    pub fn outdated(reason: String) -> Fatal {
+        Fatal {
+            reason,
+            verdict: Verdict::Outdated,
         }
     }
 
@@ -133,6 +152,9 @@ impl Fatal {
         let reason = format!(
             "member {id} was removed from the cluster and stops. Its data directory is of no further use: to come back, start with an empty one under a new id and --join"
         );
-        Fatal { reason, removed: true }
+        Fatal {
+            reason,
+            verdict: Verdict::Removed,
+        }
     }
 }

@@ -38,7 +38,7 @@ use watchdog::Watchdog;
 
 pub use apply::ApplyJob;
 pub use chores::Chore;
-pub use event::{Event, Fatal, Reply};
+pub use event::{Event, Fatal, Reply, Verdict};
 pub use wal::WalJob;
 
 use crate::consensus::log::compaction_point;
@@ -630,7 +630,7 @@ impl Driver {
             self.shared.fail(Fatal::removed(self.shared.id));
         }
         if self.core.has_lost_log() {
-            self.shared.fail(Fatal::new(format!(
+            self.shared.fail(Fatal::outdated(format!(
                 "the log lacks entries that this member acknowledged to the leader: its data directory is an older copy of itself, or its disk lost what was synced. \
                  Remove the member (metcd member remove {}), and add it anew with an empty data directory",
                 self.shared.id,

@@ -12,6 +12,7 @@ use http::{HeaderValue, StatusCode, header};
 use super::respond;
 use crate::leader::LeaderError;
 use crate::node::{BarrierError, ProposeError};
+use crate::state::StateError;
 use crate::state::outcome::{ConflictCode, Refusal};
 use crate::state::reader::ReadError;
 
@@ -327,6 +328,7 @@ impl From<ReadError> for ApiError {
         match error {
             ReadError::Compacted { compacted_revision } => Problem::Compacted { compacted_revision },
             ReadError::FutureRevision { current, .. } => Problem::FutureRevision { current },
+            ReadError::State(StateError::Replaced) => Problem::NotReady("this member is installing a snapshot".into()),
             ReadError::State(cause) => {
                 tracing::error!(%cause, "a read failed");
                 Problem::Internal

@@ -126,6 +126,10 @@ impl Round {
         if clock.term() != Some(view.term) {
             clock.lead(view.term, &self.shared.reader.leases(), now_ms);
         }
+        // Its table may be wrong. The next leader gives each lease its whole length.
+        if self.shared.reader.divergence(self.shared.id).is_some() {
+            return;
+        }
         let patience_ms = 2 * self.duties.election_timeout.as_millis() as u64;
         for id in clock.due(now_ms, MAX_ENDS_PER_TICK, patience_ms) {
             self.propose(Body::LeaseExpire(LeaseExpire { id, term: view.term }));

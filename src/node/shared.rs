@@ -45,7 +45,7 @@ pub struct Shared {
     pub(super) published: RwLock<Arc<Published>>,
     pub(super) leadership: watch::Sender<(u64, u64)>,
     pub(super) phase: watch::Sender<Phase>,
-    pub(super) waiting: AtomicUsize,
+    pub(super) waiting: Arc<AtomicUsize>,
     pub(super) max_waiting: usize,
     pub(super) tick: Duration,
     /// Nothing is served below this applied index: what was committed before the last stop is replayed first (rule 19).
@@ -153,7 +153,7 @@ impl Shared {
             published: RwLock::new(Arc::new(published)),
             leadership: watch::Sender::new(leadership),
             phase: watch::Sender::new(Phase::Running),
-            waiting: AtomicUsize::new(0),
+            waiting: Arc::default(),
             max_waiting: parts.max_waiting,
             tick: parts.tick,
             serve_from_index: parts.serve_from_index,
@@ -192,7 +192,7 @@ impl Shared {
     pub(crate) fn ends_as_outdated(&self, known: u64) -> bool {
         let is_outdated = datadir::is_outdated(self.boot, known);
         if is_outdated {
-            self.fail(Fatal::new(format!(
+            self.fail(Fatal::outdated(format!(
                 "the data directory is an older copy of itself: the cluster knows of a later start of this member, and counts on what it acknowledged then. \
                  Remove the member (metcd member remove {}), and add it anew with an empty data directory",
                 self.id,

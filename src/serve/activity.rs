@@ -65,6 +65,9 @@ impl ServeStats {
     }
 }
 
+/// How long a stalled write may be when its connection was told to end.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What a connection without a request in flight waits for.
 const FIRST_HEAD: u8 = 0;
 const NEXT_REQUEST: u8 = 1;
@@ -120,7 +123,18 @@ impl Activity {
     }
 
     pub(super) fn set_patience(&self, patience: Duration) {
-        let ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        self.patience_ms.store(millis(patience), Relaxed);
+    }
+
+    /// Of several answers under way the most patient one decides.
+    pub(super) fn extend_patience(&self, patience: Duration) {
+        let now = self.patience_ms.load(Relaxed);
+        // The answer's own figure, also a shorter one, if it is the only one.
+        let ms = if self.in_flight.load(Relaxed) > 1 {
+            now.max(millis(patience))
+        } else {
+            millis(patience)
+        };
         self.patience_ms.store(ms, Relaxed);
     }
 
@@ -194,7 +208,7 @@ impl Activity {
         self.http2.store(true, Relaxed);
     }
 
-    fn is_waiting(&self) -> bool {
+    pub(super) fn is_waiting(&self) -> bool {
         self.in_flight.load(Relaxed) == 0
     }
 
@@ -228,7 +242,11 @@ impl Activity {
     fn check(&self, now_ms: u64, limits: &ServeLimits, stats: &ServeStats) {
         let over = |since_ms: u64, limit: Duration| u128::from(now_ms.saturating_sub(since_ms)) > limit.as_millis();
         let stalled_since_ms = self.stalled_since_ms.load(Relaxed);
-        let patience = Duration::from_millis(self.patience_ms.load(Relaxed));
+        let mut patience = Duration::from_millis(self.patience_ms.load(Relaxed));
+        if self.order.load(Relaxed) != NO_ORDER {
+            // The process is to end: what is not taken now is not taken in time.
+            patience = patience.min(DRAIN_PATIENCE);
+        }
         if stalled_since_ms != 0 && over(stalled_since_ms, patience) {
             stats.write_timeouts.fetch_add(1, Relaxed);
             return self.give(CUT);
@@ -253,6 +271,10 @@ impl Activity {
             self.give(if self.is_http2() { CUT } else { HEAD_TIMED_OUT });
         }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A clock that costs one load: set by the reaper.

@@ -140,8 +140,11 @@ impl<S: HttpService> hyper::service::Service<Request<Incoming>> for Tracked<S> {
     type Future = TrackedFuture<Oneshot<S, Request<RequestBody>>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        self.activity.set_background(false);
-        self.activity.set_patience(self.write_timeout);
+        // On HTTP/2 other answers of the connection may be under way, and what they asked for stays.
+        if self.activity.is_waiting() {
+            self.activity.set_background(false);
+            self.activity.set_patience(self.write_timeout);
+        }
         let in_flight = InFlight::begin(&self.activity, request.version() == Version::HTTP_2);
         let mut request = request.map(|body| RequestBody::new(body, self.body_timeout));
         if let Some(remote) = self.remote {
@@ -178,7 +181,7 @@ where
             this.activity.set_background(true);
         }
         if let Some(Patience(patience)) = response.extensions().get() {
-            this.activity.set_patience(patience.unwrap_or(Duration::MAX));
+            this.activity.extend_patience(patience.unwrap_or(Duration::MAX));
         }
         // A future is not polled after it is done, so the mark is there.
         let Some(in_flight) = this.in_flight.take() else {

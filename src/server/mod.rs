@@ -220,11 +220,14 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         () = &mut stop => None,
         fatal = failed(&shared) => Some(fatal),
     };
-    if failure.as_ref().is_some_and(|fatal| fatal.removed)
-        && let Err(error) = data_dir.note_departure()
-    {
+    let noted = match failure.as_ref().map(|fatal| fatal.verdict) {
+        Some(driver::Verdict::Removed) => data_dir.note_departure(),
+        Some(driver::Verdict::Outdated) => data_dir.note_outdated(),
+        Some(driver::Verdict::Startable) | None => Ok(()),
+    };
+    if let Err(error) = noted {
         // Whoever starts it again has to ask the others.
-        tracing::warn!(%error, "could not note in the data directory that this member was removed");
+        tracing::warn!(%error, "could not note in the data directory that it must not be started again");
     }
     let orderly = stop::shut_down(stop::Running {
         shared,

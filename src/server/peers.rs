@@ -289,6 +289,10 @@ impl PeerService for Service {
 
     fn verify_snapshot(&self, message: &Message, file: &Path) -> Result<(), String> {
         let meta = snapshot::verify_file(file).map_err(|error| error.to_string())?;
+        let own_cluster = self.node.shared().reader.cluster_id();
+        if own_cluster != 0 && meta.cluster_id != own_cluster {
+            return Err(format!("the file is of cluster {:016x}", meta.cluster_id));
+        }
         let announced = message.get_snapshot().get_metadata();
         if (meta.applied.index, meta.applied.term) != (announced.index, announced.term) {
             return Err(format!(

@@ -105,10 +105,12 @@ pub(super) struct Batch<'a> {
     term: u64,
     escaped: Vec<u8>,
     scratch: Vec<u8>,
+    /// Called before each command.
+    pulse: &'a dyn Fn(),
 }
 
 impl<'a> Batch<'a> {
-    pub(super) fn new(store: &'a dyn KvStore, core: &'a mut Core) -> Batch<'a> {
+    pub(super) fn new(store: &'a dyn KvStore, core: &'a mut Core, pulse: &'a dyn Fn()) -> Batch<'a> {
         Batch {
             store,
             core,
@@ -119,6 +121,7 @@ impl<'a> Batch<'a> {
             term: 0,
             escaped: Vec::new(),
             scratch: Vec::new(),
+            pulse,
         }
     }
 
@@ -154,6 +157,7 @@ impl<'a> Batch<'a> {
         results.reserve(payload.commands.len());
         self.write.ops.reserve(payload.commands.len() * 2 + 4);
         for command in &payload.commands {
+            (self.pulse)();
             let proposal = ProposalId {
                 member,
                 boot,

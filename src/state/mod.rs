@@ -84,6 +84,9 @@ pub enum StateError {
     /// A record or a log entry cannot be decoded, or contradicts what is there.
     #[error("state: {0}")]
     Corrupt(String),
+    /// A snapshot took the state's place while it was read: what was read is of neither. Reading again helps.
+    #[error("state: it was replaced by a snapshot while it was read")]
+    Replaced,
     /// An entry needs a newer feature level than this build has.
     #[error("state: entry {index} needs feature level {level}, this build has {own}: upgrade this member")]
     TooNew {
@@ -150,6 +153,12 @@ impl State {
         Ok(())
     }
 
+    /// To be called before the store is emptied for a snapshot: whoever reads it from now on, until [`reload`](Self::reload), hears
+    /// [`StateError::Replaced`] instead of taking what is left of it for the whole.
+    pub fn begin_replacement(&mut self) {
+        self.shared.begin_replacement();
+    }
+
     /// Initialises an empty state as every founder does, identically: applied index 1, term 1, the founding members as voters.
     pub fn bootstrap(&mut self, cluster_id: u64, members: &[MemberRecord]) -> Result<(), StateError> {
         if self.core.meta.applied_index != 0 {
@@ -193,9 +202,14 @@ impl State {
     ///
     /// Entries at or below the applied index are passed over. After an error the state must not be used any more: the node stops.
     pub fn apply(&mut self, entries: &[Entry]) -> Result<Vec<(ProposalId, Outcome)>, StateError> {
+        self.apply_watched(entries, &|| {})
+    }
+
+    /// The same, calling `pulse` before each command: entries of expensive commands take long, and somebody may want to see that it goes on.
+    pub fn apply_watched(&mut self, entries: &[Entry], pulse: &dyn Fn()) -> Result<Vec<(ProposalId, Outcome)>, StateError> {
         let mut results = Vec::new();
         let mut due = None;
-        let mut batch = Batch::new(&*self.store, &mut self.core);
+        let mut batch = Batch::new(&*self.store, &mut self.core, pulse);
         for entry in entries {
             if entry.index <= batch.core.meta.applied_index {
                 continue;
@@ -338,15 +352,7 @@ impl State {
     pub fn snapshot_view(&self) -> SnapshotView {
         // History after the compacted revision is part of it, so that is what must stay. The state is the only one that compacts.
         let revision = self.core.meta.compacted_revision;
-        let is_pinned = self.shared.try_pin(revision);
-        assert!(
-            is_pinned,
-            "the compacted revision {revision} can always be pinned by the state itself"
-        );
-        let pin = Pin {
-            revision,
-            shared: self.shared.clone(),
-        };
+        let pin = Pin::of_view(revision, &self.shared);
         SnapshotView::new(self.core.clone(), self.applied(), self.shared.clone(), pin)
     }
 

@@ -165,12 +165,15 @@ impl StateReader {
         let store = &*self.shared.store;
         let mut scratch = Vec::with_capacity(key.len() + 16);
         loop {
+            let epoch = self.shared.epoch();
             let at = self.readable_revision(revision)?;
-            let version = kv::newest(store, key, at, &mut scratch)?.filter(|version| !version.is_tombstone);
-            let row = match &version {
-                Some(version) => kv::row_of(store, version)?,
-                None => None,
-            };
+            let read = kv::newest(store, key, at, &mut scratch).and_then(|version| {
+                let version = version.filter(|version| !version.is_tombstone);
+                let row = version.as_ref().map(|version| kv::row_of(store, version)).transpose()?;
+                Ok((version, row.flatten()))
+            });
+            self.shared.check_epoch(epoch)?;
+            let (version, row) = read?;
             // Compacted, perhaps removed, while it was read: the current revision is another one by now.
             if !self.shared.is_readable(at) {
                 match revision {
@@ -208,7 +211,12 @@ impl StateReader {
     /// A list. May read much: call it from a blocking thread when the backend is on disk or the span is large.
     pub fn range(&self, query: &RangeQuery) -> Result<RangePage, ReadError> {
         let pin = self.pin(query.revision)?;
-        let at = pin.revision;
+        let page = self.read_range(query, pin.revision);
+        pin.check()?;
+        page
+    }
+
+    fn read_range(&self, query: &RangeQuery, at: u64) -> Result<RangePage, ReadError> {
         let store = &*self.shared.store;
         if query.count_only {
             let count = kv::count(store, IndexSpan::new(&query.span, None, false), at)?;
@@ -267,13 +275,12 @@ impl StateReader {
     /// Pins a revision (`None`: the current one) against compaction.
     pub fn pin(&self, revision: Option<u64>) -> Result<Pin, ReadError> {
         loop {
+            let epoch = self.shared.epoch();
             let at = self.readable_revision(revision)?;
-            if self.shared.try_pin(at) {
-                return Ok(Pin {
-                    revision: at,
-                    shared: self.shared.clone(),
-                });
+            if let Some(pin) = Pin::new(at, &self.shared) {
+                return Ok(pin);
             }
+            self.shared.check_epoch(epoch)?;
             if revision.is_some() {
                 return Err(self.compacted());
             }
@@ -293,8 +300,14 @@ impl StateReader {
     /// The hash of a revision from the stored rows themselves, in bounded memory. What is stored is thereby checked: a value that
     /// is not the one its index record speaks of is an error.
     pub fn recompute_hash(&self, revision: u64) -> Result<u128, ReadError> {
-        const KEYS_AT_ONCE: usize = 1000;
         let pin = self.pin(Some(revision))?;
+        let hash = self.hash_rows(&pin);
+        pin.check()?;
+        hash
+    }
+
+    fn hash_rows(&self, pin: &Pin) -> Result<u128, ReadError> {
+        const KEYS_AT_ONCE: usize = 1000;
         let store = &*self.shared.store;
         let mut scratch = Vec::new();
         let mut hash = 0u128;

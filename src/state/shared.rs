@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use parking_lot::{Mutex, RwLock};
 use raft::eraftpb::ConfState;
 use tokio::sync::watch;
 
+use super::StateError;
 use super::apply::RowEvent;
 use super::divergence::Reports;
 use super::hub::Hub;
@@ -29,6 +30,8 @@ pub(super) struct Shared {
     published: RwLock<Published>,
     progress: watch::Sender<Progress>,
     pins: Mutex<BTreeMap<u64, usize>>,
+    /// How often a snapshot began or ended to take the place of the store's content: odd while it does.
+    epoch: AtomicU64,
     pub(super) hub: Mutex<Hub>,
 }
 
@@ -70,6 +73,7 @@ impl Shared {
             published: RwLock::new(published),
             progress: watch::Sender::new(progress),
             pins: Mutex::new(BTreeMap::new()),
+            epoch: AtomicU64::new(0),
         }
     }
 
@@ -113,8 +117,41 @@ impl Shared {
         self.progress.send_replace(progress);
     }
 
+    // ---- replacement by a snapshot
+
+    /// Taken before the store is read; [`check_epoch`](Self::check_epoch) tells afterwards whether what was read is to be believed.
+    pub(super) fn epoch(&self) -> Epoch {
+        Epoch(self.epoch.load(Ordering::Acquire))
+    }
+
+    /// An error if a snapshot took the state's place since `epoch`, or was about to.
+    pub(super) fn check_epoch(&self, epoch: Epoch) -> Result<(), StateError> {
+        // What was read before is read before this load.
+        fence(Ordering::Acquire);
+        if epoch.is_replacing() || self.epoch() != epoch {
+            return Err(StateError::Replaced);
+        }
+        Ok(())
+    }
+
+    /// The store is about to be emptied. No pin holds anything any more.
+    pub(super) fn begin_replacement(&self) {
+        let mut pins = self.pins.lock();
+        if !self.epoch().is_replacing() {
+            self.epoch.fetch_add(1, Ordering::AcqRel);
+            pins.clear();
+        }
+    }
+
+    fn end_replacement(&self) {
+        if self.epoch().is_replacing() {
+            self.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
     /// Publishes a state that was replaced as a whole: its history has nothing to do with what watchers have in hand.
     pub(super) fn republish(&self, published: Published) {
+        self.begin_replacement();
         let progress = Progress {
             applied_index: published.meta.applied_index,
             revision: published.meta.revision,
@@ -124,6 +161,7 @@ impl Shared {
             let mut hub = self.hub.lock();
             let touched = hub.restart(progress.revision);
             self.store_progress(progress);
+            self.end_replacement();
             touched
         };
         for group in touched {
@@ -149,17 +187,25 @@ impl Shared {
     // ---- pins
 
     /// Holds `revision` against garbage collection, if it can be read now.
-    pub(super) fn try_pin(&self, revision: u64) -> bool {
+    fn try_pin(&self, revision: u64, wanted: Option<Epoch>) -> Option<Epoch> {
         let mut pins = self.pins.lock();
+        let epoch = self.epoch();
+        if epoch.is_replacing() || wanted.is_some_and(|wanted| wanted != epoch) {
+            return None;
+        }
         if revision < self.compacted_revision() && !pins.contains_key(&revision) {
-            return false;
+            return None;
         }
         *pins.entry(revision).or_default() += 1;
-        true
+        Some(epoch)
     }
 
-    pub(super) fn unpin(&self, revision: u64) {
+    pub(super) fn unpin(&self, revision: u64, epoch: Epoch) {
         let mut pins = self.pins.lock();
+        // The pins of a state that was replaced went with it.
+        if self.epoch() != epoch {
+            return;
+        }
         if let Some(count) = pins.get_mut(&revision) {
             *count -= 1;
             if *count == 0 {
@@ -185,12 +231,60 @@ impl Shared {
 pub struct Pin {
     /// The pinned revision. Reads at it work, though it may be compacted for everybody else.
     pub revision: u64,
-    pub(super) shared: Arc<Shared>,
+    shared: Arc<Shared>,
+    epoch: Epoch,
+}
+
+impl Pin {
+    /// `None` if the revision is compacted, or the state about to be replaced.
+    pub(super) fn new(revision: u64, shared: &Arc<Shared>) -> Option<Pin> {
+        let epoch = shared.try_pin(revision, None)?;
+        let shared = shared.clone();
+        Some(Pin { revision, shared, epoch })
+    }
+
+    /// For a view of the whole state; one that is made while the state is replaced can never be read.
+    pub(super) fn of_view(revision: u64, shared: &Arc<Shared>) -> Pin {
+        Pin::new(revision, shared).unwrap_or_else(|| Pin {
+            revision,
+            shared: shared.clone(),
+            epoch: Epoch::NEVER,
+        })
+    }
+
+    /// The same once more.
+    pub(super) fn fork(&self) -> Pin {
+        // If it fails, the state was replaced meanwhile: both say so when they are read by.
+        let _ = self.shared.try_pin(self.revision, Some(self.epoch));
+        Pin {
+            revision: self.revision,
+            shared: self.shared.clone(),
+            epoch: self.epoch,
+        }
+    }
+
+    /// After each read: whether it saw the state that was pinned.
+    pub(super) fn check(&self) -> Result<(), StateError> {
+        self.shared.check_epoch(self.epoch)
+    }
+}
+
+/// Between two replacements of the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Epoch(u64);
+
+impl Epoch {
+    /// No state was ever of it: odd, and out of reach.
+    const NEVER: Epoch = Epoch(u64::MAX);
+
+    pub(super) fn is_replacing(self) -> bool {
+        self.0 % 2 == 1
+    }
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.shared.unpin(self.revision);
+        self.shared.unpin(self.revision, self.epoch);
     }
 }
 

@@ -105,18 +105,21 @@ impl SnapshotView {
 
     /// Another view of the same moment, from its beginning: one for each that reads it.
     pub fn fork(&self) -> SnapshotView {
-        let revision = self.pin.revision;
-        let is_pinned = self.shared.try_pin(revision);
-        assert!(is_pinned, "revision {revision} is pinned by this view already");
-        let pin = Pin {
-            revision,
-            shared: self.shared.clone(),
-        };
-        SnapshotView::new(self.core.clone(), self.applied.clone(), self.shared.clone(), pin)
+        SnapshotView::new(self.core.clone(), self.applied.clone(), self.shared.clone(), self.pin.fork())
     }
 
     /// The next records, about `max_bytes` of them; `None` when there are no more. Reads the store: not for an async thread.
+    ///
+    /// # Errors
+    /// [`StateError::Replaced`] once a snapshot has taken the state's place: the moment cannot be read to its end any more.
     pub fn next_records(&mut self, max_bytes: usize) -> Result<Option<Vec<Record>>, StateError> {
+        let read = self.read_records(max_bytes);
+        // First of all, and also before an error: a record that is missing is no damage then.
+        self.pin.check()?;
+        read
+    }
+
+    fn read_records(&mut self, max_bytes: usize) -> Result<Option<Vec<Record>>, StateError> {
         let mut records = Vec::new();
         let mut bytes = 0;
         while self.stage != Stage::End && bytes < max_bytes {

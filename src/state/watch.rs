@@ -276,10 +276,22 @@ impl Watcher {
     }
 
     fn look(&mut self) -> Result<Look, ReadError> {
-        match self.plan() {
+        let epoch = self.shared.epoch();
+        if epoch.is_replacing() {
+            // Every group is woken when the new state is published.
+            return Ok(Look::Idle);
+        }
+        let before = self.position;
+        let looked = match self.plan() {
             Plan::Exact { revisions, until } => self.read_exact(revisions, until),
             Plan::History { until } => self.read_history(until),
+        };
+        if self.shared.check_epoch(epoch).is_err() {
+            // What was missing may have been gone from the store for the moment: the new state tells, it has the same revisions.
+            self.position = before;
+            return Ok(Look::Again);
         }
+        looked
     }
 
     fn plan(&self) -> Plan {

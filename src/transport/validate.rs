@@ -23,6 +23,10 @@ pub(super) fn check(message: &Message, from: u64, to: u64) -> Result<(), String>
     match kind {
         MessageType::MsgAppend => {
             needs_term(message)?;
+            needs(
+                message.index == 0 || message.log_term > 0,
+                "an append after an entry without a term",
+            )?;
             check_entries(message)
         }
         MessageType::MsgPropose => needs(!message.entries.is_empty(), "a proposal without entries"),
@@ -185,9 +189,17 @@ mod tests {
         vote.term = 0;
         assert!(check(&vote, 1, 2).is_err());
         let mut append = message(MessageType::MsgAppend);
-        append.index = u64::MAX;
+        (append.index, append.log_term) = (u64::MAX, 3);
         append.mut_entries().push(entry(0, 5));
         assert!(check(&append, 1, 2).is_err());
+        let mut behind_the_log = message(MessageType::MsgAppend);
+        (behind_the_log.index, behind_the_log.commit) = (8, 8);
+        assert!(
+            check(&behind_the_log, 1, 2).is_err(),
+            "raft takes term 0 for a match, and panics on the commit"
+        );
+        behind_the_log.log_term = 3;
+        assert_eq!(check(&behind_the_log, 1, 2), Ok(()));
     }
 
     #[test]

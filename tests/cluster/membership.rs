@@ -506,6 +506,8 @@ async fn rule_9_a_member_on_an_older_copy_of_its_directory_stops_and_says_why() 
     let log = cluster.node(member).log_text();
     assert!(log.contains(&format!("metcd member remove {member}")), "{log}");
     assert!(cluster.put(leader, "k", "v").await.unwrap().is_success());
+    cluster.node(member).start();
+    assert_eq!(cluster.node(member).ended(SOON).await.code(), Some(1), "nor at the next start");
 }
 
 /// The leader that it acknowledged to leads no more, so no heartbeat tells it what it lacks: the others know of its later start, although
@@ -545,5 +547,10 @@ async fn rule_9_a_member_on_an_older_copy_of_its_directory_is_known_by_its_start
         log.contains("older copy of itself") && log.contains(&format!("metcd member remove {member}")),
         "{log}"
     );
+    // Whoever starts it again, as a supervisor would, gets no further: one start more, and it would seem to be a later one.
+    for _ in 0..3 {
+        cluster.node(member).start();
+        assert_eq!(cluster.node(member).ended(SOON).await.code(), Some(1));
+    }
     assert!(cluster.put(successor, "k", "w").await.unwrap().is_success());
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use metcd::state::StateError;
 use metcd::state::command::{Body, Compact, KeySpan};
-use metcd::state::reader::ReadError;
+use metcd::state::reader::{RangeQuery, ReadError};
 use metcd::state::watch::{EventKind, WatchFilter};
 
 use crate::support::{Node, command, delete, delete_prefix, drain, everything, payload, put};
@@ -195,6 +196,79 @@ fn a_watch_survives_the_installation_of_a_snapshot_that_still_has_its_history() 
     node.seq = leader.seq;
     put_many(&mut node, b"b", 1);
     assert_eq!(revisions(&drain(&mut watcher)), [12]);
+}
+
+/// What is read while a snapshot takes the state's place is of neither: it is an error, and never a shorter whole.
+#[test]
+fn nothing_is_read_of_a_store_that_is_emptied_for_a_snapshot() {
+    let mut leader = Node::new();
+    put_many(&mut leader, b"a", 2000);
+    let records = leader.records();
+    let mut node = Node::new();
+    put_many(&mut node, b"a", 2000);
+    let reader = node.reader();
+    // It has to read history: more than is in memory.
+    let mut behind = reader.watch(everything(false), 1).unwrap();
+    let pin = reader.pin(Some(1000)).unwrap();
+    let mut backup = node.state.snapshot_view();
+    backup.next_records(1).unwrap();
+    let whole = RangeQuery {
+        span: KeySpan::prefix(b""),
+        revision: Some(1000),
+        limit: 10,
+        after: None,
+        descending: false,
+        keys_only: false,
+        count_only: false,
+        with_count: false,
+        max_bytes: usize::MAX,
+    };
+    assert!(reader.range(&whole).is_ok());
+
+    node.state.begin_replacement();
+    let is_replaced = |error: ReadError| matches!(error, ReadError::State(StateError::Replaced));
+    let mut assert_unread = || {
+        assert_eq!(drain(&mut behind), []);
+        assert!(is_replaced(reader.range(&whole).unwrap_err()));
+        assert!(is_replaced(reader.get(b"a", None).unwrap_err()));
+        assert!(is_replaced(reader.pin(None).unwrap_err()));
+        assert!(is_replaced(reader.recompute_hash(2000).unwrap_err()));
+        assert!(matches!(backup.next_records(1), Err(StateError::Replaced)));
+    };
+    assert_unread();
+    node.store.clear().unwrap();
+    assert_unread();
+    for some in records.chunks(500) {
+        let mut batch = metcd::store::WriteBatch::default();
+        some.iter()
+            .for_each(|record| batch.put(record.table, record.key.clone(), record.value.clone()));
+        node.store.write(batch).unwrap();
+        assert_unread();
+    }
+    node.state.reload().unwrap();
+
+    assert_eq!(
+        revisions(&drain(&mut behind)),
+        (2..=2001).collect::<Vec<_>>(),
+        "the same revisions, all of them, once"
+    );
+    assert!(reader.range(&whole).is_ok() && reader.get(b"a", None).is_ok());
+    assert!(matches!(backup.next_records(1), Err(StateError::Replaced)), "its moment is gone");
+    assert!(matches!(backup.fork().next_records(1), Err(StateError::Replaced)));
+    // What was pinned before holds nothing now, and lets go of nothing either.
+    let newer = reader.pin(Some(1000)).unwrap();
+    drop(pin);
+    node.seq = leader.seq;
+    let low_water = node.seq;
+    node.apply(&payload(
+        1,
+        1,
+        low_water,
+        vec![command(low_water, Body::Compact(Compact { revision: 1500 }))],
+    ));
+    assert!(reader.range(&whole).is_ok(), "held by the newer pin");
+    drop(newer);
+    assert!(matches!(reader.range(&whole), Err(ReadError::Compacted { .. })));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -255,6 +255,7 @@ pub fn message(kind: MessageType, from: u64, to: u64, index: u64) -> Message {
 
 pub fn append(from: u64, to: u64, index: u64, bytes: usize) -> Message {
     let mut message = message(MessageType::MsgAppend, from, to, index);
+    message.log_term = 3;
     message.mut_entries().push(Entry {
         index: index + 1,
         term: 3,

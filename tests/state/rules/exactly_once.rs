@@ -60,6 +60,17 @@ fn the_newest_start_of_each_member_is_known_to_readers_and_after_a_restart() {
     assert!(node.reader().boots().iter().map(|(id, boot)| (*id, *boot)).eq(known));
 }
 
+/// Whoever looks after the thread sees that it goes on, however expensive the commands of an entry are.
+#[test]
+fn each_command_of_an_entry_gives_a_sign_of_life() {
+    let mut node = Node::new();
+    let commands = (1..=30).map(|seq| command(seq, Body::Put(put(b"a", b"1")))).collect();
+    let entry = crate::support::entry(node.next_index(), 1, &payload(1, 1, 1, commands));
+    let signs = std::cell::Cell::new(0);
+    node.state.apply_watched(&[entry], &|| signs.set(signs.get() + 1)).unwrap();
+    assert_eq!(signs.get(), 30);
+}
+
 #[test]
 fn sessions_survive_a_restart_of_the_state() {
     let mut node = Node::new();

@@ -15,7 +15,7 @@
 //! - A directory is opened by at most one process.
 //! - It is never opened as another cluster's or another member's, or by another engine than it was written by.
 //! - The incarnation is drawn once; [`boot`](DataDir::boot) is greater at every start, durably, before anything is sent: a pair of
-//!   (incarnation, boot) never comes twice, not even from a copy of the directory ([`boot`](self::boot)).
+//!   (incarnation, boot) never comes twice, not even from a copy of the directory (`boot.rs`).
 //! - Until [`set_cluster`](DataDir::set_cluster) the directory [is new](DataDir::is_new), however often it was opened: a founder that was
 //!   refused by its peers, or crashed while founding, asks them again the next time.
 

@@ -82,8 +82,13 @@ impl ApplyThread {
     /// A local failure ends the process (house rule: two kinds of failure).
     fn run(mut self, jobs: &Receiver<ApplyJob>) {
         match self.work(jobs) {
-            // The process is ending: what is left is applied at the next start.
-            Ok(()) | Err(ApplyError::Stopped) => {}
+            Ok(()) => {}
+            // The process is ending: what is left is applied at the next start, to a store that was closed.
+            Err(ApplyError::Stopped) => {
+                if let Err(error) = self.shared.store.close() {
+                    self.shared.fail(Fatal::new(error));
+                }
+            }
             Err(error) => self.shared.fail(Fatal::new(error)),
         }
     }

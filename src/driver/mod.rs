@@ -497,6 +497,10 @@ impl Driver {
     /// The state holds the snapshot durably: now the old log may go (rule 11).
     fn handle_installed(&mut self, start: LogStart) {
         let Some(installing) = self.installing.take() else { return };
+        // Its view is of the state that was replaced, and can be read by nobody any more.
+        if self.offer.take().is_some() {
+            self.core.step(Input::SnapshotOffered(None));
+        }
         self.durable_index = start.index;
         self.log_size.forget(start.index);
         self.to_wal(WalJob::Persist(installing.persist));

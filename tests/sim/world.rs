@@ -5,8 +5,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
-use metcd::snapshot::SnapshotWriter;
-use metcd::state::SnapshotView;
+use metcd::snapshot::{SnapshotError, SnapshotWriter};
+use metcd::state::{SnapshotView, StateError};
 use raft::eraftpb::{ConfState, Message};
 
 use crate::calls::{Answer, Calls};
@@ -478,6 +478,8 @@ impl World {
                 }
                 self.report_stream(&stream, is_taken);
             }
+            // The sender had a snapshot installed meanwhile.
+            Err(SnapshotError::State(StateError::Replaced)) => self.report_stream(&stream, false),
             Err(error) => self.violation(format!("a snapshot cannot be streamed: {error}")),
         }
     }

@@ -391,6 +391,9 @@ impl Process {
 
     fn handle_installed(&mut self, world: &mut World, start: LogStart) {
         let Some(installing) = self.installing.take() else { return };
+        if self.offer.take().is_some() {
+            self.core.step(Step::SnapshotOffered(None));
+        }
         self.durable_index = start.index;
         self.to_wal(world, WalJob::Persist(installing.persist));
         for unit in installing.deferred {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use metcd::consensus::Persist;
+use metcd::snapshot::SnapshotError;
 use metcd::state::outcome::Outcome;
 use metcd::state::{ConfDecision, ProposalId, SnapshotView, StateError};
 use metcd::wal::{LogStart, Wal, WalBatch, WalError};
@@ -393,6 +394,8 @@ impl Process {
                 world.pass_crash_point(self.slot);
                 self.enqueue(world, Input::Durable { index });
             }
+            // A snapshot of the leader took the state's place meanwhile.
+            Err(SnapshotError::State(StateError::Replaced)) => self.enqueue(world, Input::Durable { index: 0 }),
             Err(error) => self.failed = Some(Failure::Bug(format!("a snapshot cannot be written: {error}"))),
         }
     }

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use raft::eraftpb::{Entry, EntryType};
+use raft::RawNode;
+use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType};
+use raft::storage::MemStorage;
 
 use super::ServerError;
 use super::recover;
@@ -17,11 +19,11 @@ use crate::store::{KvStore, Scratch, WriteBatch};
 const READ_BYTES: u64 = 4 << 20;
 
 /// The state after everything that is in the log, whether it is known to be committed or not: what a quorum has acknowledged is among it,
-/// as far as this member has it. Configuration changes are passed over; the members are as they were.
+/// as far as this member has it. Configuration changes count as they do on a member: what came in through one that joined is applied, and
+/// what came through one that was removed is void, or later commands would find another state than they were answered from.
 ///
 /// Nothing of it is written to the member's own files: a memory store is only filled from them, and the content of one on disk is copied
 /// into a store of its own in `scratch`, which goes with the state. The log is read in pieces.
-///
 ///
 /// # Errors
 /// What a server would refuse to start with.
@@ -54,7 +56,7 @@ fn replay(state: &mut State, entries: Vec<Entry>) -> Result<(), ServerError> {
             continue;
         }
         state.apply(&std::mem::take(&mut normal))?;
-        pass_over(state, &entry)?;
+        reconfigure(state, &entry)?;
     }
     state.apply(&normal)?;
     Ok(())
@@ -72,11 +74,28 @@ fn copy(state: &State, copy: Arc<dyn KvStore>) -> Result<State, ServerError> {
     Ok(State::open(copy)?)
 }
 
-fn pass_over(state: &mut State, entry: &Entry) -> Result<(), ServerError> {
-    let unchanged = state.applied().conf_state;
-    match state.begin_conf(entry)? {
-        ConfDecision::Apply(_) | ConfDecision::Refuse => {}
-    }
-    state.finish_conf(entry, unchanged)?;
+fn reconfigure(state: &mut State, entry: &Entry) -> Result<(), ServerError> {
+    let current = state.applied().conf_state;
+    let conf_state = match state.begin_conf(entry)? {
+        ConfDecision::Refuse => current,
+        ConfDecision::Apply(change) => conf_after(current, &change).map_err(|error| {
+            ServerError::Refused(format!(
+                "the configuration change at index {} cannot be applied: {error}",
+                entry.index
+            ))
+        })?,
+    };
+    state.finish_conf(entry, conf_state)?;
     Ok(())
+}
+
+/// What raft makes of a change: asked of a node that does nothing else, because raft-rs gives nobody else the whole of it.
+fn conf_after(current: ConfState, change: &ConfChangeV2) -> raft::Result<ConfState> {
+    let config = raft::Config {
+        id: current.voters.first().copied().unwrap_or(1),
+        ..raft::Config::default()
+    };
+    let storage = MemStorage::new_with_conf_state(current);
+    let logger = slog::Logger::root(slog::Discard, slog::o!());
+    RawNode::new(&config, storage, &logger)?.apply_conf_change(change)
 }

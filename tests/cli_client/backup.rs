@@ -262,6 +262,44 @@ fn the_last_member_becomes_a_cluster_of_its_own_and_keeps_what_it_was() {
     }
 }
 
+/// What is only in the log, and came in through a member that joined, is there as well: a configuration change counts as on a member.
+#[test]
+fn a_recovery_has_what_came_through_members_that_joined_and_left_since_the_last_snapshot() {
+    for store in ["memory", "sled"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |id: u64| dir.path().join(format!("d{id}")).to_str().unwrap().to_owned();
+        let member = |id: u64, more: &[&str]| {
+            let own = [format!("--id={id}"), format!("--data-dir={}", path(id)), format!("--store={store}")];
+            let args: Vec<&str> = own.iter().map(String::as_str).chain(more.iter().copied()).collect();
+            let server = Server::with(free_port(), free_port(), &args);
+            server.ready();
+            server
+        };
+        let mut first = member(1, &[]);
+        first.ok(&["put", "first", "1"]);
+        let mut others: Vec<Server> = (2..=3).map(|id| member(id, &["--join", &first.url])).collect();
+        for (id, other) in (2..).zip(&others) {
+            until("it votes", || {
+                let members = first.json(&["member", "list"]);
+                let mut members = members["members"].as_array().unwrap().iter();
+                members.any(|member| member["id"] == id && member["role"] == "voter")
+            });
+            other.ok(&["put", &format!("through{id}"), "1", "--timeout", "20s"]);
+        }
+        first.ok(&["member", "remove", "3", "--timeout", "20s"]);
+        others[0].ok(&["put", "after", "1", "--timeout", "20s"]);
+        let before = first.ok(&["ls", "--timeout", "20s"]);
+        assert_eq!(before, "after\nfirst\nthrough2\nthrough3\n");
+        first.kill();
+        others.iter_mut().for_each(Server::kill);
+        let recovered = tool(&["recover", "--data-dir", &path(1), "--force-new-cluster"]);
+        assert_eq!(recovered.code, 0, "{}", recovered.stderr);
+        let alone = member(1, &[]);
+        assert_eq!(alone.ok(&["ls"]), before, "{store}");
+        assert_eq!(alone.json(&["member", "list"])["members"].as_array().unwrap().len(), 1);
+    }
+}
+
 /// A file that is there whole or not at all takes the place of a file, and of nothing else.
 #[test]
 fn a_backup_and_an_export_go_to_where_a_link_leads_and_replace_no_pipe_or_directory() {

@@ -9,7 +9,7 @@ use metcd::state::command::{Body, Compact, KeySpan};
 use metcd::state::reader::{RangeQuery, ReadError};
 use metcd::state::watch::{EventKind, WatchFilter};
 
-use crate::support::{Node, command, delete, delete_prefix, drain, everything, payload, put};
+use crate::support::{Node, all_keys, command, delete, delete_prefix, drain, everything, payload, put};
 
 fn prefix(prefix: &[u8]) -> WatchFilter {
     WatchFilter {
@@ -213,15 +213,9 @@ fn nothing_is_read_of_a_store_that_is_emptied_for_a_snapshot() {
     let mut backup = node.state.snapshot_view();
     backup.next_records(1).unwrap();
     let whole = RangeQuery {
-        span: KeySpan::prefix(b""),
         revision: Some(1000),
         limit: 10,
-        after: None,
-        descending: false,
-        keys_only: false,
-        count_only: false,
-        with_count: false,
-        max_bytes: usize::MAX,
+        ..all_keys()
     };
     assert!(reader.range(&whole).is_ok());
 

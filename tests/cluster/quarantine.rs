@@ -136,9 +136,13 @@ async fn a_leader_whose_state_differs_from_the_majoritys_hands_over_and_stops_se
     assert_eq!(status, 201, "{lease}");
     let lease: u64 = lease["id"].as_str().unwrap().parse().unwrap();
     let its_time = format!("/v1/leases/{lease}?timeout=25s");
+    // A linearizable read there: it has applied the grant, and will not do so after the loss.
+    assert_eq!(cluster.get(2, "victim").await, (200, "first".to_owned()));
     tamper(&mut cluster, 2, |store| {
         let mut batch = losing(store, "victim");
-        batch.delete(Table::Lease, lease.to_be_bytes());
+        let key = lease.to_be_bytes();
+        assert!(store.get(Table::Lease, &key).unwrap().is_some(), "there is a lease to lose");
+        batch.delete(Table::Lease, key);
         batch
     })
     .await;

@@ -138,7 +138,7 @@ pub struct PeerProgress {
     pub id: u64,
     /// Highest index known to be in its log.
     pub match_index: u64,
-    /// Heard of within the last election timeout.
+    /// It answered within the last election timeout.
     pub active: bool,
     /// A snapshot is under way to it.
     pub snapshot: bool,

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{decode_varint, encode_varint};
 
+use crate::datadir::disk::Headroom;
 use crate::state::{ContentTally, Record, SnapshotView, StateError};
 use crate::store::{KvStore, StoreError, TABLES, WriteBatch};
 
@@ -530,7 +531,9 @@ fn temporary_name(path: &Path) -> PathBuf {
 fn write_temporary(mut writer: SnapshotWriter, path: &Path) -> Result<SnapshotMeta, SnapshotError> {
     let mut meta = SnapshotMeta::from(writer.header.clone());
     let mut file = File::create(path).map_err(io_error("creating", path))?;
+    let mut headroom = Headroom::new(path);
     while let Some(piece) = writer.next_chunk()? {
+        headroom.check(piece.len()).map_err(io_error("writing", path))?;
         file.write_all(&piece).map_err(io_error("writing", path))?;
         meta.bytes += piece.len() as u64;
     }

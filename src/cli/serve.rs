@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,6 +28,9 @@ Examples:
       any key; all of them are in config/metcd.toml
 
 Layers, later ones win: built-in defaults, --config, METCD__SECTION__KEY in the environment, flags.";
+
+/// After an orderly stop nothing is left to be waited for but tasks that are being dropped: milliseconds.
+const TASKS_END_WITHIN: Duration = Duration::from_secs(2);
 
 /// Flags of `metcd serve`.
 #[derive(Debug, Args)]
@@ -181,8 +185,9 @@ fn run_to_the_end(config: Config, log: LogHandle) -> Result<(), CliError> {
         .build()
         .map_err(|error| CliError::Failed(format!("cannot start the runtime's threads: {error}")))?;
     let result = runtime.block_on(serve(config, log)).map_err(CliError::Failed);
-    // Whatever is still waiting for a disk or a peer is not waited for.
-    runtime.shutdown_background();
+    // Tasks that end hold the store: it must be closed before the process runs the engine's own destructors, which abort the process
+    // when a database is still alive. Whatever waits for a disk or a peer is not waited for longer.
+    runtime.shutdown_timeout(TASKS_END_WITHIN);
     result
 }
 

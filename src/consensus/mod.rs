@@ -187,6 +187,17 @@ pub struct Effects {
     pub expired: Vec<u64>,
 }
 
+/// Whether its sender has heard of this member: it answers something that was sent to it.
+pub fn is_answer(message: &Message) -> bool {
+    matches!(
+        message.get_msg_type(),
+        MessageType::MsgAppendResponse
+            | MessageType::MsgHeartbeatResponse
+            | MessageType::MsgRequestVoteResponse
+            | MessageType::MsgRequestPreVoteResponse
+    )
+}
+
 /// The protocol.
 pub struct Consensus {
     options: Options,
@@ -195,8 +206,11 @@ pub struct Consensus {
     reads: Reads,
     tick: u64,
     now_ms: u64,
-    /// Tick at which each peer was last heard of. Raft's own note of it is wiped once per election timeout, so it says "never" for a moment.
+    /// Tick at which each peer was last heard of.
     heard: BTreeMap<u64, u64>,
+    /// Tick at which each peer last answered, which shows that it is reached: one that only sends may have a wrong address, or a firewall.
+    /// Raft's own note of it is wiped once per election timeout, so it says "never" for a moment.
+    answered: BTreeMap<u64, u64>,
     /// Counts campaigns: a failed pre-vote does not move the term, and two nodes must not draw equal timeouts for ever.
     attempt: u64,
     /// Messages that wait for a batch to be durable, by its number.
@@ -283,6 +297,7 @@ impl Consensus {
             tick: 0,
             now_ms: 0,
             heard: BTreeMap::new(),
+            answered: BTreeMap::new(),
             attempt: 0,
             held: VecDeque::new(),
             unpersisted: VecDeque::new(),
@@ -495,6 +510,9 @@ impl Consensus {
             return;
         }
         self.heard.insert(message.from, self.tick);
+        if is_answer(&message) {
+            self.answered.insert(message.from, self.tick);
+        }
         self.note_departing(&message);
         if message.get_msg_type() == MessageType::MsgTimeoutNow && self.is_installing() {
             return;

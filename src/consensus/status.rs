@@ -105,7 +105,7 @@ impl Consensus {
                     || if mutant!(ForgetHeard) {
                         progress.recent_active
                     } else {
-                        self.is_heard(id)
+                        self.is_recent(self.answered.get(&id))
                     },
                 snapshot: progress.state == ProgressState::Snapshot,
             })
@@ -117,7 +117,7 @@ impl Consensus {
     /// Whether this member leads, or heard its leader within the last election timeout.
     pub(super) fn is_led(&self) -> bool {
         let leader = self.node.raft.leader_id;
-        leader != raft::INVALID_ID && (leader == self.options.id || self.is_heard(leader))
+        leader != raft::INVALID_ID && (leader == self.options.id || self.is_recent(self.heard.get(&leader)))
     }
 
     /// Whether its term and its vote are durable. Before that nobody hears of anything it does in this term (rule 3); a sole voter, which
@@ -126,9 +126,8 @@ impl Consensus {
         self.moving.is_none()
     }
 
-    fn is_heard(&self, peer: u64) -> bool {
-        let heard = self.heard.get(&peer);
-        heard.is_some_and(|heard| self.tick - heard <= self.options.election_ticks as u64)
+    fn is_recent(&self, tick: Option<&u64>) -> bool {
+        tick.is_some_and(|tick| self.tick - tick <= self.options.election_ticks as u64)
     }
 
     /// Proposals of this member that wait for their result.

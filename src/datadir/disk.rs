@@ -12,6 +12,12 @@ use rustix::fs::FallocateFlags;
 /// Size of the reserve file: enough to open the engines, compact and stop in order on a disk that is otherwise full.
 pub const RESERVE_BYTES: u64 = 16 << 20;
 
+/// What a snapshot leaves free for the log.
+pub const HEADROOM_BYTES: u64 = 8 << 20;
+
+/// Bytes written between two looks at what is free; far less than [`HEADROOM_BYTES`].
+const HEADROOM_INTERVAL: u64 = 1 << 20;
+
 /// Name of the reserve file in the data directory.
 const RESERVE_NAME: &str = "reserve";
 
@@ -65,6 +71,42 @@ pub fn temporary_name(path: &Path) -> PathBuf {
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Watches what is left of a disk while something large is written to it. What ends the last block ends the log as well, and with it the
+/// member: a snapshot can be written later.
+pub struct Headroom {
+    path: PathBuf,
+    unchecked: u64,
+}
+
+impl Headroom {
+    /// For a file in this directory, or that file.
+    pub fn new(path: &Path) -> Self {
+        Headroom {
+            path: path.to_owned(),
+            // What is smaller than that goes in any case: it may be what gives room back.
+            unchecked: 0,
+        }
+    }
+
+    /// So many bytes are about to be written.
+    ///
+    /// # Errors
+    /// `StorageFull` if less than [`HEADROOM_BYTES`] are left now.
+    pub fn check(&mut self, bytes: usize) -> io::Result<()> {
+        self.unchecked += bytes as u64;
+        if self.unchecked < HEADROOM_INTERVAL {
+            return Ok(());
+        }
+        self.unchecked = 0;
+        let free = free_bytes(&self.path)?;
+        if free >= HEADROOM_BYTES {
+            return Ok(());
+        }
+        let what = format!("{free} bytes are free, and {HEADROOM_BYTES} are left to the log");
+        Err(io::Error::new(io::ErrorKind::StorageFull, what))
+    }
 }
 
 /// Holds [`RESERVE_BYTES`] back for bad times, if the disk can spare them twice; whether the reserve is there now.

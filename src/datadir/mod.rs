@@ -273,16 +273,6 @@ impl DataDir {
             b"This directory lacks what its member has acknowledged.\n",
         )
     }
-
-    /// Bytes that may still be written on this disk.
-    pub fn free_bytes(&self) -> io::Result<u64> {
-        disk::free_bytes(&self.path)
-    }
-
-    /// Takes the reserve again once the disk has space; whether it is there now. For the disk monitor.
-    pub fn keep_reserve(&self) -> io::Result<bool> {
-        disk::keep_reserve(&self.path)
-    }
 }
 
 fn refuse_marked(path: &Path, identity: &Identity) -> Result<(), DataDirError> {

@@ -42,7 +42,7 @@ pub use event::{Event, Fatal, Reply, Verdict};
 pub use wal::WalJob;
 
 use crate::consensus::log::compaction_point;
-use crate::consensus::{Consensus, Effects, Input, Persist};
+use crate::consensus::{Consensus, Effects, Input, Persist, is_answer};
 use crate::node::Shared;
 use crate::snapshot::SnapshotWriter;
 use crate::state::{SnapshotView, State};
@@ -59,6 +59,12 @@ const ANNOUNCE_AFTER: Duration = Duration::from_millis(2);
 const MAX_KEPT_BYTES: u64 = 64 << 20;
 /// A snapshot is due after so many bytes of log, or the size of the last one if that is larger.
 const MIN_BYTES_BETWEEN_SNAPSHOTS: u64 = 128 << 20;
+/// On a disk that is nearly full one snapshot follows another no sooner, if anything was applied meanwhile: only a snapshot gives back what
+/// was deleted (a store in memory) and what the log holds. Nor is one that failed tried again sooner.
+const PRESSED_INTERVAL: Duration = Duration::from_secs(10);
+/// Bytes and entries of the log kept behind such a snapshot.
+const PRESSED_KEPT_BYTES: u64 = 1 << 20;
+const PRESSED_KEPT_ENTRIES: u64 = 1_000;
 /// How long an offered snapshot is kept for followers that may ask for it again.
 const OFFER_TICKS: u64 = 600;
 
@@ -142,6 +148,9 @@ struct Driver {
     log_size: LogSize,
     last_snapshot_bytes: u64,
     chore_running: bool,
+    /// Tick at which the last one ended.
+    last_durable_tick: u64,
+    last_durable_failed: bool,
     /// Since when a snapshot goes to which member, for the figures.
     sending_since: HashMap<u64, Instant>,
     peers: Vec<Peer>,
@@ -197,6 +206,8 @@ pub fn start(
         log_size: LogSize::default(),
         last_snapshot_bytes: 0,
         chore_running: false,
+        last_durable_tick: 0,
+        last_durable_failed: false,
         sending_since: HashMap::new(),
         peers: Vec::new(),
         led_by: raft::INVALID_ID,
@@ -264,8 +275,8 @@ impl Driver {
             Event::ReadWanted => {}
             Event::Messages { messages, queued } => {
                 drop(queued);
-                if let Some(message) = messages.first() {
-                    self.shared.note_heard(message.from);
+                if let Some(answer) = messages.iter().find(|message| is_answer(message)) {
+                    self.shared.note_answered(answer.from);
                 }
                 for message in messages {
                     self.core.step(Input::Message(message));
@@ -571,8 +582,13 @@ impl Driver {
     fn maybe_make_durable(&mut self) {
         let due_bytes = MIN_BYTES_BETWEEN_SNAPSHOTS.max(self.last_snapshot_bytes);
         let applied = self.shared.applied_index();
-        let due = applied.saturating_sub(self.durable_index) >= self.options.snapshot_entries
+        let has_rested = self.options.tick * u32::try_from(self.ticks - self.last_durable_tick).unwrap_or(u32::MAX) >= PRESSED_INTERVAL;
+        let is_much = applied.saturating_sub(self.durable_index) >= self.options.snapshot_entries
             || self.log_size.bytes_after(self.durable_index) >= due_bytes;
+        let due = match self.last_durable_failed || self.shared.is_refusing_writes() {
+            true => has_rested,
+            false => is_much,
+        };
         if due && !self.chore_running && self.installing.is_none() && applied > self.durable_index {
             self.chore_running = true;
             self.to_apply(ApplyJob::View(true));
@@ -582,14 +598,20 @@ impl Driver {
     /// The state at `index` outlives a power cut without the log: cut the log behind it, but not what a snapshot under way builds on.
     fn handle_durable(&mut self, index: u64, bytes: u64) {
         self.chore_running = false;
+        self.last_durable_tick = self.ticks;
+        self.last_durable_failed = index == 0;
         if index == 0 {
             return;
         }
         self.durable_index = self.durable_index.max(index);
         self.last_snapshot_bytes = bytes;
         let offered = self.offer.as_ref().map(|offer| offer.index);
-        let by_bytes = self.log_size.keep_after(index, MAX_KEPT_BYTES);
-        let keep_from = compaction_point(index, self.options.keep_entries, by_bytes, offered);
+        let (kept_bytes, kept_entries) = match self.shared.is_refusing_writes() {
+            true => (PRESSED_KEPT_BYTES, self.options.keep_entries.min(PRESSED_KEPT_ENTRIES)),
+            false => (MAX_KEPT_BYTES, self.options.keep_entries),
+        };
+        let by_bytes = self.log_size.keep_after(index, kept_bytes);
+        let keep_from = compaction_point(index, kept_entries, by_bytes, offered);
         let Some(term) = self.core.term_at(keep_from) else { return };
         if keep_from <= self.core.view().log_start.index {
             return;

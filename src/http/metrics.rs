@@ -204,7 +204,7 @@ fn encode_peers(app: &App, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fm
         ),
         (
             "peer_active",
-            "On the leader: 1 if a member was heard of within the election timeout",
+            "On the leader: 1 if a member answered within the election timeout",
             &|peer| u64::from(peer.active),
         ),
     ];

@@ -86,6 +86,19 @@ pub fn sound_successor(own_id: u64, view: &View, peers: &[PeerProgress], is_soun
         .map(|peer| peer.id)
 }
 
+/// Whom a leader hands over to that a majority of the voters cannot send to, although it reaches them: the answers to what it sends keep
+/// it in office, and whatever they forward to it is lost. `None` while others than a majority say so: they could not go on without it.
+pub fn reached_successor(own_id: u64, view: &View, peers: &[PeerProgress], unreached_by: &[u64]) -> Option<u64> {
+    let cut_off = view
+        .voters
+        .iter()
+        .filter(|&&voter| voter != own_id && unreached_by.contains(&voter));
+    if cut_off.count() <= view.voters.len() / 2 {
+        return None;
+    }
+    sound_successor(own_id, view, peers, |id| unreached_by.contains(&id))
+}
+
 fn best_successor(own_id: u64, view: &View, peers: &[PeerProgress]) -> Option<u64> {
     sound_successor(own_id, view, peers, |_| true)
 }
@@ -202,6 +215,25 @@ mod tests {
         let view = leading(&[1, 2, 3, 4, 5]);
         assert_eq!(sound_successor(1, &view, &peers, |id| id != 2), Some(3));
         assert_eq!(sound_successor(1, &view, &peers, |id| id == 4), None, "it cannot be reached");
+    }
+
+    #[test]
+    fn a_leader_that_a_majority_cannot_send_to_hands_over_to_one_of_it() {
+        let peer = |id, match_index| PeerProgress {
+            id,
+            match_index,
+            active: true,
+            snapshot: false,
+        };
+        let peers = [peer(1, 9), peer(2, 9), peer(3, 8), peer(4, 7), peer(5, 9)];
+        let to = |voters: &[u64], by: &[u64]| reached_successor(1, &leading(voters), &peers, by);
+        assert_eq!(to(&[1, 2, 3], &[]), None);
+        assert_eq!(to(&[1, 2, 3], &[3]), None, "2 and 3 may be unable to reach each other");
+        assert_eq!(to(&[1, 2, 3], &[2, 3]), Some(2));
+        assert_eq!(to(&[1, 2], &[2]), None, "2 alone is no majority");
+        assert_eq!(to(&[1, 2, 3, 4, 5], &[3, 4]), None);
+        assert_eq!(to(&[1, 2, 3, 4, 5], &[3, 4, 9]), None, "9 does not vote");
+        assert_eq!(to(&[1, 2, 3, 4, 5], &[3, 4, 5]), Some(5));
     }
 
     #[test]

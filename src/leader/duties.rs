@@ -8,7 +8,7 @@ use std::time::Duration;
 use prost::Message as _;
 use tokio::time::Instant;
 
-use super::care::{Care, Caretaker, sound_successor};
+use super::care::{Care, Caretaker, reached_successor, sound_successor};
 use crate::config::{HistoryConfig, IdempotencyConfig};
 use crate::consensus::View;
 use crate::consensus::proposals::{Gate, Proposal};
@@ -20,6 +20,8 @@ use crate::state::command::{Body, Command, Compact, Evict, FEATURE_LEVEL, LeaseE
 const MAX_ENDS_PER_TICK: usize = 1_000;
 /// Between two looks at history, idempotency records, hashes and the own member record.
 const SLOW_INTERVAL: Duration = Duration::from_secs(1);
+/// A leader that was reached by nobody leads again, perhaps because nobody else can: it does not hand over again so soon.
+const HAND_OVER_INTERVAL: Duration = Duration::from_secs(60);
 /// How long a membership change of the leader's own may take before it is tried again.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 /// A duty's proposal is dropped after so many ticks; the duty is looked at again anyway.
@@ -59,6 +61,7 @@ pub async fn run(shared: Arc<Shared>, duties: Duties) {
         heartbeat: 0,
         published_self: None,
         quarantine: None,
+        handed_over: None,
     };
     loop {
         tokio::select! {
@@ -85,6 +88,8 @@ struct Round {
     published_self: Option<Instant>,
     /// What was last said of [`Shared::quarantine`].
     quarantine: Option<String>,
+    /// When it handed over because nobody reached it.
+    handed_over: Option<Instant>,
 }
 
 impl Round {
@@ -108,6 +113,7 @@ impl Round {
         if self.heartbeat >= self.duties.heartbeat_ticks {
             self.heartbeat = 0;
             self.look_after_members(&view);
+            self.look_at_own_reach(&view);
         }
         if slow {
             self.forget_history();
@@ -263,6 +269,24 @@ impl Round {
             return;
         }
         if let Some(to) = sound_successor(self.shared.id, view, &self.shared.peers(), |id| !differs(id)) {
+            self.shared.send(Event::Transfer(to));
+        }
+    }
+
+    /// A leader whose peer port is closed to the others hears their answers, and nothing that they forward.
+    fn look_at_own_reach(&mut self, view: &View) {
+        let waits = self.handed_over.is_some_and(|at| at.elapsed() < HAND_OVER_INTERVAL);
+        if view.transferring || waits {
+            return;
+        }
+        let unreached_by = self.shared.unreached_by(2 * self.duties.election_timeout);
+        if let Some(to) = reached_successor(self.shared.id, view, &self.shared.peers(), &unreached_by) {
+            tracing::warn!(
+                ?unreached_by,
+                to,
+                "a majority of the members cannot send to this leader, which hands over: is its peer port open, is its peer URL right?"
+            );
+            self.handed_over = Some(Instant::now());
             self.shared.send(Event::Transfer(to));
         }
     }

@@ -16,8 +16,8 @@ use crate::state::outcome::ConflictCode;
 
 /// Between two looks at whether a change has come to its end.
 const POLL: Duration = Duration::from_millis(10);
-/// A voter that says nothing for so long is not reachable.
-const SIGN_OF_LIFE_WITHIN: Duration = Duration::from_secs(1);
+/// A voter that answers nothing for so long is not reachable.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// `replace` answers this long before its deadline if it is not done.
 const UNDERWAY_MARGIN: Duration = Duration::from_millis(200);
 
@@ -159,7 +159,8 @@ impl LeaderService {
     }
 
     /// Rule 24: what remains must have a majority that is reachable now. A member that died just now still counts as active, so this
-    /// waits for a sign of life from after the request (heartbeats are answered within one interval). Gives the voters that remain.
+    /// waits for an answer from after the request (heartbeats are answered within one interval). A member that is merely heard of may have
+    /// an address at which nobody reaches it. Gives the voters that remain.
     async fn check_remaining_quorum(&self, id: u64, force: bool, deadline: Instant) -> Result<Vec<u64>, LeaderError> {
         let view = self.shared.view();
         let rest: Vec<u64> = view.voters.iter().copied().filter(|&voter| voter != id).collect();
@@ -177,12 +178,12 @@ impl LeaderService {
         loop {
             let alive = rest
                 .iter()
-                .filter(|&&voter| self.shared.heard_since(voter, since.into_std()))
+                .filter(|&&voter| self.shared.answered_since(voter, since.into_std()))
                 .count();
             if alive >= needed {
                 return Ok(rest);
             }
-            if since.elapsed() >= SIGN_OF_LIFE_WITHIN || Instant::now() + POLL >= deadline {
+            if since.elapsed() >= ANSWER_WITHIN || Instant::now() + POLL >= deadline {
                 let detail = format!(
                     "only {alive} of the {} remaining voters are reachable and {needed} are needed for a quorum; `?force=true` (on the command line --force) overrides",
                     rest.len()

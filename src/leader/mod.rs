@@ -295,7 +295,7 @@ impl LeaderService {
             });
         }
         if !self.hears(to, deadline).await {
-            let detail = format!("member {to} was not heard of within the last election timeout");
+            let detail = format!("member {to} has not answered within the last election timeout");
             return Err(LeaderError::Conflict {
                 code: ConflictCode::UnsafeChange,
                 detail,

@@ -21,6 +21,16 @@ use crate::store::KvStore;
 
 use super::{Applied, BarrierError, Histogram, PeerProgress, ProposeError, ReadGate, WalMetrics, turns::Turns};
 
+/// A report of a member that cannot send is repeated with every answer; an older one says nothing any more.
+const UNREACHED_HOLDS_FOR: Duration = Duration::from_secs(1);
+
+/// What a member said of its attempts to send to this one.
+pub(super) struct Unreached {
+    /// For how long they have failed.
+    age: Duration,
+    told: std::time::Instant,
+}
+
 /// What the threads of a node share. Everything here is small, and no lock is held across work.
 pub struct Shared {
     /// Own id.
@@ -39,8 +49,10 @@ pub struct Shared {
     pub metrics: NodeMetrics,
     pub(crate) replies: Mutex<HashMap<u64, oneshot::Sender<Applied>>>,
     pub(crate) reads: ReadGate,
-    /// When a member was last heard of.
-    pub(super) heard: Mutex<HashMap<u64, std::time::Instant>>,
+    /// When a member last answered: it was reached then, and reached this one.
+    pub(super) answered: Mutex<HashMap<u64, std::time::Instant>>,
+    /// Since when members cannot send to this one, and when they said so.
+    pub(super) unreached: Mutex<HashMap<u64, Unreached>>,
     pub(super) events: tokio::sync::mpsc::UnboundedSender<Event>,
     pub(super) published: RwLock<Arc<Published>>,
     pub(super) leadership: watch::Sender<(u64, u64)>,
@@ -148,7 +160,8 @@ impl Shared {
             metrics: NodeMetrics::default(),
             replies: Mutex::default(),
             reads: ReadGate::default(),
-            heard: Mutex::default(),
+            answered: Mutex::default(),
+            unreached: Mutex::default(),
             events: parts.events,
             published: RwLock::new(Arc::new(published)),
             leadership: watch::Sender::new(leadership),
@@ -324,14 +337,28 @@ impl Shared {
         })
     }
 
-    /// A message of this member arrived now.
-    pub(crate) fn note_heard(&self, member: u64) {
-        self.heard.lock().insert(member, std::time::Instant::now());
+    /// A message of this member that answers one of this member's arrived now.
+    pub(crate) fn note_answered(&self, member: u64) {
+        self.answered.lock().insert(member, std::time::Instant::now());
     }
 
-    /// Whether a message of this member arrived since then. One hears of oneself always.
-    pub(crate) fn heard_since(&self, member: u64, since: std::time::Instant) -> bool {
-        member == self.id || self.heard.lock().get(&member).is_some_and(|&at| at >= since)
+    /// Whether this member answered since then. One reaches oneself always.
+    pub(crate) fn answered_since(&self, member: u64, since: std::time::Instant) -> bool {
+        member == self.id || self.answered.lock().get(&member).is_some_and(|&at| at >= since)
+    }
+
+    /// This member says, in an answer, that it has not been able to send to this one for so long.
+    pub(crate) fn note_unreached(&self, member: u64, age: Duration) {
+        let told = std::time::Instant::now();
+        self.unreached.lock().insert(member, Unreached { age, told });
+    }
+
+    /// The members that cannot send to this one for `age` and more, and said so lately.
+    pub(crate) fn unreached_by(&self, age: Duration) -> Vec<u64> {
+        let mut unreached = self.unreached.lock();
+        unreached.retain(|_, report| report.told.elapsed() < UNREACHED_HOLDS_FOR);
+        let old = unreached.iter().filter(|(_, report)| report.age >= age);
+        old.map(|(&member, _)| member).collect()
     }
 
     /// The protocol as it was at the last tick.

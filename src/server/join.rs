@@ -75,6 +75,7 @@ impl PeerEvents for NoEvents {
     fn unreachable(&self, _peer: u64) {}
     fn snapshot_sent(&self, _peer: u64, _ok: bool) {}
     fn answered(&self, _sender: &SenderIdentity<'_>, _messages: Vec<Message>) {}
+    fn unreached(&self, _: u64, _: Duration) {}
     fn removed(&self, _detail: String) {}
     fn refused(&self, _peer: u64, _code: &str, _detail: String) {}
 }

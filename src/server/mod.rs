@@ -316,10 +316,19 @@ async fn watch_disk(shared: Arc<Shared>, path: std::path::PathBuf, min_free: u64
                 refused = false;
                 tracing::info!("there is room on the disk again");
                 shared.set_write_refusal(None);
+                let path = path.clone();
+                tokio::task::spawn_blocking(move || keep_reserve(&path));
             }
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "cannot ask for the free space of the data directory"),
         }
+    }
+}
+
+/// The start may have used it up.
+fn keep_reserve(path: &std::path::Path) {
+    if let Err(error) = crate::datadir::disk::keep_reserve(path) {
+        tracing::warn!(%error, "no space could be held in reserve for a full disk");
     }
 }
 

@@ -51,6 +51,10 @@ impl PeerEvents for Events {
         }
     }
 
+    fn unreached(&self, peer: u64, age: Duration) {
+        self.shared.note_unreached(peer, age);
+    }
+
     fn removed(&self, detail: String) {
         tracing::debug!(detail, "a peer says that this member was removed");
         self.shared.send(Event::ToldRemoved);

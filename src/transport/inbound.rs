@@ -35,6 +35,8 @@ use crate::{
 
 /// Bodies of `POST /raft/call`.
 const MAX_CALL_BYTES: usize = 1 << 20;
+/// What waits for an answer no longer than this is on its way.
+const UNREACHED_AFTER: Duration = Duration::from_millis(500);
 /// Longest deadline a relayed request may ask for.
 const MAX_CALL_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -299,6 +301,16 @@ impl Inner {
 
     /// The `200` to messages, with what the node has for the sender if that comes soon.
     async fn answer_messages(&self, from: u64, kind: LaneKind, asks: bool) -> Answer {
+        let mut answer = self.answer_with_ride(from, kind, asks).await;
+        let fails_for = self.transport.as_ref().and_then(|transport| transport.fails_for(from));
+        if let Some(age) = fails_for.filter(|age| *age >= UNREACHED_AFTER) {
+            let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+            answer.headers_mut().insert(wire::UNREACHED_MS, age_ms.into());
+        }
+        answer
+    }
+
+    async fn answer_with_ride(&self, from: u64, kind: LaneKind, asks: bool) -> Answer {
         let rides = self.transport.as_ref().filter(|_| asks).and_then(|transport| transport.rides(from));
         let Some(rides) = rides else { return empty_answer() };
         let body = rides.wait(kind).await;

@@ -26,7 +26,7 @@ use super::{
     Identity, MEMBER_REMOVED, Peer, PeerEvents, TransportLimits,
     ride::Rides,
     validate,
-    wire::{Addressing, Epoch, RECEIVER_BOOT, StreamPosition, decode_batch, encode_into, own_headers},
+    wire::{self, Addressing, Epoch, RECEIVER_BOOT, StreamPosition, decode_batch, encode_into, own_headers},
 };
 
 /// Below this size a lane keeps two POSTs in flight and lets the rest gather: small batches cost processor time, not bandwidth.
@@ -34,6 +34,8 @@ const SMALL_BATCH_BYTES: usize = 32 * 1024;
 const SMALL_IN_FLIGHT: usize = 2;
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
+/// A peer that restarts is back sooner.
+const WARN_AFTER: Duration = Duration::from_secs(5);
 
 /// The two kinds of lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +109,8 @@ pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     arrived: Notify,
     down: AtomicBool,
+    /// When the oldest POST began that is not answered yet.
+    unanswered_since: Mutex<Option<Instant>>,
     counters: Counters,
     max_messages: usize,
     max_bytes: usize,
@@ -116,6 +120,7 @@ pub(super) struct Queue {
 struct Waiting {
     messages: VecDeque<(Message, usize)>,
     bytes: usize,
+    down_since: Option<Instant>,
     down_until: Option<Instant>,
     closed: bool,
 }
@@ -140,6 +145,7 @@ impl Queue {
             waiting: Mutex::default(),
             arrived: Notify::new(),
             down: AtomicBool::new(false),
+            unanswered_since: Mutex::default(),
             counters: Counters::default(),
             max_messages: limits.queue_messages,
             max_bytes: if kind == LaneKind::Append {
@@ -190,6 +196,25 @@ impl Queue {
         }
     }
 
+    /// How long the peer has not taken what was sent: it fails, or is not answered.
+    pub(super) fn fails_for(&self) -> Option<Duration> {
+        let unanswered = *self.unanswered_since.lock();
+        let down_since = match self.down.load(Relaxed) {
+            true => self.waiting.lock().down_since,
+            false => None,
+        };
+        let since = [unanswered, down_since].into_iter().flatten().min()?;
+        Some(since.elapsed())
+    }
+
+    /// When a peer that is down is to be tried again.
+    fn next_try(&self) -> Option<Instant> {
+        if !self.down.load(Relaxed) {
+            return None;
+        }
+        self.waiting.lock().down_until
+    }
+
     /// What the next POST carries, if `in_flight` allows one.
     fn take(&self, in_flight: usize, limits: &TransportLimits) -> Taken {
         let mut waiting = self.waiting.lock();
@@ -220,20 +245,31 @@ impl Queue {
         Taken::Batch { messages, bytes }
     }
 
+    /// What began then has failed.
+    fn is_down_since(&self, began: Instant) {
+        self.waiting.lock().down_since.get_or_insert(began);
+    }
+
     /// Drops what waits, and what comes until `backoff` is over.
     fn go_down(&self, backoff: Duration) {
         let mut waiting = self.waiting.lock();
         self.counters.dropped.fetch_add(waiting.messages.len() as u64, Relaxed);
         waiting.messages.clear();
         waiting.bytes = 0;
-        waiting.down_until = Some(Instant::now() + backoff);
+        let now = Instant::now();
+        waiting.down_since.get_or_insert(now);
+        waiting.down_until = Some(now + backoff);
         self.down.store(true, Relaxed);
     }
 
-    fn come_up(&self) {
-        if self.down.swap(false, Relaxed) {
-            self.waiting.lock().down_until = None;
+    /// Gives how long the peer was down, if it was.
+    fn come_up(&self) -> Option<Duration> {
+        if !self.down.swap(false, Relaxed) {
+            return None;
         }
+        let mut waiting = self.waiting.lock();
+        waiting.down_until = None;
+        waiting.down_since.take().map(|since| since.elapsed())
     }
 }
 
@@ -291,6 +327,9 @@ struct Answer {
 }
 
 /// The task of a lane.
+///
+/// Once its peer is down it tries by itself to reach it, with an empty batch where nothing waits: what a follower has for its leader may
+/// ride in answers for ever, and the two would not notice that the way there is closed, nor that it is open again.
 pub(super) struct Lane {
     queue: Arc<Queue>,
     client: Client,
@@ -302,12 +341,18 @@ pub(super) struct Lane {
     backoff: Duration,
     refusals: Arc<RefusalLog>,
     rides: Arc<Rides>,
+    /// That the peer is down was said at a level that people read.
+    warned: bool,
 }
 
 /// How a POST ended.
 enum Outcome {
     /// What came back with it: usually nothing, or the messages that answer those sent.
-    Queued(Option<Answer>),
+    Queued {
+        answer: Option<Answer>,
+        /// How long the peer has not been able to send to this node.
+        unreached: Option<Duration>,
+    },
     /// The receiver's queue is full.
     Busy,
     /// It is there, and says no.
@@ -337,6 +382,7 @@ impl Lane {
             backoff: FIRST_BACKOFF,
             refusals,
             rides,
+            warned: false,
         }
     }
 
@@ -351,6 +397,7 @@ impl Lane {
         let mut post_id = 0;
         // One timer for the lane, pushed on only when it fires: a timer per POST would cost more than the rest of the bookkeeping.
         let mut watchdog = pin!(sleep(timeout));
+        let mut probe = pin!(sleep(timeout));
         loop {
             let taken = self.in_flight_for_queue(in_flight.len());
             match self.queue.take(taken, &self.limits) {
@@ -368,6 +415,14 @@ impl Lane {
                 }
                 Taken::Nothing => {}
             }
+            *self.queue.unanswered_since.lock() = started.front().map(|(_, at)| *at);
+            // While one is under way its end decides.
+            let next_try = self.queue.next_try().filter(|_| in_flight.is_empty());
+            if let Some(at) = next_try
+                && probe.deadline() != at
+            {
+                probe.as_mut().reset(at);
+            }
             tokio::select! {
                 biased;
                 Some((id, epoch, outcome)) = in_flight.next(), if !in_flight.is_empty() => {
@@ -375,12 +430,19 @@ impl Lane {
                     self.settle(epoch, outcome);
                 }
                 () = self.queue.arrived.notified() => {}
+                () = &mut probe, if next_try.is_some() => {
+                    let request = self.request(Bytes::new());
+                    post_id += 1;
+                    in_flight.push(post(post_id, self.epoch, self.client.clone(), request, self.limits.max_body_bytes));
+                    started.push_back((post_id, Instant::now()));
+                }
                 () = &mut watchdog => {
                     let oldest = started.front().map_or_else(Instant::now, |(_, at)| *at);
                     if oldest.elapsed() >= timeout {
                         // The peer hangs. Dropping the requests closes their connections.
                         in_flight.clear();
                         started.clear();
+                        self.queue.is_down_since(oldest);
                         self.settle(self.epoch, Outcome::Failed(format!("no answer within {timeout:?}")));
                         watchdog.as_mut().reset(Instant::now() + timeout);
                     } else {
@@ -478,11 +540,22 @@ impl Lane {
         }
     }
 
+    fn come_up(&mut self) {
+        if let Some(was_down) = self.queue.come_up()
+            && std::mem::take(&mut self.warned)
+        {
+            tracing::info!(peer = self.destination.peer, url = %self.destination.url, ?was_down, "the peer is reached again");
+        }
+    }
+
     fn settle(&mut self, epoch: u64, outcome: Outcome) {
         let peer = self.destination.peer;
-        if let Outcome::Queued(answer) = outcome {
+        if let Outcome::Queued { answer, unreached } = outcome {
             self.backoff = FIRST_BACKOFF;
-            self.queue.come_up();
+            self.come_up();
+            if let Some(age) = unreached {
+                self.events.unreached(peer, age);
+            }
             if let Some(answer) = answer {
                 self.take_answer(answer);
             }
@@ -495,7 +568,9 @@ impl Lane {
             self.seq = 0;
         }
         match outcome {
-            Outcome::Queued(_) | Outcome::Busy => {}
+            Outcome::Queued { .. } => {}
+            // It is there.
+            Outcome::Busy => self.come_up(),
             Outcome::Refused { code, detail } => {
                 self.queue.go_down(MAX_BACKOFF);
                 self.refusals.note(peer, &code, &detail);
@@ -511,6 +586,10 @@ impl Lane {
                 }
                 self.queue.go_down(self.backoff);
                 self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
+                if !self.warned && self.queue.kind == LaneKind::Control && self.queue.fails_for() >= Some(WARN_AFTER) {
+                    self.warned = true;
+                    tracing::warn!(peer, url = %self.destination.url, %reason, "the peer cannot be reached: is it running, is this its address, is the port open?");
+                }
             }
         }
         self.events.unreachable(peer);
@@ -538,8 +617,10 @@ async fn post(id: u64, epoch: u64, client: Client, request: Request, max_answer_
 
 /// The messages that came with a `200`.
 async fn read_messages(mut response: reqwest::Response, max_bytes: usize) -> Outcome {
+    let unreached = wire::unreached(response.headers());
+    let queued = |answer| Outcome::Queued { answer, unreached };
     if response.content_length() == Some(0) {
-        return Outcome::Queued(None);
+        return queued(None);
     }
     let headers = std::mem::take(response.headers_mut());
     let mut body = Vec::new();
@@ -549,10 +630,10 @@ async fn read_messages(mut response: reqwest::Response, max_bytes: usize) -> Out
             Ok(Some(_)) => return Outcome::Failed(format!("its answer is larger than {max_bytes} bytes")),
             Ok(None) => break,
             // What was sent is queued there; the answer is lost, as any message may be.
-            Err(_) => return Outcome::Queued(None),
+            Err(_) => return queued(None),
         }
     }
-    Outcome::Queued((!body.is_empty()).then(|| Answer {
+    queued((!body.is_empty()).then(|| Answer {
         headers,
         body: body.into(),
     }))

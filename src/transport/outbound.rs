@@ -288,6 +288,13 @@ impl Transport {
         self.0.peers.read().get(&peer).map(|handle| handle.rides.clone())
     }
 
+    /// How long this node has not been able to send to this peer; `None` if it is, or has not tried.
+    pub(super) fn fails_for(&self, peer: u64) -> Option<Duration> {
+        let peers = self.0.peers.read();
+        let handle = peers.get(&peer)?;
+        handle.control.fails_for().max(handle.append.fails_for())
+    }
+
     /// Whom this node sends to, ascending.
     pub fn peers(&self) -> Vec<u64> {
         let mut ids: Vec<u64> = self.0.peers.read().keys().copied().collect();

@@ -17,6 +17,8 @@ use http_body_util::BodyExt as _;
 use raft::eraftpb::Message;
 use tokio::{fs::File, io::AsyncWriteExt as _, sync::Semaphore, time::timeout};
 
+use crate::datadir::disk::Headroom;
+
 use super::{
     PeerService, validate,
     wire::{self, WireError},
@@ -148,8 +150,11 @@ where
     B::Error: std::fmt::Display,
 {
     let mut file = File::create(path).await?;
+    let mut headroom = Headroom::new(path);
+    headroom.check(first.len())?;
     file.write_all(&first).await?;
     while let Some(piece) = pieces.next().await? {
+        headroom.check(piece.len())?;
         file.write_all(&piece).await?;
     }
     file.flush().await?;

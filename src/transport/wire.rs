@@ -4,7 +4,7 @@
 //! what is there (the library would allocate first), groups are refused (the schema has none), and what few bytes could blow up in
 //! memory (entries, unknown fields) is counted.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
@@ -21,6 +21,8 @@ pub(super) const PEER_URL: HeaderName = HeaderName::from_static("metcd-peer-url"
 pub(super) const RECEIVER_BOOT: HeaderName = HeaderName::from_static("metcd-receiver-boot");
 /// Who answers, for people.
 pub(super) const MEMBER: HeaderName = HeaderName::from_static("metcd-member");
+/// In an answer: for how long, in milliseconds, its sender has not been able to send to whom it answers. Left out if it is.
+pub(super) const UNREACHED_MS: HeaderName = HeaderName::from_static("metcd-unreached-ms");
 /// Place of an append batch in its stream.
 pub(super) const STREAM: HeaderName = HeaderName::from_static("metcd-stream");
 /// How long the sender of a relayed request waits, in milliseconds.
@@ -66,6 +68,12 @@ pub(super) fn own_headers(own: &Identity, to: u64) -> HeaderMap {
 /// What the sender knows of the receiver's starts: `None` if nothing, or nothing that this node understands.
 pub(super) fn known_boot(headers: &HeaderMap) -> Option<u64> {
     headers.get(RECEIVER_BOOT)?.to_str().ok()?.parse().ok()
+}
+
+/// How long the sender of an answer has not been able to send to this node.
+pub(super) fn unreached(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(UNREACHED_MS)?.to_str().ok()?;
+    text.parse().ok().map(Duration::from_millis)
 }
 
 impl<'a> Addressing<'a> {

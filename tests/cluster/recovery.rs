@@ -275,3 +275,19 @@ async fn a_member_that_moved_without_telling_is_told_what_to_do() {
     })
     .await;
 }
+
+/// A store must not be closed by a task that is still being dropped when the process has begun to end: RocksDB aborts it then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_soon_after_a_start_ends_with_exit_code_0() {
+    for store in built(&STORES) {
+        let mut cluster = Cluster::start(Setup::of(1).engines("sled", store)).await;
+        for _ in 0..8 {
+            assert!(cluster.put(1, "k", "v").await.unwrap().is_success());
+            cluster.node(1).terminate();
+            let status = cluster.node(1).ended(SOON).await;
+            assert_eq!(status.code(), Some(0), "{store}: {status}");
+            cluster.node(1).start();
+            cluster.ready(1).await;
+        }
+    }
+}

@@ -37,7 +37,8 @@ impl SmallDisk {
 
     /// Fills it up to the last `leave` bytes.
     pub fn fill(&self, leave: u64) {
-        let mut file = std::fs::File::create(self.0.join(FILLER)).unwrap();
+        let path = self.0.join(FILLER);
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
         let piece = vec![1; 64 << 10];
         while self.free_bytes() > leave {
             let wanted = (self.free_bytes() - leave).min(piece.len() as u64) as usize;

@@ -507,6 +507,54 @@ async fn what_answers_a_request_rides_in_its_answer() {
 }
 
 #[tokio::test]
+async fn whoever_is_sent_to_and_cannot_send_back_says_so_until_it_can() {
+    let limits = TransportLimits::default;
+    let (back, _) = transport(2, limits(), vec![]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let node = Node::answering(listener, 2, limits(), Some(back.clone()));
+    let (there, events) = transport(1, limits(), vec![node.peer()]);
+    let way_back = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = way_back.local_addr().expect("address");
+    drop(way_back);
+    back.set_peers(vec![Peer {
+        id: 1,
+        url: format!("http://{address}"),
+        boot: 0,
+    }]);
+    let beat = || vec![message(MessageType::MsgHeartbeat, 1, 2, 0)];
+    there.send(beat());
+    eventually("the first", || node.recorder.stepped.lock().len() == 1).await;
+    assert!(events.unreached.lock().is_empty(), "it has not tried yet");
+
+    back.send(vec![message(MessageType::MsgPropose, 2, 1, 0)]);
+    eventually("it to have failed", || back.metrics()[0].append.down).await;
+    // Nothing more is sent that way, and the age grows all the same.
+    eventually("a growing age", || {
+        there.send(beat());
+        let unreached = events.unreached.lock();
+        unreached.iter().all(|(peer, _)| *peer == 2) && unreached.iter().any(|(_, age)| *age > Duration::from_millis(700))
+    })
+    .await;
+
+    // The way is open again, and whoever found it closed notices by itself.
+    let listener = TcpListener::bind(address).await.expect("bind");
+    let _there = Node::answering(listener, 1, limits(), None);
+    eventually("it to be up", || !back.metrics()[0].append.down).await;
+    let told = events.unreached.lock().len();
+    let taken = node.recorder.stepped.lock().len();
+    there.send(beat());
+    eventually("the last", || node.recorder.stepped.lock().len() > taken).await;
+    tokio::time::timeout(PATIENCE, async {
+        while there.metrics()[0].control.queued > 0 {
+            tokio::task::yield_now().await
+        }
+    })
+    .await
+    .expect("sent");
+    assert!(events.unreached.lock().len() <= told + 1, "one may have been under way");
+}
+
+#[tokio::test]
 async fn rule_9_a_member_on_an_older_copy_of_its_directory_hears_of_its_later_start_with_every_request() {
     let node = Node::start(2).await;
     *node.recorder.boot.lock() = 7;

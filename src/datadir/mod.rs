@@ -35,8 +35,12 @@ use disk::RESERVE_BYTES;
 pub use identity::{FORMAT, Identity};
 
 const LOCK_NAME: &str = "LOCK";
+const WAL_NAME: &str = "wal";
 const DEPARTED_NAME: &str = "departed";
 const OUTDATED_NAME: &str = "outdated";
+
+/// What is to be done about a member that has lost something that it acknowledged.
+pub const WAY_OUT: &str = "remove this member from the cluster and add it under a new id with an empty directory, or, if it is all there is of the cluster, restore a snapshot (`metcd snapshot restore`)";
 
 /// Why a directory cannot be used; each says the way out.
 #[derive(Debug, thiserror::Error)]
@@ -66,13 +70,11 @@ pub enum DataDirError {
     NewerFormat { path: String, format: i64 },
     /// A checksum does not fit.
     #[error(
-        "{path} is damaged ({why}): remove this member from the cluster and add it under a new id with an empty directory, or, if it is all there is of the cluster, restore a snapshot (`metcd snapshot restore`). An older copy of the directory is no way out: it would vote again on what it has voted on"
+        "{path} is damaged ({why}): {WAY_OUT}. An older copy of the directory is no way out: it would vote again on what it has voted on"
     )]
     Damaged { path: String, why: String },
     /// The log was made, and is not there.
-    #[error(
-        "the log of this member is gone: {0} holds none, and with it entries that this member acknowledged. Put it back; or remove this member from the cluster and add it under a new id with an empty directory; or, if it is all there is of the cluster, restore a snapshot (`metcd snapshot restore`)"
-    )]
+    #[error("the log of this member is gone: {0} holds none, and with it entries that this member acknowledged. Put it back, or {WAY_OUT}")]
     LogLost(String),
     /// Belongs to something else than what is configured.
     #[error("data directory {path} belongs to {what} {theirs}, the configuration says {ours}: {way_out}")]
@@ -174,7 +176,7 @@ impl DataDir {
 
     /// Where the log's engine keeps its files.
     pub fn wal_dir(&self) -> PathBuf {
-        self.path.join("wal")
+        self.path.join(WAL_NAME)
     }
 
     /// Where the store's engine keeps its files.
@@ -318,8 +320,13 @@ fn refuse_foreign(path: &Path, config: &Config) -> Result<(), DataDirError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(DataDirError::io(path, error)),
     };
-    if path.join(identity::IDENTITY_NAME).exists() {
+    let identity = path.join(identity::IDENTITY_NAME);
+    if identity.exists() {
         return Ok(());
+    }
+    // Never to be emptied because it looks like somebody else's: this was a member.
+    if path.join(identity::BOOT_NAME).exists() && path.join(WAL_NAME).exists() {
+        return Err(DataDirError::damaged(&identity, "it is missing"));
     }
     let names = entries
         .map(|entry| entry.map(|entry| entry.file_name()))

@@ -48,7 +48,7 @@ enum ApplyError {
     State(#[from] StateError),
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
-    #[error("snapshot: {0}")]
+    #[error(transparent)]
     Snapshot(#[from] snapshot::SnapshotError),
     #[error("snapshot: {0}")]
     Io(#[from] std::io::Error),

@@ -9,6 +9,7 @@ mod peers;
 mod recover;
 mod stop;
 
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,14 +25,16 @@ pub(crate) use peers::Queued;
 
 use crate::config::Config;
 use crate::consensus::{self, Consensus};
-use crate::datadir::DataDir;
+use crate::datadir::{DataDir, WAY_OUT};
 use crate::driver;
 use crate::http::{self, AppState};
 use crate::leader::{Duties, LeaderService, run_duties};
 use crate::node::{Node, Phase, Shared, SharedParts};
 use crate::serve::{self, Plain, ServeLimits, ServeStats};
+use crate::snapshot::SnapshotError;
 use crate::telemetry::LogHandle;
 use crate::transport::{Identity, PeerServer, Transport, TransportLimits};
+use crate::wal::WalError;
 
 /// The whole stop takes no longer than this.
 const STOP_WITHIN: Duration = Duration::from_secs(9);
@@ -51,8 +54,8 @@ pub enum ServerError {
     #[error(transparent)]
     DataDir(#[from] crate::datadir::DataDirError),
     /// The log.
-    #[error(transparent)]
-    Wal(#[from] crate::wal::WalError),
+    #[error("{}", log_failure(.0))]
+    Wal(#[from] WalError),
     /// The store.
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
@@ -60,8 +63,12 @@ pub enum ServerError {
     #[error(transparent)]
     State(#[from] crate::state::StateError),
     /// A snapshot file.
-    #[error("snapshot: {0}")]
-    Snapshot(#[from] crate::snapshot::SnapshotError),
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The snapshot file that the state is in.
+    #[error("{}: {source}: put an intact copy of this file there, or {WAY_OUT}", file.display())]
+    #[expect(missing_docs, reason = "the message says what each field is")]
+    StateFile { file: PathBuf, source: SnapshotError },
     /// Log and state do not belong together.
     #[error(transparent)]
     Start(#[from] consensus::StartError),
@@ -83,6 +90,16 @@ pub enum ServerError {
     /// The member could not go on.
     #[error("{0}")]
     Failed(String),
+}
+
+/// Damage is found by the engines, which know of no cluster.
+fn log_failure(error: &WalError) -> String {
+    match error {
+        WalError::Corrupt(_) => format!("{error}: {WAY_OUT}"),
+        WalError::Io { .. } | WalError::Engine(_) | WalError::Lost(_) | WalError::Compacted { .. } | WalError::Refused(_) => {
+            error.to_string()
+        }
+    }
 }
 
 /// Runs a member until `stop` resolves (then in order, exit 0) or it cannot go on.
@@ -256,7 +273,7 @@ async fn compare_address(shared: Arc<Shared>, from_index: u64, advertised: Strin
         tracing::warn!(
             registered,
             advertised,
-            "the cluster knows this member under another peer address and goes there; if it has moved: metcd member update {id} --peer-url {advertised}"
+            "the cluster knows this member under another peer address and goes there; if it has moved: metcd member update {id} --peer-url {advertised} (and --client-url, if clients reach it elsewhere, too)"
         );
     }
 }

@@ -114,7 +114,7 @@ fn open_state(store: &Arc<dyn KvStore>, snapshot_dir: &Path) -> Result<State, Se
         }
         Err(error) => return Err(error.into()),
     }
-    snapshot::install(&file, store.as_ref())?;
+    snapshot::install(&file, store.as_ref()).map_err(|source| ServerError::StateFile { file, source })?;
     Ok(State::open(store.clone())?)
 }
 

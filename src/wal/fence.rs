@@ -24,7 +24,11 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{WalError, files::io_error, record::Meta};
+use super::{
+    WalError,
+    files::{io_error, read_own},
+    record::Meta,
+};
 
 const SLOT_BYTES: usize = 4096;
 const MAGIC: &[u8; 8] = b"mcfence1";
@@ -160,7 +164,7 @@ fn slot(meta: &Meta) -> Vec<u8> {
 
 /// The newer intact slot and its number.
 pub(crate) fn read(path: &Path) -> Result<(Meta, u64), WalError> {
-    let raw = std::fs::read(path).map_err(io_error("read", path))?;
+    let raw = read_own(path)?;
     slots(&raw).flatten().max_by_key(|(meta, _)| meta.seq).ok_or_else(|| {
         WalError::Corrupt(format!(
             "{}: neither slot is intact, so it cannot be told what was acknowledged",

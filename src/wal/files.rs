@@ -29,6 +29,17 @@ pub(crate) fn io_error(what: &str, path: &Path) -> impl FnOnce(io::Error) -> Wal
     move |source| WalError::Io { what, source }
 }
 
+/// Reads a file that was made with the log. That it is not there any more is damage.
+pub(crate) fn read_own(path: &Path) -> Result<Vec<u8>, WalError> {
+    fs::read(path).map_err(|error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            WalError::Corrupt(format!("{} is missing", path.display()))
+        } else {
+            io_error("read", path)(error)
+        }
+    })
+}
+
 /// fsync of a directory, so that names made or removed in it are durable.
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), WalError> {
     File::open(dir)

@@ -24,7 +24,7 @@ use std::{
 
 use super::{
     WalError,
-    files::{io_error, write_synced},
+    files::{io_error, read_own, write_synced},
     record::{Fields, Unit},
 };
 
@@ -177,7 +177,7 @@ pub(crate) fn paths(dir: &Path) -> [PathBuf; 2] {
 fn frames(paths: &[PathBuf; 2], id: u64) -> Result<Vec<Frame>, WalError> {
     let mut all = Vec::new();
     for (half, path) in paths.iter().enumerate() {
-        let raw = std::fs::read(path).map_err(io_error("read", path))?;
+        let raw = read_own(path)?;
         let mut found = Vec::new();
         let mut at = 0;
         while at < raw.len() {

@@ -291,3 +291,38 @@ async fn a_stop_soon_after_a_start_ends_with_exit_code_0() {
         }
     }
 }
+
+/// Whoever reads the reason must not be led to empty the directory of the only member there is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_lacks_a_file_names_it_and_the_way_out() {
+    let mut cluster = Cluster::start(Setup::of(1)).await;
+    cluster.node(1).terminate();
+    assert!(cluster.node(1).ended(SOON).await.success());
+    let data_dir = cluster.node(1).data_dir.clone();
+    for name in ["wal/fence", "wal/journal-0", "identity.toml", "boot"] {
+        let (file, aside) = (data_dir.join(name), data_dir.with_extension("aside"));
+        std::fs::rename(&file, &aside).unwrap();
+        cluster.node(1).start();
+        assert_eq!(cluster.node(1).ended(SOON).await.code(), Some(1), "{name}");
+        let log = cluster.node(1).log_text();
+        let last = log.lines().last().unwrap_or_default();
+        assert!(last.contains(name) && last.contains("is missing"), "{last}");
+        assert!(last.contains("under a new id") && last.contains("metcd snapshot restore"), "{last}");
+        std::fs::rename(&aside, &file).unwrap();
+    }
+    let snapshots = std::fs::read_dir(data_dir.join("snapshots")).unwrap();
+    let newest = snapshots.map(|entry| entry.unwrap().path()).max().unwrap();
+    let intact = std::fs::read(&newest).unwrap();
+    std::fs::write(&newest, &intact[..intact.len() - 9]).unwrap();
+    cluster.node(1).start();
+    assert_eq!(cluster.node(1).ended(SOON).await.code(), Some(1));
+    let log = cluster.node(1).log_text();
+    let last = log.lines().last().unwrap_or_default();
+    assert!(
+        last.contains(&newest.display().to_string()) && last.contains("put an intact copy of this file there"),
+        "{last}"
+    );
+    std::fs::write(&newest, &intact).unwrap();
+    cluster.node(1).start();
+    cluster.ready(1).await;
+}

@@ -8,7 +8,7 @@
 //! - A kept-alive connection without a request lives `idle_timeout`; a peer that takes no byte of its answer for `write_timeout` (or as long as the
 //!   answer allows: [`Patience`])
 //!   is cut off; a request body that stands still for `body_timeout` ends with an error in the handler ([`is_body_timeout`]).
-//! - At most `max_connections` are served. Beyond that the listener still accepts and answers a short `503` itself: a health check
+//! - At most `max_connections` are served. Beyond that the listener still accepts and answers a short `429` itself: a health check
 //!   then hears "overloaded" at once instead of hanging in the backlog.
 //! - A failing `accept` (out of descriptors) waits instead of spinning.
 //! - After the shutdown future resolves nothing new is accepted, requests in flight are answered (HTTP/2: GOAWAY), and at

@@ -24,6 +24,7 @@ mod body;
 mod connection;
 mod io;
 mod problem;
+mod request_line;
 
 use std::{convert::Infallible, future::Future, io::Result as IoResult, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 

@@ -105,7 +105,7 @@ impl PeerEvents for Echo {
     fn answered(&self, _: &SenderIdentity<'_>, messages: Vec<Message>) {
         let _ = self.arrived_tx.send(messages.len());
     }
-    fn unreached(&self, _: u64, _: Duration) {}
+    fn unreached(&self, _: u64, _: Option<Duration>) {}
     fn removed(&self, _: String) {}
     fn refused(&self, _: u64, _: &str, _: String) {}
 }

@@ -150,17 +150,22 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let parsed = command()
         .try_get_matches_from(&args)
         .and_then(|matches| Cli::from_arg_matches(&matches));
+    let served = matches!(&parsed, Ok(cli) if matches!(cli.command, Command::Serve(_)));
     let result = match parsed {
         Ok(cli) => run(&cli),
         Err(error) => usage(&error, &Cli::command(), &args),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match result {
+        Ok(()) => 0,
         Err(error) => {
             error.say();
-            ExitCode::from(error.exit_code())
+            error.exit_code()
         }
+    };
+    if served {
+        serve::end_process(code);
     }
+    ExitCode::from(code)
 }
 
 /// The command line, where the help of each command lists what it takes: clap shows global flags everywhere.

@@ -2,7 +2,6 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,9 +27,6 @@ Examples:
       any key; all of them are in config/metcd.toml
 
 Layers, later ones win: built-in defaults, --config, METCD__SECTION__KEY in the environment, flags.";
-
-/// After an orderly stop nothing is left to be waited for but tasks that are being dropped: milliseconds.
-const TASKS_END_WITHIN: Duration = Duration::from_secs(2);
 
 /// Flags of `metcd serve`.
 #[derive(Debug, Args)]
@@ -185,9 +181,8 @@ fn run_to_the_end(config: Config, log: LogHandle) -> Result<(), CliError> {
         .build()
         .map_err(|error| CliError::Failed(format!("cannot start the runtime's threads: {error}")))?;
     let result = runtime.block_on(serve(config, log)).map_err(CliError::Failed);
-    // Tasks that end hold the store: it must be closed before the process runs the engine's own destructors, which abort the process
-    // when a database is still alive. Whatever waits for a disk or a peer is not waited for longer.
-    runtime.shutdown_timeout(TASKS_END_WITHIN);
+    // Whatever is still waiting for a disk or a peer is not waited for.
+    runtime.shutdown_background();
     result
 }
 
@@ -220,19 +215,18 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
         // The receiver is gone only when the server has ended already.
         let _ = first.send(());
         next().await;
-        end_at_once();
+        end_process(1);
     });
     Ok(async {
         let _ = stopped.await;
     })
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "that is what a second signal asks for; the log on disk survives it as it survives kill -9"
-)]
-fn end_at_once() -> ! {
-    std::process::exit(1)
+/// Ends the process as the kernel ends one that was killed: without the destructors that libraries have registered for its end. Log and store
+/// are closed before, or survive this as they survive kill -9; but a task or a thread that is still being dropped may hold the store, and
+/// RocksDB aborts the process when its destructors run while a database is open.
+pub(super) fn end_process(code: u8) -> ! {
+    signal_hook::low_level::exit(i32::from(code))
 }
 
 #[cfg(test)]

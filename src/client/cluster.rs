@@ -28,7 +28,10 @@ pub struct Member {
     /// What it will be once it has caught up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wanted_role: Option<String>,
-    /// Whether the leader hears of it.
+    /// Whose place it takes, or took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<u64>,
+    /// Whether it answers the leader.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthy: Option<bool>,
     /// The last entry it is known to have.

@@ -24,6 +24,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 pub use error::{ConfigError, Problem};
 pub use layer::{Flag, FlagValue};
 pub use load::{DEFAULTS, Loaded, Sources, load};
+pub use schema::MAX_MEMBER_ID;
 pub use show::show;
 pub use url::parse_peer_url;
 

@@ -52,11 +52,17 @@ const fn key(path: &'static str, kind: Kind) -> Key {
 /// A billion: a bound that means "not by mistake".
 const BILLION: u64 = 1_000_000_000;
 /// Ids must survive JSON readers that only know doubles.
-const MAX_ID: u64 = (1 << 53) - 1;
+pub const MAX_MEMBER_ID: u64 = (1 << 53) - 1;
 
 /// Every key, in the order of `config/metcd.toml`.
 pub const SCHEMA: &[Key] = &[
-    key("node.id", Kind::Integer { min: 1, max: MAX_ID }),
+    key(
+        "node.id",
+        Kind::Integer {
+            min: 1,
+            max: MAX_MEMBER_ID,
+        },
+    ),
     key("node.name", Kind::Text(check_name)),
     key("node.data_dir", Kind::Text(check_path)),
     key("listen.client", Kind::Text(check_listen)),
@@ -427,7 +433,7 @@ fn member(value: &Value) -> Result<FoundingMember, String> {
         return Err(format!("a member has id and peer_url, not {unknown:?}"));
     }
     let id = table.get("id").ok_or_else(|| "a member needs an id".to_owned()).and_then(integer)?;
-    check_range(id, 1, MAX_ID, |n| format!("the id {n}"))?;
+    check_range(id, 1, MAX_MEMBER_ID, |n| format!("the id {n}"))?;
     let peer_url = table.get("peer_url").ok_or_else(|| format!("member {id} needs a peer_url"))?;
     let peer_url = url::parse_peer_url(text(peer_url)?)?;
     Ok(FoundingMember { id, peer_url })
@@ -553,7 +559,7 @@ mod tests {
         assert!(id.check(&Value::Integer(0)).is_err_and(|e| e.contains("allowed is 1 to")));
         assert_eq!(
             id.check(&Value::Integer(-4)),
-            Err(format!("-4 is out of range: allowed is 1 to {MAX_ID}"))
+            Err(format!("-4 is out of range: allowed is 1 to {MAX_MEMBER_ID}"))
         );
     }
 

@@ -55,6 +55,9 @@ pub enum DataDirError {
     /// Not empty, and not ours.
     #[error("data directory {path} is not metcd's: it holds {found} and no identity.toml: choose another --data-dir, or empty this one")]
     Foreign { path: String, found: String },
+    /// A tool was given another directory.
+    #[error("{0} is not the data directory of a member: it has no identity.toml. Name the one that `metcd serve --data-dir` was given")]
+    NoMembers(String),
     /// Its member was removed for good.
     #[error(
         "data directory {path} is of member {id}, which was removed from the cluster: to come back, start with an empty directory under a new id and --join"
@@ -149,12 +152,9 @@ impl DataDir {
     /// Opens an existing directory for a tool while no member runs on it. Nothing is checked against a configuration, no start is counted.
     ///
     /// # Errors
-    /// As [`open`](Self::open); [`DataDirError::Foreign`] also if it is empty or absent.
+    /// As [`open`](Self::open); [`DataDirError::NoMembers`] if it is none, empty or absent.
     pub fn open_offline(path: &Path) -> Result<Self, DataDirError> {
-        let foreign = || DataDirError::Foreign {
-            path: path.display().to_string(),
-            found: "nothing of a member".to_owned(),
-        };
+        let foreign = || DataDirError::NoMembers(path.display().to_string());
         if !path.join(identity::IDENTITY_NAME).exists() {
             return Err(foreign());
         }

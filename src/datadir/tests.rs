@@ -177,7 +177,7 @@ fn a_foreign_directory_is_refused_untouched_and_says_what_it_holds() {
         "{refused}"
     );
     assert_eq!(fs::read_dir(root.path()).expect("read_dir").count(), 4, "nothing was added");
-    assert!(DataDir::open_offline(root.path()).is_err_and(|e| e.to_string().contains("nothing of a member")));
+    assert!(DataDir::open_offline(root.path()).is_err_and(|e| e.to_string().contains("not the data directory of a member")));
 }
 
 #[test]

@@ -15,6 +15,8 @@ use crate::{snapshot, snapshot_files};
 pub enum Chore {
     /// Make the state of this view durable outside the log: a sync of a store that survives crashes, a snapshot file for any other.
     Durable(Box<SnapshotView>),
+    /// Remove the snapshot files before this index.
+    RemoveOlder(u64),
     /// Remove a file that nobody needs.
     Remove(PathBuf),
     /// End.
@@ -26,6 +28,7 @@ pub(super) fn spawn(chores: Receiver<Chore>, shared: Arc<Shared>, dir: PathBuf) 
         while let Ok(chore) = chores.recv() {
             match chore {
                 Chore::Durable(view) => make_durable(*view, &shared, &dir),
+                Chore::RemoveOlder(index) => log_failure(&dir, snapshot_files::remove_older(&dir, index)),
                 Chore::Remove(file) => log_failure(&file, std::fs::remove_file(&file)),
                 Chore::Close => return,
             }

@@ -15,6 +15,7 @@ mod apply;
 mod chores;
 mod event;
 mod log_size;
+mod pace;
 #[cfg(test)]
 mod tests;
 mod wal;
@@ -34,6 +35,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
 use log_size::LogSize;
+use pace::{Pace, Since};
 use watchdog::Watchdog;
 
 pub use apply::ApplyJob;
@@ -57,14 +59,6 @@ const MAX_TICKS_MADE_UP: u32 = 3;
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(2);
 /// Bytes of the log kept behind a snapshot for slow followers, whatever `raft.keep_entries` allows.
 const MAX_KEPT_BYTES: u64 = 64 << 20;
-/// A snapshot is due after so many bytes of log, or the size of the last one if that is larger.
-const MIN_BYTES_BETWEEN_SNAPSHOTS: u64 = 128 << 20;
-/// On a disk that is nearly full one snapshot follows another no sooner, if anything was applied meanwhile: only a snapshot gives back what
-/// was deleted (a store in memory) and what the log holds. Nor is one that failed tried again sooner.
-const PRESSED_INTERVAL: Duration = Duration::from_secs(10);
-/// Bytes and entries of the log kept behind such a snapshot.
-const PRESSED_KEPT_BYTES: u64 = 1 << 20;
-const PRESSED_KEPT_ENTRIES: u64 = 1_000;
 /// How long an offered snapshot is kept for followers that may ask for it again.
 const OFFER_TICKS: u64 = 600;
 
@@ -146,11 +140,7 @@ struct Driver {
     /// Last index that is durable outside the log, and bytes logged since.
     durable_index: u64,
     log_size: LogSize,
-    last_snapshot_bytes: u64,
-    chore_running: bool,
-    /// Tick at which the last one ended.
-    last_durable_tick: u64,
-    last_durable_failed: bool,
+    pace: Pace,
     /// Since when a snapshot goes to which member, for the figures.
     sending_since: HashMap<u64, Instant>,
     peers: Vec<Peer>,
@@ -183,6 +173,7 @@ pub fn start(
     let apply_thread = apply::spawn(state, apply_rx, shared.clone(), options.snapshot_dir.clone())?;
     let chore_thread = chores::spawn(chore_rx, shared.clone(), options.snapshot_dir.clone())?;
     let now = Instant::now();
+    let pace = Pace::new(options.snapshot_entries, shared.reader.logical_bytes());
     let driver = Driver {
         core,
         shared,
@@ -204,10 +195,7 @@ pub fn start(
         installing: None,
         durable_index,
         log_size: LogSize::default(),
-        last_snapshot_bytes: 0,
-        chore_running: false,
-        last_durable_tick: 0,
-        last_durable_failed: false,
+        pace,
         sending_since: HashMap::new(),
         peers: Vec::new(),
         led_by: raft::INVALID_ID,
@@ -514,6 +502,8 @@ impl Driver {
         }
         self.durable_index = start.index;
         self.log_size.forget(start.index);
+        // What it replaced is worthless, and takes the room that the next one needs.
+        self.chore(Chore::RemoveOlder(start.index));
         self.to_wal(WalJob::Persist(installing.persist));
         for unit in installing.deferred {
             self.persist(unit);
@@ -580,38 +570,29 @@ impl Driver {
 
     /// Makes the state durable outside the log when enough was logged since, so that the log can be cut.
     fn maybe_make_durable(&mut self) {
-        let due_bytes = MIN_BYTES_BETWEEN_SNAPSHOTS.max(self.last_snapshot_bytes);
-        let applied = self.shared.applied_index();
-        let has_rested = self.options.tick * u32::try_from(self.ticks - self.last_durable_tick).unwrap_or(u32::MAX) >= PRESSED_INTERVAL;
-        let is_much = applied.saturating_sub(self.durable_index) >= self.options.snapshot_entries
-            || self.log_size.bytes_after(self.durable_index) >= due_bytes;
-        let due = match self.last_durable_failed || self.shared.is_refusing_writes() {
-            true => has_rested,
-            false => is_much,
+        let state_bytes = self.shared.reader.logical_bytes();
+        let since = Since {
+            entries: self.shared.applied_index().saturating_sub(self.durable_index),
+            log_bytes: self.log_size.bytes_after(self.durable_index),
+            state_bytes,
         };
-        if due && !self.chore_running && self.installing.is_none() && applied > self.durable_index {
-            self.chore_running = true;
+        let now = Instant::now();
+        if self.installing.is_none() && self.pace.is_due(since, self.shared.is_refusing_writes(), now) {
+            self.pace.begin(state_bytes, now);
             self.to_apply(ApplyJob::View(true));
         }
     }
 
     /// The state at `index` outlives a power cut without the log: cut the log behind it, but not what a snapshot under way builds on.
     fn handle_durable(&mut self, index: u64, bytes: u64) {
-        self.chore_running = false;
-        self.last_durable_tick = self.ticks;
-        self.last_durable_failed = index == 0;
+        self.pace.end((index > 0).then_some(bytes), Instant::now());
         if index == 0 {
             return;
         }
         self.durable_index = self.durable_index.max(index);
-        self.last_snapshot_bytes = bytes;
         let offered = self.offer.as_ref().map(|offer| offer.index);
-        let (kept_bytes, kept_entries) = match self.shared.is_refusing_writes() {
-            true => (PRESSED_KEPT_BYTES, self.options.keep_entries.min(PRESSED_KEPT_ENTRIES)),
-            false => (MAX_KEPT_BYTES, self.options.keep_entries),
-        };
-        let by_bytes = self.log_size.keep_after(index, kept_bytes);
-        let keep_from = compaction_point(index, kept_entries, by_bytes, offered);
+        let by_bytes = self.log_size.keep_after(index, MAX_KEPT_BYTES);
+        let keep_from = compaction_point(index, self.options.keep_entries, by_bytes, offered);
         let Some(term) = self.core.term_at(keep_from) else { return };
         if keep_from <= self.core.view().log_start.index {
             return;

@@ -34,7 +34,7 @@ impl PeerEvents for Nobody {
     fn unreachable(&self, _peer: u64) {}
     fn snapshot_sent(&self, _peer: u64, _ok: bool) {}
     fn answered(&self, _sender: &SenderIdentity<'_>, _messages: Vec<Message>) {}
-    fn unreached(&self, _: u64, _: std::time::Duration) {}
+    fn unreached(&self, _: u64, _: Option<std::time::Duration>) {}
     fn removed(&self, _detail: String) {}
     fn refused(&self, _peer: u64, _code: &str, _detail: String) {}
 }

@@ -54,6 +54,16 @@ pub(super) struct Consistency {
     min_revision: u64,
 }
 
+impl Consistency {
+    /// Goes on where an answer of this revision ended, which may have come from another member.
+    pub(super) fn follow(&mut self, revision: u64) {
+        // A quorum's revision is not below it, unless the revision was made up.
+        if self.serializable {
+            self.min_revision = self.min_revision.max(revision);
+        }
+    }
+}
+
 /// A command that was applied, as this request asked or as an earlier one with its key did.
 pub(super) struct Applied {
     pub(super) revision: u64,
@@ -113,7 +123,9 @@ impl Call<'_> {
         }
         if node.reader().revision() < consistency.min_revision {
             self.note_wait();
-            let late = Problem::Timeout("this member did not reach `min_revision` within the request's timeout");
+            let late = Problem::Timeout(
+                "this member did not reach `min_revision`, or the revision of the page before, within the request's timeout",
+            );
             self.by(deadline, late, node.reader().wait_revision(consistency.min_revision))
                 .await?;
         }

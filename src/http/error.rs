@@ -149,7 +149,7 @@ impl Problem {
                 format!("this revision is in the future: the current one is {current}")
             }
             Problem::NotFound => "there is no such key".to_owned(),
-            Problem::LeaseNotFound { id } => format!("there is no lease {id}"),
+            Problem::LeaseNotFound { id } => format!("there is no lease {id} (one that `?ttl=` made belongs to its key, and is attached to nothing else)"),
             Problem::MemberNotFound { id } => format!("there is no member {id}"),
             Problem::UnknownRoute => "there is nothing here; the API is described at `/openapi.json`".to_owned(),
             Problem::UriTooLong { bytes, max } => format!("the request target has {bytes} bytes, at most {max} are allowed"),

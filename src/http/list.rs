@@ -36,7 +36,7 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// `GET /v1/kv`
 pub(super) async fn list(call: &mut Call<'_>) -> Reply {
     let deadline = call.deadline()?;
-    let consistency = call.consistency()?;
+    let mut consistency = call.consistency()?;
     let mut query = RangeQuery {
         span: span::from_params(&mut call.params)?.unwrap_or_else(|| KeySpan::prefix(b"")),
         revision: call.params.revision("revision")?,
@@ -58,6 +58,9 @@ pub(super) async fn list(call: &mut Call<'_>) -> Reply {
         Some(after) => Some(continue_after(&mut query, after)?),
         None => None,
     };
+    if counted.is_some() {
+        consistency.follow(query.revision.unwrap_or(0));
+    }
     let form = negotiate(call.headers(), Form::Json, Form::Ndjson);
     call.settle(consistency, deadline).await?;
     let reader = call.app.node.reader().clone();

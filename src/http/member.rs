@@ -14,7 +14,7 @@ use super::json::{Object, invalid};
 use super::lease::odd_reply;
 use super::params::decimal;
 use super::respond;
-use crate::config::MAX_NAME_BYTES;
+use crate::config::{MAX_MEMBER_ID, MAX_NAME_BYTES};
 use crate::leader::{LeaderReply, LeaderRequest, NewMember};
 use crate::node::PeerProgress;
 use crate::state::Applied;
@@ -298,8 +298,8 @@ fn member_id(call: &Call<'_>) -> Result<u64, ApiError> {
 }
 
 pub(super) fn new_member(add: AddJson) -> Result<NewMember, ApiError> {
-    if add.id == Some(0) {
-        return Err(invalid("`id` must be at least 1".to_owned()));
+    if add.id.is_some_and(|id| !(1..=MAX_MEMBER_ID).contains(&id)) {
+        return Err(invalid(format!("`id` must be 1 to {MAX_MEMBER_ID}")));
     }
     let incarnation = match &add.incarnation {
         None => None,

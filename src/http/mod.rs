@@ -197,7 +197,7 @@ async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
         "*" if parts.method == Method::OPTIONS => "/",
         path => path,
     };
-    let target = guard::check_size(&parts).and_then(|()| route::resolve(path));
+    let target = guard::check_head(&parts).and_then(|()| route::resolve(path));
     // A path that is too long or cannot be decoded is a key that cannot be read.
     let route = target.as_ref().map_or(Route::ShortKey, |target| target.route);
     let (cors, reply) = match (app.guard.check(&parts), target) {

@@ -20,8 +20,11 @@ use crate::state::command::{Body, Command, Compact, Evict, FEATURE_LEVEL, LeaseE
 const MAX_ENDS_PER_TICK: usize = 1_000;
 /// Between two looks at history, idempotency records, hashes and the own member record.
 const SLOW_INTERVAL: Duration = Duration::from_secs(1);
-/// A leader that was reached by nobody leads again, perhaps because nobody else can: it does not hand over again so soon.
+/// A leader that was reached by nobody leads again, perhaps because nobody else can: it does not hand over again so soon, and each time less
+/// soon, up to [`MAX_HAND_OVER_INTERVAL`].
 const HAND_OVER_INTERVAL: Duration = Duration::from_secs(60);
+/// See there.
+const MAX_HAND_OVER_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long a membership change of the leader's own may take before it is tried again.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 /// A duty's proposal is dropped after so many ticks; the duty is looked at again anyway.
@@ -61,7 +64,7 @@ pub async fn run(shared: Arc<Shared>, duties: Duties) {
         heartbeat: 0,
         published_self: None,
         quarantine: None,
-        handed_over: None,
+        hand_overs: HandOvers::default(),
     };
     loop {
         tokio::select! {
@@ -88,8 +91,33 @@ struct Round {
     published_self: Option<Instant>,
     /// What was last said of [`Shared::quarantine`].
     quarantine: Option<String>,
-    /// When it handed over because nobody reached it.
-    handed_over: Option<Instant>,
+    /// Whether it may hand over because nobody reaches it.
+    hand_overs: HandOvers,
+}
+
+/// Those of a leader that nobody reaches.
+#[derive(Debug, Default)]
+struct HandOvers {
+    /// Term and time of the last one.
+    last: Option<(u64, Instant)>,
+    interval: Duration,
+}
+
+impl HandOvers {
+    /// One that was tried in this term and did not succeed is tried again after `retry`.
+    fn may_try(&self, term: u64, retry: Duration, now: Instant) -> bool {
+        self.last.is_none_or(|(last_term, at)| {
+            let wait = if last_term == term { retry } else { self.interval };
+            now.saturating_duration_since(at) >= wait
+        })
+    }
+
+    fn note(&mut self, term: u64, now: Instant) {
+        if self.last.is_none_or(|(last_term, _)| last_term != term) {
+            self.interval = (self.interval * 2).clamp(HAND_OVER_INTERVAL, MAX_HAND_OVER_INTERVAL);
+        }
+        self.last = Some((term, now));
+    }
 }
 
 impl Round {
@@ -275,18 +303,20 @@ impl Round {
 
     /// A leader whose peer port is closed to the others hears their answers, and nothing that they forward.
     fn look_at_own_reach(&mut self, view: &View) {
-        let waits = self.handed_over.is_some_and(|at| at.elapsed() < HAND_OVER_INTERVAL);
-        if view.transferring || waits {
+        let (patience, now) = (self.duties.election_timeout, Instant::now());
+        if view.transferring || !self.hand_overs.may_try(view.term, 2 * patience, now) {
             return;
         }
-        let unreached_by = self.shared.unreached_by(2 * self.duties.election_timeout);
+        let differs = |id: &u64| self.shared.reader.divergence(*id).is_some();
+        let mut unreached_by = self.shared.unreached_by(patience);
+        unreached_by.retain(|id| !differs(id));
         if let Some(to) = reached_successor(self.shared.id, view, &self.shared.peers(), &unreached_by) {
             tracing::warn!(
                 ?unreached_by,
                 to,
                 "a majority of the members cannot send to this leader, which hands over: is its peer port open, is its peer URL right?"
             );
-            self.handed_over = Some(Instant::now());
+            self.hand_overs.note(view.term, now);
             self.shared.send(Event::Transfer(to));
         }
     }
@@ -322,6 +352,33 @@ fn is_unsampled(last: Option<(u64, u64)>, revision: u64, now_ms: u64, retain: Du
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_leader_that_nobody_reaches_hands_over_again_ever_more_seldom() {
+        let (mut hand_overs, mut now) = (HandOvers::default(), Instant::now());
+        let retry = Duration::from_secs(2);
+        assert!(hand_overs.may_try(3, retry, now));
+        hand_overs.note(3, now);
+        assert!(!hand_overs.may_try(3, retry, now));
+        assert!(hand_overs.may_try(3, retry, now + retry), "it did not succeed");
+        hand_overs.note(3, now);
+        for (term, seconds) in [
+            (5, 60),
+            (7, 120),
+            (9, 240),
+            (11, 480),
+            (13, 960),
+            (15, 1920),
+            (17, 3600),
+            (19, 3600),
+        ] {
+            now += Duration::from_secs(seconds - 1);
+            assert!(!hand_overs.may_try(term, retry, now), "{term}");
+            now += Duration::from_secs(1);
+            assert!(hand_overs.may_try(term, retry, now), "{term}");
+            hand_overs.note(term, now);
+        }
+    }
 
     #[test]
     fn the_last_change_before_a_pause_is_stamped_once_and_soon() {

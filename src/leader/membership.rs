@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::care::{conf_change, is_caught_up};
 use super::{LeaderError, LeaderReply, LeaderService, NewMember};
+use crate::config::MAX_MEMBER_ID;
 use crate::consensus::ConfRefused;
 use crate::driver::Event;
 use crate::node::Shared;
@@ -250,6 +251,19 @@ impl LeaderService {
         let LeaderReply::Member { id, .. } = self.enter(NewMember { voter: true, ..add }, remove, deadline).await? else {
             return Err(LeaderError::Timeout);
         };
+        // It may have been there before this request, and another one may be about to put it in somebody else's place.
+        let others = reader
+            .members()
+            .into_iter()
+            .find(|member| member.id == id)
+            .map_or(0, |member| member.replaces);
+        if others != 0 && others != remove && reader.members().iter().any(|member| member.id == others) {
+            return Err(conflict(
+                ConflictCode::ChangeInProgress,
+                format!("member {id} is about to replace member {others}: give another new member, or wait until that is done"),
+            ));
+        }
+        let voters_wanted = voters.iter().filter(|&&voter| voter != id).count();
         loop {
             if reader.is_removed(remove) && self.shared.view().voters.contains(&id) {
                 return Ok(LeaderReply::Member { id, existed: false });
@@ -262,7 +276,7 @@ impl LeaderService {
                 return Err(LeaderError::Timeout);
             }
             if self.entered_alone(id, remove) {
-                self.carry_on_pair(id, remove, deadline).await?;
+                self.carry_on_pair(id, remove, voters_wanted, deadline).await?;
             }
             tokio::time::sleep(POLL).await;
         }
@@ -278,8 +292,19 @@ impl LeaderService {
     }
 
     /// The next step of such a pair, if it is time for it.
-    async fn carry_on_pair(&self, id: u64, remove: u64, deadline: Instant) -> Result<(), LeaderError> {
-        if self.shared.view().voters.contains(&id) {
+    async fn carry_on_pair(&self, id: u64, remove: u64, voters_wanted: usize, deadline: Instant) -> Result<(), LeaderError> {
+        let _held = self.changing_voters.lock().await;
+        let voters = self.shared.view().voters;
+        if self.shared.reader.is_removed(remove) {
+            return Ok(());
+        }
+        if voters.contains(&id) && voters.len() <= voters_wanted {
+            return Err(conflict(
+                ConflictCode::ChangeInProgress,
+                format!("another change came first, and removed another voter: member {remove} stays"),
+            ));
+        }
+        if voters.contains(&id) {
             return self.remove(remove, false, deadline).await.map(|_| ());
         }
         // A learner by wish waits to be told; others are promoted by the leader's standing duties.
@@ -330,12 +355,13 @@ impl Shared {
     }
 }
 
+/// The one after the highest; or, where that is the last there is, the lowest that was never used.
 fn free_id(shared: &Shared, members: &[MemberRecord]) -> u64 {
-    let mut id = members.iter().map(|member| member.id).max().unwrap_or(0) + 1;
-    while shared.reader.is_removed(id) {
-        id += 1;
-    }
-    id
+    let highest = members.iter().map(|member| member.id).max().unwrap_or(0);
+    let is_free = |id: &u64| !shared.reader.is_removed(*id) && members.iter().all(|member| member.id != *id);
+    let mut ids = (highest.saturating_add(1)..=MAX_MEMBER_ID).chain(1..=MAX_MEMBER_ID);
+    // The table of members has not room for so many.
+    ids.find(is_free).unwrap_or(MAX_MEMBER_ID)
 }
 
 fn conflict(code: ConflictCode, detail: String) -> LeaderError {

@@ -133,12 +133,18 @@ const RETRY: Duration = Duration::from_millis(50);
 pub struct LeaderService {
     shared: Arc<Shared>,
     transport: Transport,
+    /// Held from a look at the voters to the end of what follows from it.
+    changing_voters: tokio::sync::Mutex<()>,
 }
 
 impl LeaderService {
     /// Over the shared parts of a node.
     pub fn new(shared: Arc<Shared>, transport: Transport) -> LeaderService {
-        LeaderService { shared, transport }
+        LeaderService {
+            shared,
+            transport,
+            changing_voters: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The queues to the other members, by id.

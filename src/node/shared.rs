@@ -21,13 +21,12 @@ use crate::store::KvStore;
 
 use super::{Applied, BarrierError, Histogram, PeerProgress, ProposeError, ReadGate, WalMetrics, turns::Turns};
 
-/// A report of a member that cannot send is repeated with every answer; an older one says nothing any more.
-const UNREACHED_HOLDS_FOR: Duration = Duration::from_secs(1);
-
 /// What a member said of its attempts to send to this one.
 pub(super) struct Unreached {
     /// For how long they have failed.
     age: Duration,
+    /// Since when it has said so with every answer.
+    since: std::time::Instant,
     told: std::time::Instant,
 }
 
@@ -347,18 +346,27 @@ impl Shared {
         member == self.id || self.answered.lock().get(&member).is_some_and(|&at| at >= since)
     }
 
-    /// This member says, in an answer, that it has not been able to send to this one for so long.
-    pub(crate) fn note_unreached(&self, member: u64, age: Duration) {
+    /// This member says, in an answer, that it has not been able to send to this one for so long; `None`: that it is.
+    pub(crate) fn note_unreached(&self, member: u64, age: Option<Duration>) {
+        let mut unreached = self.unreached.lock();
+        let Some(age) = age else {
+            unreached.remove(&member);
+            return;
+        };
         let told = std::time::Instant::now();
-        self.unreached.lock().insert(member, Unreached { age, told });
+        let since = unreached.get(&member).map_or(told, |report| report.since);
+        unreached.insert(member, Unreached { age, since, told });
     }
 
-    /// The members that cannot send to this one for `age` and more, and said so lately.
-    pub(crate) fn unreached_by(&self, age: Duration) -> Vec<u64> {
+    /// The members that cannot send to this one for twice `patience`, and have said so for `patience`: whoever was stopped with its members
+    /// hears of it once, from before it went on. A report is repeated with every answer; one that is older than `patience` says nothing any more.
+    pub(crate) fn unreached_by(&self, patience: Duration) -> Vec<u64> {
         let mut unreached = self.unreached.lock();
-        unreached.retain(|_, report| report.told.elapsed() < UNREACHED_HOLDS_FOR);
-        let old = unreached.iter().filter(|(_, report)| report.age >= age);
-        old.map(|(&member, _)| member).collect()
+        unreached.retain(|_, report| report.told.elapsed() <= patience);
+        let lasting = unreached
+            .iter()
+            .filter(|(_, report)| report.age >= 2 * patience && report.told.duration_since(report.since) >= patience);
+        lasting.map(|(&member, _)| member).collect()
     }
 
     /// The protocol as it was at the last tick.

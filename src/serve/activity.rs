@@ -65,7 +65,7 @@ impl ServeStats {
     }
 }
 
-/// How long a stalled write may be when its connection was told to end.
+/// How long a stalled write may be, or half a head may take, when its connection was told to end.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a connection without a request in flight waits for.
@@ -97,6 +97,8 @@ pub(super) enum Order {
 pub(super) struct Activity {
     clock: Arc<Clock>,
     in_flight: AtomicU32,
+    /// Requests so far, modulo 2^32.
+    begun: AtomicU32,
     waiting_for: AtomicU8,
     waiting_since_ms: AtomicU64,
     /// 0: no write is stalled.
@@ -141,6 +143,7 @@ impl Activity {
     fn new(clock: Arc<Clock>) -> Activity {
         Activity {
             in_flight: AtomicU32::new(0),
+            begun: AtomicU32::new(0),
             waiting_for: AtomicU8::new(FIRST_HEAD),
             waiting_since_ms: AtomicU64::new(clock.now_ms()),
             stalled_since_ms: AtomicU64::new(0),
@@ -161,6 +164,12 @@ impl Activity {
             self.http2.store(true, Relaxed);
         }
         self.in_flight.fetch_add(1, Relaxed);
+        self.begun.fetch_add(1, Relaxed);
+    }
+
+    /// How many requests there were, to tell one head from the next.
+    pub(super) fn begun(&self) -> u32 {
+        self.begun.load(Relaxed)
     }
 
     /// Its answer was handed over completely, or given up.
@@ -255,8 +264,8 @@ impl Activity {
             return;
         }
         if self.order.load(Relaxed) != NO_ORDER {
-            // It was told to close and has nothing to do: a second header timeout is time enough.
-            if over(self.drained_since_ms.load(Relaxed), limits.header_timeout) {
+            // It was told to close and has nothing to do; half a head is no request that was taken in.
+            if over(self.drained_since_ms.load(Relaxed), limits.header_timeout.min(DRAIN_PATIENCE)) {
                 self.give(CUT);
             }
             return;

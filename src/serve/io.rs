@@ -2,19 +2,24 @@
 
 use std::{
     io::{self, IoSlice},
+    mem::MaybeUninit,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     activity::{Activity, Order},
     problem,
+    request_line::RequestLine,
 };
+
+/// Read at once while a request head is expected.
+const HEAD_PIECE: usize = 8192;
 
 /// A watched stream.
 pub(super) struct Watched<I> {
@@ -22,6 +27,9 @@ pub(super) struct Watched<I> {
     activity: Arc<Activity>,
     member: u64,
     said_timeout: bool,
+    line: RequestLine,
+    /// [`Activity::begun`] when `line` began.
+    line_of: u32,
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Watched<I> {
@@ -31,7 +39,31 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Watched<I> {
             activity,
             member,
             said_timeout: false,
+            line: RequestLine::default(),
+            line_of: 0,
         }
+    }
+
+    /// A request line may come, or the rest of it.
+    fn expects_line(&mut self) -> bool {
+        if self.activity.is_http2() || !self.activity.is_waiting() {
+            return false;
+        }
+        let begun = self.activity.begun();
+        if self.line_of != begun {
+            (self.line, self.line_of) = (RequestLine::default(), begun);
+        }
+        !self.line.is_over()
+    }
+
+    fn poll_read_line(&mut self, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let mut piece = [MaybeUninit::uninit(); HEAD_PIECE];
+        let wanted = buf.remaining().min(HEAD_PIECE);
+        let mut read = ReadBuf::uninit(&mut piece[..wanted]);
+        ready!(Pin::new(self.inner.inner_mut()).poll_read(cx, &mut read))?;
+        self.line.take(read.filled_mut());
+        buf.put_slice(read.filled());
+        Poll::Ready(Ok(()))
     }
 
     /// A late request head: `408`, then end of file for hyper, which closes. Best effort: with nothing in flight the socket's buffer
@@ -78,7 +110,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Read for Watched<I> {
             self.say_timeout(cx);
             return Poll::Ready(Ok(()));
         }
-        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let result = match self.expects_line() {
+            true => self.poll_read_line(cx, buf),
+            false => Pin::new(&mut self.inner).poll_read(cx, buf),
+        };
         if result.is_ready() {
             self.activity.note_read();
         }

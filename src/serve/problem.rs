@@ -38,7 +38,7 @@ pub(super) fn answer(status: u16, member: u64) -> Vec<u8> {
         _ => (
             "Bad Request",
             "invalid_request",
-            "this is not a well-formed HTTP/1.1 or HTTP/2 request (in a URL, escape blanks, quotes, < and >)",
+            "this is not a well-formed HTTP/1.1 or HTTP/2 request (in a URL, escape blanks, quotes, #, < and >)",
             "",
         ),
     };

@@ -497,3 +497,51 @@ async fn shutdown_ends_background_answers_that_wait_for_their_turn() {
     server.order_stop();
     server.stopped().await;
 }
+
+#[tokio::test]
+async fn a_fragment_in_a_target_is_refused_and_not_dropped() {
+    let server = Server::start(router(), short(PATIENCE)).await;
+    for target in ["/#", "/?a=#b", "/echo#"] {
+        let mut stream = server.connect().await;
+        // On a connection that has served, and in pieces.
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nx: #\r\n\r\n").await.expect("sent");
+        assert!(read_answer(&mut stream).await.ends_with("hello"));
+        for piece in ["GET ", &target[..1], &target[1..], " HTTP/1.1\r\nhost: a\r\n\r\n"] {
+            stream.write_all(piece.as_bytes()).await.expect("sent");
+            stream.flush().await.expect("flushed");
+            tokio::task::yield_now().await;
+        }
+        let answer = String::from_utf8_lossy(&read_to_end(&mut stream).await).into_owned();
+        assert!(
+            answer.starts_with("HTTP/1.1 400 ") && answer.contains("escape blanks, quotes, #"),
+            "{answer}"
+        );
+    }
+    let mut stream = server.connect().await;
+    stream
+        .write_all(b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\na#b")
+        .await
+        .expect("sent");
+    assert!(read_answer(&mut stream).await.ends_with("a#b"), "a body is not looked at");
+}
+
+#[tokio::test]
+async fn half_a_head_does_not_hold_the_shutdown_back() {
+    let limits = ServeLimits {
+        shutdown_grace: PATIENCE * 2,
+        header_timeout: PATIENCE * 2,
+        ..ServeLimits::default()
+    };
+    let mut server = Server::start(router(), limits).await;
+    let mut streams = Vec::new();
+    for half in ["", "GET / HT", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        let mut stream = server.connect().await;
+        stream.write_all(half.as_bytes()).await.expect("sent");
+        streams.push(stream);
+    }
+    let mut stream = server.connect().await;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("sent");
+    assert!(read_answer(&mut stream).await.ends_with("hello"));
+    server.order_stop();
+    server.stopped().await;
+}

@@ -75,7 +75,7 @@ impl PeerEvents for NoEvents {
     fn unreachable(&self, _peer: u64) {}
     fn snapshot_sent(&self, _peer: u64, _ok: bool) {}
     fn answered(&self, _sender: &SenderIdentity<'_>, _messages: Vec<Message>) {}
-    fn unreached(&self, _: u64, _: Duration) {}
+    fn unreached(&self, _: u64, _: Option<Duration>) {}
     fn removed(&self, _detail: String) {}
     fn refused(&self, _peer: u64, _code: &str, _detail: String) {}
 }
@@ -200,7 +200,11 @@ async fn register_at(client: &reqwest::Client, url: &str, request: &serde_json::
     };
     let status = answer.status();
     if status.is_client_error() && status != reqwest::StatusCode::TOO_MANY_REQUESTS {
-        let problem: Problem = answer.json().await.unwrap_or_default();
+        let Ok(problem) = answer.json::<Problem>().await else {
+            return Err(ServerError::Refused(format!(
+                "{url} answers {status} without a reason that metcd would give: is a member of the cluster listening there? --join wants a client URL"
+            )));
+        };
         if problem.code == "change_in_progress" {
             return Ok(Err(problem.detail));
         }

@@ -5,13 +5,8 @@
 //! steps costs a wake-up of another thread, more than the work it does; here they are queue operations. Clients are served elsewhere
 //! (`tokio`'s worker threads), the log and the state machine have their own threads: nothing here may block.
 
-use std::time::Duration;
-
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
-
-/// What the blocking pool is at when the thread ends takes milliseconds; on a disk that hangs it is not waited for.
-const TASKS_END_WITHIN: Duration = Duration::from_secs(1);
 
 /// The thread. It ends with [`stop`](Self::stop) or when this is dropped, and with it every task that is still on it.
 pub struct PeerThread {
@@ -29,8 +24,8 @@ impl PeerThread {
         let thread = std::thread::Builder::new().name("peers".into()).spawn(move || {
             // An error means that the other end was dropped: that is a stop, too.
             let _ = runtime.block_on(stopped);
-            // A task in the blocking pool reads a step of a snapshot, and holds the store meanwhile.
-            runtime.shutdown_timeout(TASKS_END_WITHIN);
+            // A task in the blocking pool (a snapshot being read) is not waited for.
+            runtime.shutdown_background();
         })?;
         Ok(PeerThread { handle, stop, thread })
     }

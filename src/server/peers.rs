@@ -51,7 +51,7 @@ impl PeerEvents for Events {
         }
     }
 
-    fn unreached(&self, peer: u64, age: Duration) {
+    fn unreached(&self, peer: u64, age: Option<Duration>) {
         self.shared.note_unreached(peer, age);
     }
 

@@ -14,6 +14,7 @@ use super::join::Settled;
 use crate::config::Config;
 use crate::consensus::LogImage;
 use crate::datadir::DataDir;
+use crate::snapshot::SnapshotError;
 use crate::state::State;
 use crate::state::command::{MemberRecord, MemberRole};
 use crate::store::{self, KvStore};
@@ -114,7 +115,10 @@ fn open_state(store: &Arc<dyn KvStore>, snapshot_dir: &Path) -> Result<State, Se
         }
         Err(error) => return Err(error.into()),
     }
-    snapshot::install(&file, store.as_ref()).map_err(|source| ServerError::StateFile { file, source })?;
+    match snapshot::install(&file, store.as_ref()) {
+        Err(source @ SnapshotError::Corrupt(_)) => return Err(ServerError::StateFile { file, source }),
+        result => result?,
+    };
     Ok(State::open(store.clone())?)
 }
 

@@ -311,9 +311,9 @@ impl Inner {
     }
 
     async fn answer_with_ride(&self, from: u64, kind: LaneKind, asks: bool) -> Answer {
-        let rides = self.transport.as_ref().filter(|_| asks).and_then(|transport| transport.rides(from));
-        let Some(rides) = rides else { return empty_answer() };
-        let body = rides.wait(kind).await;
+        let link = self.transport.as_ref().filter(|_| asks).and_then(|transport| transport.link(from));
+        let Some(link) = link else { return empty_answer() };
+        let body = link.rides.wait(kind).await;
         if body.is_empty() {
             return empty_answer();
         }

@@ -246,7 +246,7 @@ impl Queue {
     }
 
     /// What began then has failed.
-    fn is_down_since(&self, began: Instant) {
+    fn mark_down_since(&self, began: Instant) {
         self.waiting.lock().down_since.get_or_insert(began);
     }
 
@@ -340,9 +340,33 @@ pub(super) struct Lane {
     seq: u64,
     backoff: Duration,
     refusals: Arc<RefusalLog>,
-    rides: Arc<Rides>,
+    link: Arc<Link>,
     /// That the peer is down was said at a level that people read.
     warned: bool,
+    /// What the peer said last of its own attempts.
+    is_unreached: bool,
+}
+
+/// What the lanes to a peer have in common.
+#[derive(Default)]
+pub(super) struct Link {
+    pub(super) rides: Rides,
+    pub(super) reach: Reach,
+}
+
+/// When a peer last answered a POST, on either lane.
+#[derive(Default)]
+pub(super) struct Reach(Mutex<Option<Instant>>);
+
+impl Reach {
+    fn note_answer(&self) {
+        *self.0.lock() = Some(Instant::now());
+    }
+
+    /// How long ago that was; `None`: never.
+    pub(super) fn since_answer(&self) -> Option<Duration> {
+        self.0.lock().map(|at| at.elapsed())
+    }
 }
 
 /// How a POST ended.
@@ -369,7 +393,7 @@ impl Lane {
         events: Arc<dyn PeerEvents>,
         destination: Destination,
         refusals: Arc<RefusalLog>,
-        rides: Arc<Rides>,
+        link: Arc<Link>,
     ) -> Lane {
         Lane {
             queue,
@@ -381,8 +405,9 @@ impl Lane {
             seq: 0,
             backoff: FIRST_BACKOFF,
             refusals,
-            rides,
+            link,
             warned: false,
+            is_unreached: false,
         }
     }
 
@@ -442,7 +467,7 @@ impl Lane {
                         // The peer hangs. Dropping the requests closes their connections.
                         in_flight.clear();
                         started.clear();
-                        self.queue.is_down_since(oldest);
+                        self.queue.mark_down_since(oldest);
                         self.settle(self.epoch, Outcome::Failed(format!("no answer within {timeout:?}")));
                         watchdog.as_mut().reset(Instant::now() + timeout);
                     } else {
@@ -455,7 +480,7 @@ impl Lane {
 
     /// What counts as in flight for the next batch: one that can ride takes no place.
     fn in_flight_for_queue(&self, posts: usize) -> usize {
-        if self.queue.kind == LaneKind::Control && self.rides.is_any() {
+        if self.queue.kind == LaneKind::Control && self.link.rides.is_any() {
             0
         } else {
             posts
@@ -467,7 +492,7 @@ impl Lane {
         if self.queue.kind != LaneKind::Control {
             return Some(body);
         }
-        let returned = self.rides.give(body).err();
+        let returned = self.link.rides.give(body).err();
         if returned.is_none() {
             self.queue.counters.rides.fetch_add(1, Relaxed);
         }
@@ -553,8 +578,11 @@ impl Lane {
         if let Outcome::Queued { answer, unreached } = outcome {
             self.backoff = FIRST_BACKOFF;
             self.come_up();
-            if let Some(age) = unreached {
-                self.events.unreached(peer, age);
+            self.link.reach.note_answer();
+            // Nearly always it has nothing to say, and has not had before.
+            if unreached.is_some() || self.is_unreached {
+                self.is_unreached = unreached.is_some();
+                self.events.unreached(peer, unreached);
             }
             if let Some(answer) = answer {
                 self.take_answer(answer);

@@ -120,14 +120,14 @@ impl Default for TransportLimits {
 
 /// What the transport tells the driver. Implementations only enqueue.
 pub trait PeerEvents: Send + Sync + 'static {
-    /// Messages to this peer were lost: `RawNode::report_unreachable`.
+    /// Messages to this peer were lost, or it is still not reached: `RawNode::report_unreachable`.
     fn unreachable(&self, peer: u64);
     /// `RawNode::report_snapshot`; exactly once for each snapshot handed in.
     fn snapshot_sent(&self, peer: u64, ok: bool);
     /// Checked messages that came in the answer to a request. Dropped if the sender is not admitted or the queue is full.
     fn answered(&self, sender: &SenderIdentity<'_>, messages: Vec<Message>);
-    /// A peer answers, and says that it has not been able to send to this node for so long.
-    fn unreached(&self, peer: u64, age: Duration);
+    /// A peer answers, and says that it has not been able to send to this node for so long; `None` after that: it is.
+    fn unreached(&self, peer: u64, age: Option<Duration>);
     /// A peer knows this member as removed: the node must stop and say so.
     fn removed(&self, detail: String);
     /// A peer refuses this node (`412`) for another reason. Called each time; the transport logs it once per peer and code.

@@ -10,8 +10,7 @@ use tokio::runtime::Handle;
 
 use super::{
     Identity, Peer, PeerEvents, SnapshotSource, TransportLimits, http_client,
-    lane::{Destination, Lane, LaneKind, LaneMetrics, Pushed, Queue, RefusalLog, read_problem},
-    ride::Rides,
+    lane::{Destination, Lane, LaneKind, LaneMetrics, Link, Pushed, Queue, RefusalLog, read_problem},
     snapshot_out::{self, Report},
     wire,
 };
@@ -42,7 +41,7 @@ struct PeerHandle {
     destination: Destination,
     control: Arc<Queue>,
     append: Arc<Queue>,
-    rides: Arc<Rides>,
+    link: Arc<Link>,
     snapshot_underway: Arc<Mutex<bool>>,
 }
 
@@ -130,7 +129,7 @@ impl Transport {
     fn connect(&self, peer: &Peer) -> Result<PeerHandle, FetchError> {
         let inner = &self.0;
         let destination = Destination::new(&inner.identity, peer, url_of(&peer.url, "raft")?);
-        let rides = Arc::new(Rides::default());
+        let link = Arc::new(Link::default());
         let lane = |kind| {
             let queue = Arc::new(Queue::new(kind, &inner.limits));
             // A client each, so that no lane's connections serve another.
@@ -143,7 +142,7 @@ impl Transport {
                 inner.events.clone(),
                 destination.clone(),
                 inner.refusals.clone(),
-                rides.clone(),
+                link.clone(),
             );
             inner.runtime.spawn(lane.run());
             Ok(queue)
@@ -154,7 +153,7 @@ impl Transport {
             url: peer.url.clone(),
             control,
             append,
-            rides,
+            link,
             snapshot_underway: Arc::default(),
             destination,
         })
@@ -209,6 +208,11 @@ impl Transport {
                     if code == super::MEMBER_REMOVED {
                         own_events.removed(detail);
                     }
+                }
+                Err(snapshot_out::SendError::Failed { status, code, detail }) => {
+                    tracing::debug!(peer = destination.peer, %status, code, detail, "snapshot not taken");
+                    // Once: it is tried again and again.
+                    refusals.note(destination.peer, &code, &detail);
                 }
                 Err(err) => tracing::warn!(peer = destination.peer, error = %err, "snapshot not sent"),
             }
@@ -283,16 +287,18 @@ impl Transport {
         serde_json::from_slice(&body).map_err(|err| FetchError::Unreachable(format!("its answer is no JSON: {err}")))
     }
 
-    /// The rides to this peer, if it is one.
-    pub(super) fn rides(&self, peer: u64) -> Option<Arc<Rides>> {
-        self.0.peers.read().get(&peer).map(|handle| handle.rides.clone())
+    /// What the lanes to this peer have in common, if it is one.
+    pub(super) fn link(&self, peer: u64) -> Option<Arc<Link>> {
+        self.0.peers.read().get(&peer).map(|handle| handle.link.clone())
     }
 
-    /// How long this node has not been able to send to this peer; `None` if it is, or has not tried.
+    /// How long this node has not been able to send to this peer; `None` if it is, or has not tried. A slow link is none that fails: what
+    /// waits for long on one lane may be large, and others arrive meanwhile.
     pub(super) fn fails_for(&self, peer: u64) -> Option<Duration> {
         let peers = self.0.peers.read();
         let handle = peers.get(&peer)?;
-        handle.control.fails_for().max(handle.append.fails_for())
+        let fails_for = handle.control.fails_for().max(handle.append.fails_for())?;
+        Some(handle.link.reach.since_answer().map_or(fails_for, |since| since.min(fails_for)))
     }
 
     /// Whom this node sends to, ascending.

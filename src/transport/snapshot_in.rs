@@ -8,12 +8,13 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::body::HttpBody;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
 use raft::eraftpb::Message;
 use tokio::{fs::File, io::AsyncWriteExt as _, sync::Semaphore, time::timeout};
 
@@ -26,6 +27,9 @@ use super::{
 
 /// The raft message in front of the snapshot: metadata, a few bytes per member.
 const MAX_HEAD_BYTES: usize = 64 << 10;
+
+/// The leader sends again as soon as it may; a disk that is full stays so for a while, and is not to be filled up each time.
+const FULL_DISK_REST: Duration = Duration::from_secs(10);
 
 static NEXT_FILE: AtomicU64 = AtomicU64::new(0);
 
@@ -53,12 +57,15 @@ pub(super) enum ReceiveError {
 /// Receives one snapshot at a time.
 pub(super) struct Receiver {
     place: Arc<Semaphore>,
+    /// When the disk was last too full for one.
+    full: Mutex<Option<Instant>>,
 }
 
 impl Receiver {
     pub(super) fn new() -> Receiver {
         Receiver {
             place: Arc::new(Semaphore::new(1)),
+            full: Mutex::default(),
         }
     }
 
@@ -80,7 +87,17 @@ impl Receiver {
         validate::check_snapshot(&message, from, to).map_err(ReceiveError::Invalid)?;
         let directory = service.snapshot_dir();
         let mut incoming = Incoming::new(&directory, from, message.get_snapshot().get_metadata().index);
-        write_durably(incoming.path(), rest, &mut pieces).await?;
+        if self.full.lock().is_some_and(|at| at.elapsed() < FULL_DISK_REST) {
+            let what = format!("the disk was full less than {FULL_DISK_REST:?} ago");
+            return Err(io::Error::new(ErrorKind::StorageFull, what).into());
+        }
+        let written = write_durably(incoming.path(), rest, &mut pieces).await;
+        if let Err(ReceiveError::Io(error)) = &written
+            && error.kind() == ErrorKind::StorageFull
+        {
+            *self.full.lock() = Some(Instant::now());
+        }
+        written?;
         let service = service.clone();
         // From here on it goes to its end also if the sender goes away and this future is dropped: the place and the file go along.
         let accept = move || {

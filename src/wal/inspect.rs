@@ -59,6 +59,19 @@ impl Inspected {
     }
 }
 
+/// The error as it would be told of the log itself: nobody finds the copy.
+fn in_place_of(error: WalError, copy: &Path, dir: &Path) -> WalError {
+    let told = |text: String| text.replace(&copy.display().to_string(), &dir.display().to_string());
+    match error {
+        WalError::Io { what, source } => WalError::Io { what: told(what), source },
+        WalError::Engine(text) => WalError::Engine(told(text)),
+        WalError::Corrupt(text) => WalError::Corrupt(told(text)),
+        WalError::Lost(text) => WalError::Lost(told(text)),
+        WalError::Refused(text) => WalError::Refused(told(text)),
+        WalError::Compacted { .. } => error,
+    }
+}
+
 /// Copies the log in `dir` and opens the copy.
 ///
 /// # Errors
@@ -82,7 +95,7 @@ pub fn inspect(dir: &Path) -> Result<Inspected, WalError> {
         "rocksdb" => WalEngine::RocksDb,
         other => return Err(WalError::Refused(format!("this program knows no engine {other}"))),
     };
-    let wal = super::open(engine, &copy.0, true);
+    let wal = super::open(engine, &copy.0, true).map_err(|error| in_place_of(error, &copy.0, dir));
     Ok(Inspected {
         wal,
         facts: Facts {

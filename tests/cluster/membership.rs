@@ -352,6 +352,69 @@ async fn a_member_that_joined_before_the_request_for_its_pair_came_replaces_too(
     voters_are(&cluster, leader, &wanted).await;
 }
 
+/// Otherwise a cluster of three would end as one of two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_replaces_one_other_and_not_two() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let (first, second) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    let peer_url = cluster.joiner(Some(4)).peer_url.clone();
+    let body = |remove: u64| Some(json!({ "remove": remove, "add": { "id": 4, "peer_url": peer_url } }));
+    let (status, answer) = cluster
+        .call(Method::POST, leader, "/members/replace?timeout=300ms", body(first))
+        .await;
+    assert_eq!(status, 202, "{answer}");
+    for on in [leader, second] {
+        let (status, answer) = cluster.call(Method::POST, on, "/members/replace?timeout=25s", body(second)).await;
+        assert_eq!((status, &answer["code"]), (409, &json!("change_in_progress")), "{answer}");
+    }
+    cluster.node(4).start();
+    let (status, answer) = cluster
+        .call(Method::POST, leader, "/members/replace?timeout=25s", body(first))
+        .await;
+    assert_eq!(status, 200, "{answer}");
+    voters_are(&cluster, leader, &[leader.min(second), leader.max(second), 4]).await;
+}
+
+/// Of two requests at once that name a member which votes already, one takes it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_there_already_replaces_one_other_and_not_two() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let peer_url = cluster.joiner(Some(7)).peer_url.clone();
+    cluster.node(7).start();
+    voters_are(&cluster, leader, &[1, 2, 3, 7]).await;
+    let others = [leader % 3 + 1, (leader + 1) % 3 + 1];
+    let replace = async |remove: u64| {
+        let body = json!({ "remove": remove, "add": { "id": 7, "peer_url": peer_url } });
+        cluster.call(Method::POST, leader, "/members/replace?timeout=20s", Some(body)).await
+    };
+    let (one, two) = tokio::join!(replace(others[0]), replace(others[1]));
+    let mut statuses = [one.0, two.0];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 409], "{one:?} {two:?}");
+    let stays = if one.0 == 409 { others[0] } else { others[1] };
+    let mut wanted = vec![leader, stays, 7];
+    wanted.sort_unstable();
+    voters_are(&cluster, leader, &wanted).await;
+}
+
+/// An id that no node may have would leave no id for whoever lets the cluster choose.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_are_those_that_a_node_may_have() {
+    let cluster = Cluster::start(Setup::of(1)).await;
+    let add = async |body: Value| cluster.call(Method::POST, 1, "/members", Some(body)).await;
+    let highest = (1u64 << 53) - 1;
+    for id in [0, highest + 1, u64::MAX] {
+        let (status, answer) = add(json!({ "id": id, "peer_url": "http://127.0.0.1:9", "role": "learner" })).await;
+        assert_eq!((status, &answer["code"]), (400, &json!("invalid_request")), "{answer}");
+    }
+    let (status, answer) = add(json!({ "id": highest, "peer_url": "http://127.0.0.1:9", "role": "learner" })).await;
+    assert_eq!(status, 201, "{answer}");
+    let (status, answer) = add(json!({ "peer_url": "http://127.0.0.1:10", "role": "learner" })).await;
+    assert_eq!((status, &answer["id"]), (201, &json!(2)), "{answer}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_founding_voter_replaces_nobody() {
     let cluster = Cluster::start(Setup::of(3)).await;

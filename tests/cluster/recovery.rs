@@ -276,7 +276,7 @@ async fn a_member_that_moved_without_telling_is_told_what_to_do() {
     .await;
 }
 
-/// A store must not be closed by a task that is still being dropped when the process has begun to end: RocksDB aborts it then.
+/// A task that is still being dropped may close the store when the process has begun to end: RocksDB aborted it then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_soon_after_a_start_ends_with_exit_code_0() {
     for store in built(&STORES) {

@@ -295,3 +295,36 @@ fn http2_heads_that_are_too_large_get_the_same_answer() {
     let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(problem["code"], "headers_too_large");
 }
+
+/// A client that does not escape must not reach another key, or delete everything.
+#[test]
+fn a_hash_sign_in_a_target_is_refused() {
+    let server = Server::start();
+    server.put("/color", "keep");
+    for (method, target) in [
+        ("PUT", "/color#red"),
+        ("DELETE", "/v1/kv?prefix=#tmp/"),
+        ("GET", "/color?prev#=true"),
+    ] {
+        server.send(method, target, &[], b"x").refused(400, "invalid_request");
+    }
+    assert_eq!(server.get("/color").text(), "keep");
+    server.put("/color%23red", "red");
+    assert_eq!(
+        (server.get("/color").text(), server.get("/color%23red").text()),
+        ("keep".into(), "red".into())
+    );
+}
+
+/// What a coding made of the body would be stored as the value.
+#[test]
+fn a_coding_other_than_chunked_is_refused() {
+    let server = Server::start();
+    for coding in ["gzip, chunked", "foo, chunked"] {
+        let answer = server.send("PUT", "/a", &[("Transfer-Encoding", coding)], b"1\r\nx\r\n0\r\n\r\n");
+        answer.refused(400, "invalid_request");
+        assert_eq!(answer.json()["outcome"], "not_applied");
+    }
+    let answer = server.send("PUT", "/a", &[("Transfer-Encoding", "Chunked")], b"1\r\nx\r\n0\r\n\r\n");
+    assert_eq!((answer.status, server.get("/a").text()), (201, "x".into()));
+}

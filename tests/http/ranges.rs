@@ -300,3 +300,29 @@ fn a_transaction_compares_every_target_with_every_operator() {
     assert_eq!(server.post("/v1/txn", &json!({"then": vec![get; 128]})).status, 200);
     assert_eq!(server.get("/a").revision(), 5);
 }
+
+/// A page may come from a member that is ahead of the one that is asked for the next.
+#[test]
+fn a_serializable_page_waits_for_the_revision_of_the_page_before() {
+    let (ahead, behind) = (Server::start(), Server::start());
+    for server in [&ahead, &behind] {
+        for key in ["/a", "/b"] {
+            server.put(key, "1");
+        }
+    }
+    ahead.put("/c", "1");
+    let token = ahead.get("/v1/kv?limit=1&keys_only=true").json()["next"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let next = |timeout: &str| {
+        let target = format!("/v1/kv?limit=1&keys_only=true&consistency=serializable&timeout={timeout}&after={token}");
+        behind.get(&target)
+    };
+    next("50ms").refused(504, "timeout");
+    std::thread::scope(|scope| {
+        let page = scope.spawn(|| next("30s"));
+        behind.put("/c", "1");
+        assert_eq!(page.join().unwrap().json()["kvs"][0]["key"], "b");
+    });
+}

@@ -46,7 +46,7 @@ pub struct Events {
     pub removed: Mutex<Vec<String>>,
     pub refused: Mutex<Vec<(u64, String)>>,
     pub answered: Mutex<Vec<Message>>,
-    pub unreached: Mutex<Vec<(u64, Duration)>>,
+    pub unreached: Mutex<Vec<(u64, Option<Duration>)>>,
 }
 
 impl Events {
@@ -65,7 +65,7 @@ impl PeerEvents for Events {
     fn answered(&self, _: &SenderIdentity<'_>, messages: Vec<Message>) {
         self.answered.lock().extend(messages);
     }
-    fn unreached(&self, peer: u64, age: Duration) {
+    fn unreached(&self, peer: u64, age: Option<Duration>) {
         self.unreached.lock().push((peer, age));
     }
     fn removed(&self, detail: String) {

@@ -1,0 +1,159 @@
+//! When the state is made durable outside the log, so that the log can be cut: in the ordinary course, on a disk that is nearly full, and
+//! after a failure.
+
+use std::time::{Duration, Instant};
+
+/// Due after so many bytes of log, or the size of the last snapshot if that is larger.
+const MIN_BYTES_BETWEEN: u64 = 128 << 20;
+/// On a disk that is nearly full one follows another no sooner, nor sooner than ten times as long as the last one took.
+const MIN_REST: Duration = Duration::from_secs(10);
+/// One that failed is tried again after [`MIN_REST`], then after twice that, and so on up to this.
+const MAX_REST: Duration = Duration::from_secs(600);
+/// What has to be gained for one on a disk that is nearly full.
+const MIN_GAIN: u64 = 1 << 20;
+
+/// What has changed since the last one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Since {
+    /// Entries applied.
+    pub entries: u64,
+    /// Bytes of log.
+    pub log_bytes: u64,
+    /// Keys and values in the state now.
+    pub state_bytes: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Pace {
+    snapshot_entries: u64,
+    begun: Option<Instant>,
+    ended: Option<Instant>,
+    rest: Duration,
+    failed: bool,
+    /// Bytes of the last one, and of keys and values in it.
+    last_bytes: u64,
+    last_state_bytes: u64,
+}
+
+impl Pace {
+    /// `snapshot_entries` as configured; the state as it was found is as good as a snapshot.
+    pub(super) fn new(snapshot_entries: u64, state_bytes: u64) -> Pace {
+        Pace {
+            snapshot_entries,
+            begun: None,
+            ended: None,
+            rest: Duration::ZERO,
+            failed: false,
+            last_bytes: state_bytes,
+            last_state_bytes: state_bytes,
+        }
+    }
+
+    /// Whether one is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.begun.is_some()
+    }
+
+    /// Whether it is time for one.
+    pub(super) fn is_due(&self, since: Since, is_disk_full: bool, now: Instant) -> bool {
+        if self.is_busy() || since.entries == 0 {
+            return false;
+        }
+        let is_much = since.entries >= self.snapshot_entries || since.log_bytes >= MIN_BYTES_BETWEEN.max(self.last_bytes);
+        // Nothing else gives back what was deleted of a store in memory, and what the log holds.
+        let deleted = self.last_state_bytes.saturating_sub(since.state_bytes);
+        let gain = deleted.saturating_add(since.log_bytes);
+        let is_worth_it = is_disk_full && gain >= MIN_GAIN.max(self.last_bytes / 4);
+        let rest = if self.failed && !is_disk_full { MIN_REST } else { self.rest };
+        let has_rested = self.ended.is_none_or(|ended| now.saturating_duration_since(ended) >= rest);
+        match self.failed {
+            true => has_rested && (is_much || is_worth_it),
+            false => is_much || (has_rested && is_worth_it),
+        }
+    }
+
+    /// It is under way, of a state with so many bytes of keys and values.
+    pub(super) fn begin(&mut self, state_bytes: u64, now: Instant) {
+        self.begun = Some(now);
+        self.last_state_bytes = state_bytes;
+    }
+
+    /// It has ended: its size, or that it failed.
+    pub(super) fn end(&mut self, bytes: Option<u64>, now: Instant) {
+        let took = self
+            .begun
+            .take()
+            .map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun));
+        self.ended = Some(now);
+        self.rest = match (bytes, self.failed) {
+            (None, true) => (self.rest * 2).min(MAX_REST),
+            (None, false) => MIN_REST,
+            (Some(_), _) => MIN_REST.max(took * 10),
+        };
+        self.failed = bytes.is_none();
+        match bytes {
+            Some(bytes) => self.last_bytes = bytes,
+            // What it would have given back is still to be gained.
+            None => self.last_state_bytes = u64::MAX,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn since(entries: u64, log_bytes: u64, state_bytes: u64) -> Since {
+        Since {
+            entries,
+            log_bytes,
+            state_bytes,
+        }
+    }
+
+    #[test]
+    fn entries_or_bytes_make_one_due_and_nothing_new_does_not() {
+        let (pace, now) = (Pace::new(100, 0), Instant::now());
+        assert!(!pace.is_due(since(99, 127 * MIB, 0), false, now));
+        assert!(pace.is_due(since(100, 0, 0), false, now));
+        assert!(pace.is_due(since(1, 128 * MIB, 0), false, now));
+        assert!(!pace.is_due(since(0, 0, 0), true, now));
+    }
+
+    #[test]
+    fn on_a_full_disk_one_is_made_for_what_it_gives_back_and_not_too_often() {
+        let (mut pace, start) = (Pace::new(100, 40 * MIB), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(!pace.is_due(since(3, 100, 40 * MIB), true, start), "nothing is gained");
+        assert!(!pace.is_due(since(3, 100, 2 * MIB), false, start), "there is room");
+        assert!(pace.is_due(since(3, 100, 2 * MIB), true, start));
+        pace.begin(2 * MIB, at(0));
+        assert!(!pace.is_due(since(3, 100, 0), true, at(1)), "one is under way");
+        pace.end(Some(2 * MIB), at(3));
+        assert!(!pace.is_due(since(3, 9 * MIB, 2 * MIB), true, at(32)), "it took three seconds");
+        assert!(pace.is_due(since(3, 9 * MIB, 2 * MIB), true, at(33)));
+        assert!(!pace.is_due(since(3, 100, 2 * MIB), true, at(33)), "nothing is gained");
+        assert!(pace.is_due(since(100, 100, 2 * MIB), true, at(4)), "the ordinary course goes on");
+    }
+
+    #[test]
+    fn one_that_fails_is_tried_again_ever_more_seldom_until_there_is_room() {
+        let (mut pace, mut now) = (Pace::new(100, 0), Instant::now());
+        let much = since(100, 0, 0);
+        for seconds in [10, 20, 40, 80, 160, 320, 600, 600] {
+            pace.begin(0, now);
+            pace.end(None, now);
+            now += Duration::from_secs(seconds) - Duration::from_millis(1);
+            assert!(!pace.is_due(much, true, now), "{seconds}");
+            now += Duration::from_millis(1);
+            assert!(pace.is_due(much, true, now), "{seconds}");
+            assert!(pace.is_due(since(1, 0, 0), true, now), "it may give room");
+        }
+        pace.begin(0, now);
+        pace.end(None, now);
+        assert!(pace.is_due(much, false, now + MIN_REST));
+    }
+}

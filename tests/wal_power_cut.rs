@@ -1,5 +1,5 @@
-//! Power cuts: nothing that a log acknowledged, or a store made durable, may be missing afterwards, whatever the disk had not flushed. A store that
-//! does not promise as much may be empty, but never anything else.
+//! Power cuts: nothing that a log, or a cluster, acknowledged, or a store made durable, may be missing afterwards, whatever the disk had not
+//! flushed. A store that does not promise as much may be empty, but never anything else.
 //!
 //! A child process appends and compacts as fast as it can, on an ext4 on a [`disk`] that knows what was flushed. At random moments the disk is
 //! copied as a power cut would leave it; the copy is mounted, the log in it is opened by another process and compared with
@@ -23,6 +23,7 @@
 use std::{
     env,
     io::{self, BufRead, BufReader, Write},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -32,6 +33,8 @@ use std::{
     time::Duration,
 };
 
+#[path = "power_cut/cluster.rs"]
+mod cluster;
 #[path = "power_cut/disk.rs"]
 mod disk;
 #[path = "power_cut/store.rs"]
@@ -42,6 +45,8 @@ mod workload;
 use disk::{Disk, Mounted};
 
 const DISK_BYTES: u64 = 320 * 1024 * 1024;
+/// Of three members.
+const CLUSTER_DISK_BYTES: u64 = 768 * 1024 * 1024;
 const KILL_EVERY: u64 = 4;
 /// Exit code of a runner that could not set up its disk.
 const NO_DISK: i32 = 77;
@@ -124,6 +129,14 @@ impl Task {
 #[test]
 fn task_of_a_child_process() {
     let Some(task) = Task::from_env() else { return };
+    if cluster::engines(&task.engine).is_some() {
+        match task.role {
+            "append" => cluster::append(&task.engine, &task.dir, task.seed, task.sync),
+            "verify" => println!("\n{}", cluster::verify(&task.engine, &task.dir, task.seed, task.number)),
+            _ => std::process::exit(run(&task)),
+        }
+        return;
+    }
     match (task.role, store::backend(&task.engine)) {
         ("append", Some(backend)) => store::append(backend, &task.dir, task.seed, task.sync),
         ("verify", Some(backend)) => println!("\n{}", store::verify(backend, &task.dir, task.seed, task.number)),
@@ -146,7 +159,7 @@ impl Appender {
             dir: dir.to_owned(),
             ..task.clone()
         };
-        let mut child = task.command(&[]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = task.command(&[]).stdout(Stdio::piped()).process_group(0).spawn().unwrap();
         let acknowledged = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&acknowledged);
         let out = BufReader::new(child.stdout.take().unwrap());
@@ -173,11 +186,19 @@ impl Appender {
     }
 }
 
+impl Appender {
+    /// Ends it, and whatever it has started.
+    fn end(&mut self) {
+        // Nobody hears the child when it is killed: what it started is in its process group.
+        let group = format!("-{}", self.child.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
+        let _ = self.child.wait();
+    }
+}
+
 impl Drop for Appender {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }
 
@@ -258,7 +279,12 @@ impl Live {
 
 /// The runner: cuts the power `task.number` times. Returns its exit code: 0, [`LOST`] or [`NO_DISK`].
 fn run(task: &Task) -> i32 {
-    let started = disk::format(DISK_BYTES, &task.dir).and_then(|content| Live::start(task, content));
+    // A cluster has its ports, and cannot run twice.
+    let (disk_bytes, kill_every) = match cluster::engines(&task.engine) {
+        Some(_) => (CLUSTER_DISK_BYTES, 1),
+        None => (DISK_BYTES, KILL_EVERY),
+    };
+    let started = disk::format(disk_bytes, &task.dir).and_then(|content| Live::start(task, content));
     let mut live = match started {
         Ok(live) => live,
         Err(error) => {
@@ -271,25 +297,28 @@ fn run(task: &Task) -> i32 {
     let mut floor = 0;
     for cut in 1..=task.number {
         live.appender.wait_for(floor + 1);
-        std::thread::sleep(Duration::from_millis(random.below(250)));
+        std::thread::sleep(Duration::from_millis(random.below(if kill_every == 1 { 2_000 } else { 250 })));
         let acknowledged = live.appender.acknowledged();
         let (image, unflushed) = live.disk.cut(&mut random);
         tally.cuts += 1;
         tally.operations += acknowledged - floor;
         tally.unflushed_writes += unflushed as u64;
         floor = acknowledged;
+        if kill_every == 1 {
+            live.appender.end();
+        }
         let verdict = match disk::mount_image(&image, &task.dir) {
             Ok(after) => verify(task, &after.dir.join("log"), acknowledged, &mut tally),
             Err(error) => format!("refused: the file system: {error}"),
         };
         tally.count(cut, &verdict);
-        if cut % KILL_EVERY == 0 {
+        if cut % kill_every == 0 {
             let went_on = verdict.starts_with("whole") || verdict.starts_with("empty");
             floor = if verdict.starts_with("whole") { floor } else { 0 };
             let content = if went_on {
                 image
             } else {
-                disk::format(DISK_BYTES, &task.dir).unwrap()
+                disk::format(disk_bytes, &task.dir).unwrap()
             };
             tally.flushes += live.disk.flushes();
             drop(live);
@@ -367,7 +396,8 @@ fn survives_kills(engine: &str, why: &str) {
          !!! Instead: kill -9, and one fdatasync or more counted for each append."
     ));
     let place = tempfile::tempdir().unwrap();
-    let dir = place.path().join("log");
+    std::fs::create_dir(place.path().join("live")).unwrap();
+    let dir = place.path().join("live").join("log");
     let task = Task {
         role: "run",
         engine: engine.to_owned(),
@@ -390,7 +420,7 @@ fn survives_kills(engine: &str, why: &str) {
         );
         floor = if verdict.starts_with("whole") { floor } else { 0 };
     }
-    if store::backend(engine).is_some() {
+    if store::backend(engine).is_some() || cluster::engines(engine).is_some() {
         return;
     }
     let mut wal = workload::open(&task.engine, &place.path().join("counted"), true).unwrap();
@@ -439,6 +469,22 @@ fn store_sled_loses_nothing_in_a_power_cut() {
 #[test]
 fn store_rocksdb_loses_nothing_in_a_power_cut() {
     survives("store-rocksdb");
+}
+
+#[test]
+fn cluster_sled_memory_loses_nothing_in_a_power_cut() {
+    survives("cluster-sled-memory");
+}
+
+#[test]
+fn cluster_raft_engine_sled_loses_nothing_in_a_power_cut() {
+    survives("cluster-raft-engine-sled");
+}
+
+#[cfg(feature = "rocksdb")]
+#[test]
+fn cluster_rocksdb_rocksdb_loses_nothing_in_a_power_cut() {
+    survives("cluster-rocksdb-rocksdb");
 }
 
 #[test]

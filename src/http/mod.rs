@@ -34,6 +34,7 @@ mod respond;
 mod route;
 mod slow;
 mod span;
+mod starting;
 mod trace;
 mod txn;
 mod watch;
@@ -54,6 +55,8 @@ use http::{HeaderValue, Method, Request, StatusCode, Version, header};
 use hyper::body::Body as HttpBody;
 use tokio::time::Instant;
 use tracing::Instrument as _;
+
+pub use starting::Starting;
 
 use self::body::RequestBody;
 use self::call::{Call, Reply};

@@ -9,6 +9,7 @@ mod peers;
 mod recover;
 mod stop;
 
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{channel, unbounded_channel};
+use tokio::sync::oneshot;
 
 use admission::Admissions;
 use peer_thread::PeerThread;
@@ -106,12 +108,13 @@ fn log_failure(error: &WalError) -> String {
 pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
     let config = Arc::new(config);
     let mut data_dir = DataDir::open(&config)?;
+    let client_listener = bind("clients", "--listen-client", config.listen.client).await?;
+    let starting = Starting::serve(&client_listener, &config, data_dir.node_id())?;
     let mut stop = pin!(stop);
     let settled = tokio::select! {
         settled = join::settle(&config, &mut data_dir) => settled?,
         () = &mut stop => return Ok(()),
     };
-    let client_listener = bind("clients", "--listen-client", config.listen.client).await?;
     let peer_listener = bind("peers", "--listen-peer", config.listen.peer).await?;
     // Not before it may: whoever is refused reads one line, the reason.
     tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %config.node.data_dir.display(), "starting");
@@ -211,6 +214,7 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         }
     };
     let peer_server = peer_thread.handle().spawn(serve_peers);
+    starting.end();
     let client_server = tokio::spawn(serve::serve_with(
         client_listener,
         Plain,
@@ -261,6 +265,30 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     match failure {
         None => Ok(()),
         Some(fatal) => Err(ServerError::Failed(fatal.reason)),
+    }
+}
+
+/// Answers on the client listener until the member itself does, or the start has failed.
+struct Starting {
+    end: oneshot::Sender<()>,
+}
+
+impl Starting {
+    fn serve(listener: &TcpListener, config: &Config, id: Option<u64>) -> std::io::Result<Starting> {
+        // Another handle of the same socket: whoever connects while one takes over from the other waits in its queue.
+        let listener = TcpListener::from_std(listener.as_fd().try_clone_to_owned()?.into())?;
+        let (end, ended) = oneshot::channel();
+        let limits = serve_limits(config, id.unwrap_or(0));
+        tokio::spawn(serve::serve(listener, http::Starting::new(config, id), limits, async {
+            // Dropped: the start has failed.
+            let _ = ended.await;
+        }));
+        Ok(Starting { end })
+    }
+
+    fn end(self) {
+        // If it has ended, that is what is wanted.
+        let _ = self.end.send(());
     }
 }
 

@@ -617,3 +617,41 @@ async fn rule_9_a_member_on_an_older_copy_of_its_directory_is_known_by_its_start
     }
     assert!(cluster.put(successor, "k", "w").await.unwrap().is_success());
 }
+
+/// Whoever looks after the process must not take it for dead while it waits for a cluster that is not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_waits_to_join_is_alive_and_not_ready() {
+    let mut cluster = Cluster::start(Setup::of(1)).await;
+    let elsewhere = format!("http://127.0.0.1:{}", crate::harness::free_port());
+    let node = cluster.joiner(Some(2));
+    node.drop_args("--join");
+    node.add_args(&["--join", &elsewhere]);
+    node.start();
+    let url = cluster.url(2);
+    eventually("the process to answer", SOON, async || {
+        let answer = cluster.http.get(format!("{url}/livez")).send().await.ok()?;
+        assert_eq!(
+            (answer.status().as_u16(), answer.headers()["metcd-member"].to_str().unwrap()),
+            (200, "2")
+        );
+        Some(())
+    })
+    .await;
+    for path in ["/readyz", "/health", "/status", "/k"] {
+        let answer = cluster.http.get(format!("{url}{path}")).send().await.unwrap();
+        assert_eq!(answer.status(), 503, "{path}");
+        assert!(answer.headers().contains_key("retry-after"));
+        let problem: Value = answer.json().await.unwrap();
+        assert_eq!((&problem["code"], problem.get("outcome")), (&json!("not_ready"), None), "{path}");
+    }
+    let put = cluster.http.put(format!("{url}/k")).body("v").send().await.unwrap();
+    assert_eq!(put.json::<Value>().await.unwrap()["outcome"], "not_applied");
+    let node = cluster.node(2);
+    node.terminate();
+    assert!(node.ended(SOON).await.success());
+    node.drop_args("--join");
+    let first = cluster.url(1);
+    cluster.node(2).add_args(&["--join", &first]);
+    cluster.node(2).start();
+    cluster.ready(2).await;
+}

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use super::Random;
@@ -18,6 +19,8 @@ const MAX_WRITE: usize = 128 * 1024;
 const HEADER_BYTES: usize = 40;
 const SECTOR_BYTES: usize = 512;
 const ENOSYS: i32 = 38;
+/// For processes that were killed to be gone.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The device's memory.
 pub struct Disk(Mutex<State>);
@@ -84,9 +87,13 @@ pub struct Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         for path in std::iter::once(&self.dir).chain(&self.fuse) {
-            let done = Command::new("umount").arg(path).status();
-            if !done.is_ok_and(|status| status.success()) {
-                eprintln!("umount {} failed", path.display());
+            // Processes that were killed hold their files until they are gone. And the process that serves the disk must not end before the file
+            // system on it is unmounted: the kernel would wait for it for ever.
+            let begun = Instant::now();
+            let umount = || Command::new("umount").arg(path).stderr(Stdio::null()).status();
+            while !umount().is_ok_and(|status| status.success()) {
+                assert!(begun.elapsed() < PATIENCE, "umount {} fails", path.display());
+                std::thread::sleep(Duration::from_millis(20));
             }
         }
     }

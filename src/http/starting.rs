@@ -1,57 +1,89 @@
-//! What a member answers while it asks to join, opens its log and loads its store: that the process runs, and that it is not ready. Whoever
-//! looks after it must not take it for dead, however long that takes.
+//! The client API of a member that has no state yet: it asks to join, opens its log, or loads its store. It says that the process runs, so
+//! that whoever looks after it does not take it for dead, however long that takes; and requests wait for the member, as they wait for a leader.
 
 use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::future::ready;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use axum::body::HttpBody;
 use axum::response::Response;
-use http::{HeaderValue, Method, Request, StatusCode, Version, header};
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, StatusCode, header};
+use tokio::sync::SetOnce;
+use tokio::time::timeout;
 
+use super::Api;
 use super::error::{ApiError, Problem};
-use super::guard::Guard;
+use super::guard::{self, Guard};
+use super::params::Params;
 use super::respond;
 use super::route::{self, Route};
 use crate::config::Config;
 
-/// `/livez` is `200`, everything else `503 not_ready`. Cheap to clone.
+/// Passes requests on to the member once it is there. Cheap to clone.
 #[derive(Clone)]
-pub struct Starting {
-    guard: Arc<Guard>,
+pub struct Starting(Arc<Inner>);
+
+struct Inner {
+    guard: Guard,
     /// Its id; a joiner may have none yet.
     member: Option<HeaderValue>,
+    request_timeout: Duration,
+    max_timeout: Duration,
+    api: SetOnce<Api>,
 }
 
 impl Starting {
     /// For a member of this configuration and, if it is known, this id.
     pub fn new(config: &Config, member: Option<u64>) -> Starting {
-        Starting {
-            guard: Arc::new(Guard::new(config)),
+        Starting(Arc::new(Inner {
+            guard: Guard::new(config),
             member: member.map(HeaderValue::from),
+            request_timeout: config.limits.request_timeout,
+            max_timeout: config.limits.max_timeout,
+            api: SetOnce::new(),
+        }))
+    }
+
+    /// The member is there.
+    pub fn started(&self, api: Api) {
+        // It starts once.
+        let _ = self.0.api.set(api);
+    }
+}
+
+impl Inner {
+    /// What can be said without the member; `Ok(None)` if it has to be waited for.
+    fn answer(&self, parts: &Parts) -> Result<Option<Response>, ApiError> {
+        guard::check_head(parts)?;
+        self.guard.check(parts)?;
+        let route = route::resolve(parts.uri.path())?.route;
+        if route == Route::Livez && route.allows(&parts.method) {
+            return Ok(Some(respond::with_body(StatusCode::OK, respond::TEXT, "ok\n")));
+        }
+        // They ask how it is now.
+        match matches!(route, Route::Readyz | Route::Health) {
+            true => Err(not_ready()),
+            false => Ok(None),
         }
     }
 
-    fn answer<B>(&self, request: Request<B>) -> Response {
-        let (parts, _) = request.into_parts();
-        let is_read = matches!(parts.method, Method::GET | Method::HEAD);
-        let reply = self.guard.check(&parts).and_then(|_| {
-            let target = route::resolve(parts.uri.path())?;
-            if target.route == Route::Livez && is_read {
-                return Ok(respond::with_body(StatusCode::OK, respond::TEXT, "ok\n"));
-            }
-            let reason = "this member is starting: it joins, or opens its log and loads its store".to_owned();
-            Err(ApiError::from(Problem::NotReady(reason)))
-        });
-        let mut response = reply.unwrap_or_else(|error| error.into_response(!is_read && parts.method != Method::OPTIONS));
+    fn patience(&self, parts: &Parts) -> Result<Duration, ApiError> {
+        let asked = Params::parse(parts.uri.query())?.duration("timeout", false, self.max_timeout)?;
+        Ok(asked.unwrap_or(self.request_timeout))
+    }
+
+    fn finish(&self, parts: &Parts, reply: Result<Response, ApiError>) -> Response {
+        let mutation = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+        let mut response = reply.unwrap_or_else(|error| error.into_response(mutation));
         let headers = response.headers_mut();
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if let Some(member) = &self.member {
             headers.insert(&respond::METCD_MEMBER, member.clone());
-        }
-        if parts.version <= Version::HTTP_11 {
-            // The next request is for the member itself, on a connection of its own.
-            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if parts.method == Method::HEAD {
             super::strip_body(&mut response);
@@ -60,16 +92,47 @@ impl Starting {
     }
 }
 
-impl<B> tower::Service<Request<B>> for Starting {
+fn not_ready() -> ApiError {
+    let reason = "this member is starting: it joins, or opens its log and loads its store".to_owned();
+    Problem::NotReady(reason).into()
+}
+
+impl<B> tower::Service<Request<B>> for Starting
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<axum::BoxError>,
+{
     type Response = Response;
     type Error = Infallible;
-    type Future = Ready<Result<Response, Infallible>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        ready(Ok(self.answer(request)))
+        if let Some(api) = self.0.api.get() {
+            return api.clone().call(request);
+        }
+        let (parts, body) = request.into_parts();
+        let inner = self.0.clone();
+        let patience = match inner.answer(&parts) {
+            Ok(Some(response)) => return Box::pin(ready(Ok(inner.finish(&parts, Ok(response))))),
+            Ok(None) => inner.patience(&parts),
+            Err(error) => Err(error),
+        };
+        let patience = match patience {
+            Ok(patience) => patience,
+            Err(error) => return Box::pin(ready(Ok(inner.finish(&parts, Err(error))))),
+        };
+        Box::pin(async move {
+            match timeout(patience, inner.api.wait()).await {
+                Ok(api) => {
+                    let mut api = api.clone();
+                    api.call(Request::from_parts(parts, body)).await
+                }
+                Err(_) => Ok(inner.finish(&parts, Err(not_ready()))),
+            }
+        })
     }
 }

@@ -9,7 +9,6 @@ mod peers;
 mod recover;
 mod stop;
 
-use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -109,7 +108,22 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     let config = Arc::new(config);
     let mut data_dir = DataDir::open(&config)?;
     let client_listener = bind("clients", "--listen-client", config.listen.client).await?;
-    let starting = Starting::serve(&client_listener, &config, data_dir.node_id())?;
+    let connections = Arc::new(ServeStats::default());
+    let client_api = http::Starting::new(&config, data_dir.node_id());
+    let (running_tx, running) = oneshot::channel();
+    let client_server = tokio::spawn(serve::serve_with(
+        client_listener,
+        Plain,
+        client_api.clone(),
+        serve_limits(&config, data_dir.node_id().unwrap_or(0)),
+        connections.clone(),
+        async {
+            // An error: the start has failed.
+            if let Ok(shared) = running.await {
+                stopping(shared).await;
+            }
+        },
+    ));
     let mut stop = pin!(stop);
     let settled = tokio::select! {
         settled = join::settle(&config, &mut data_dir) => settled?,
@@ -194,13 +208,14 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     let peer_service = Arc::new(peers::Service::new(node.clone(), intake, data_dir.snapshot_dir()));
     let peer_app = PeerServer::new(peer_service, identity.clone(), transport_limits(&config), Some(transport.clone()));
     tokio::spawn(peers::meet_strangers(shared.clone(), transport.clone(), strangers_rx));
-    let connections = Arc::new(ServeStats::default());
-    let client_app = http::service(AppState::new(
+    client_api.started(http::service(AppState::new(
         node.clone(),
         config.clone(),
-        connections.clone(),
+        connections,
         Some(Arc::new(log)),
-    ));
+    )));
+    // The receiver is gone only if the server is.
+    let _ = running_tx.send(shared.clone());
     let limits = serve_limits(&config, id);
     let peer_listener = peer_listener.into_std()?;
     let serve_peers = {
@@ -214,15 +229,6 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         }
     };
     let peer_server = peer_thread.handle().spawn(serve_peers);
-    starting.end();
-    let client_server = tokio::spawn(serve::serve_with(
-        client_listener,
-        Plain,
-        client_app,
-        limits,
-        connections,
-        stopping(shared.clone()),
-    ));
     tokio::spawn(run_duties(shared.clone(), duties(&config, &identity, name)));
     if applied_index == 0 {
         tokio::spawn(join::find_peers(config.clone(), shared.clone()));
@@ -265,30 +271,6 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     match failure {
         None => Ok(()),
         Some(fatal) => Err(ServerError::Failed(fatal.reason)),
-    }
-}
-
-/// Answers on the client listener until the member itself does, or the start has failed.
-struct Starting {
-    end: oneshot::Sender<()>,
-}
-
-impl Starting {
-    fn serve(listener: &TcpListener, config: &Config, id: Option<u64>) -> std::io::Result<Starting> {
-        // Another handle of the same socket: whoever connects while one takes over from the other waits in its queue.
-        let listener = TcpListener::from_std(listener.as_fd().try_clone_to_owned()?.into())?;
-        let (end, ended) = oneshot::channel();
-        let limits = serve_limits(config, id.unwrap_or(0));
-        tokio::spawn(serve::serve(listener, http::Starting::new(config, id), limits, async {
-            // Dropped: the start has failed.
-            let _ = ended.await;
-        }));
-        Ok(Starting { end })
-    }
-
-    fn end(self) {
-        // If it has ended, that is what is wanted.
-        let _ = self.end.send(());
     }
 }
 

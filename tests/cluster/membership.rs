@@ -653,6 +653,11 @@ async fn a_member_that_waits_to_join_is_alive_and_not_ready() {
     let first = cluster.url(1);
     cluster.node(2).add_args(&["--join", &first]);
     cluster.node(2).start();
+    cluster.ready(2).await;
+
+    cluster.node(2).terminate();
+    assert!(cluster.node(2).ended(SOON).await.success());
+    cluster.node(2).start();
     eventually("the process to answer", SOON, async || {
         cluster.http.get(format!("{url}/livez")).send().await.ok()
     })

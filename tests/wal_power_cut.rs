@@ -376,7 +376,9 @@ fn cut_power(engine: &str, default_cuts: u64, sync: bool) -> Outcome {
 }
 
 fn survives(engine: &str) {
-    match cut_power(engine, 8, true) {
+    // A cluster takes its time to start.
+    let cuts = if cluster::engines(engine).is_some() { 3 } else { 8 };
+    match cut_power(engine, cuts, true) {
         Outcome::NothingLost => {}
         Outcome::Lost => panic!("{engine} lost acknowledged entries; repeat with scripts/power-cut --engine {engine}"),
         Outcome::NoDisk(why) => survives_kills(engine, &why),

@@ -13,7 +13,7 @@ use rustix::fs::FallocateFlags;
 pub const RESERVE_BYTES: u64 = 16 << 20;
 
 /// What a snapshot leaves free for the log.
-pub const HEADROOM_BYTES: u64 = 8 << 20;
+const HEADROOM_BYTES: u64 = 8 << 20;
 
 /// Bytes written between two looks at what is free; far less than [`HEADROOM_BYTES`].
 const HEADROOM_INTERVAL: u64 = 1 << 20;
@@ -85,7 +85,7 @@ impl Headroom {
     pub fn new(path: &Path) -> Self {
         Headroom {
             path: path.to_owned(),
-            // What is smaller than that goes in any case: it may be what gives room back.
+            // A file of less than an interval is written in any case: it may be what gives room back.
             unchecked: 0,
         }
     }
@@ -111,11 +111,10 @@ impl Headroom {
 
 /// Holds [`RESERVE_BYTES`] back for bad times, if the disk can spare them twice; whether the reserve is there now.
 pub fn keep_reserve(data_dir: &Path) -> io::Result<bool> {
-    let path = data_dir.join(RESERVE_NAME);
-    let have = fs::metadata(&path).map_or(0, |meta| meta.len());
-    if have >= RESERVE_BYTES {
+    if has_reserve(data_dir) {
         return Ok(true);
     }
+    let path = data_dir.join(RESERVE_NAME);
     if free_bytes(data_dir)? < 2 * RESERVE_BYTES {
         return Ok(false);
     }
@@ -124,6 +123,11 @@ pub fn keep_reserve(data_dir: &Path) -> io::Result<bool> {
     file.sync_all()?;
     sync_dir(data_dir)?;
     Ok(true)
+}
+
+/// Whether the reserve is there.
+pub fn has_reserve(data_dir: &Path) -> bool {
+    fs::metadata(data_dir.join(RESERVE_NAME)).is_ok_and(|meta| meta.len() >= RESERVE_BYTES)
 }
 
 /// Gives the reserve back to the disk; whether there was one.

@@ -98,7 +98,7 @@ pub(super) async fn list(call: &mut Call<'_>) -> Reply {
     Ok(respond::json(StatusCode::OK, &body))
 }
 
-/// The leader hears of itself; of the others it says when it last did. Whom it does not know yet, it has not heard. `null`: the leader
+/// The leader reaches itself; of the others it says whether they answered lately. Whom it does not know yet has not. `null`: the leader
 /// was not asked.
 fn is_healthy(id: u64, leader: Option<u64>, own: u64, progress: Option<&PeerProgress>, asked: bool) -> Value {
     match progress {

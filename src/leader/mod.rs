@@ -20,9 +20,9 @@ use crate::node::{PeerProgress, Shared};
 use crate::state::outcome::ConflictCode;
 use crate::transport::{PeerMetrics, Transport};
 
-/// A new leader hears of every live member with its first heartbeats; so long a transfer waits for that.
-const HEARD_WITHIN: Duration = Duration::from_millis(500);
-const HEARD_POLL: Duration = Duration::from_millis(10);
+/// A new leader has the answers of all live members to its first heartbeats; so long a transfer waits for that.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(500);
+const ANSWERS_POLL: Duration = Duration::from_millis(10);
 
 /// A member to add.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -273,8 +273,8 @@ impl LeaderService {
     }
 
     /// Whether this member was heard of lately. A leader that is new has heard of nobody yet and waits a moment.
-    async fn hears(&self, member: u64, deadline: Instant) -> bool {
-        let until = deadline.min(Instant::now() + HEARD_WITHIN);
+    async fn has_answered(&self, member: u64, deadline: Instant) -> bool {
+        let until = deadline.min(Instant::now() + ANSWERS_WITHIN);
         loop {
             if member == self.shared.id || self.shared.peers().iter().any(|peer| peer.id == member && peer.active) {
                 return true;
@@ -282,7 +282,7 @@ impl LeaderService {
             if Instant::now() >= until {
                 return false;
             }
-            tokio::time::sleep(HEARD_POLL).await;
+            tokio::time::sleep(ANSWERS_POLL).await;
         }
     }
 
@@ -300,7 +300,7 @@ impl LeaderService {
                 LeaderError::MemberNotFound { id: to }
             });
         }
-        if !self.hears(to, deadline).await {
+        if !self.has_answered(to, deadline).await {
             let detail = format!("member {to} has not answered within the last election timeout");
             return Err(LeaderError::Conflict {
                 code: ConflictCode::UnsafeChange,

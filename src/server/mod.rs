@@ -26,6 +26,7 @@ pub(crate) use peers::Queued;
 
 use crate::config::Config;
 use crate::consensus::{self, Consensus};
+use crate::datadir::disk::{self, RESERVE_BYTES, has_reserve};
 use crate::datadir::{DataDir, WAY_OUT};
 use crate::driver;
 use crate::http::{self, AppState};
@@ -55,7 +56,7 @@ pub enum ServerError {
     #[error(transparent)]
     DataDir(#[from] crate::datadir::DataDirError),
     /// The log.
-    #[error("{}", log_failure(.0))]
+    #[error("{}", of_the_log(.0))]
     Wal(#[from] WalError),
     /// The store.
     #[error(transparent)]
@@ -94,7 +95,7 @@ pub enum ServerError {
 }
 
 /// Damage is found by the engines, which know of no cluster.
-fn log_failure(error: &WalError) -> String {
+fn of_the_log(error: &WalError) -> String {
     match error {
         WalError::Corrupt(_) => format!("{error}: {WAY_OUT}"),
         WalError::Io { .. } | WalError::Engine(_) | WalError::Lost(_) | WalError::Compacted { .. } | WalError::Refused(_) => {
@@ -327,9 +328,11 @@ async fn closing(shared: Arc<Shared>) {
 async fn watch_disk(shared: Arc<Shared>, path: std::path::PathBuf, min_free: u64) {
     let mut ticker = tokio::time::interval(DISK_INTERVAL);
     let mut refused = false;
+    // A start on a full disk has used it up.
+    let mut lacks_reserve = !has_reserve(&path);
     loop {
         ticker.tick().await;
-        match crate::datadir::disk::free_bytes(&path) {
+        match disk::free_bytes(&path) {
             Ok(free) if free < min_free => {
                 if !refused {
                     tracing::warn!(free, min_free, "the disk is nearly full: writes get 507 until there is room");
@@ -339,22 +342,26 @@ async fn watch_disk(shared: Arc<Shared>, path: std::path::PathBuf, min_free: u64
                     "{free} bytes are free on this member's disk and limits.min_free_disk is {min_free}: make room to write again"
                 )));
             }
-            Ok(_) if refused => {
-                refused = false;
-                tracing::info!("there is room on the disk again");
-                shared.set_write_refusal(None);
-                let path = path.clone();
-                tokio::task::spawn_blocking(move || keep_reserve(&path));
+            Ok(free) => {
+                if refused {
+                    refused = false;
+                    tracing::info!("there is room on the disk again");
+                    shared.set_write_refusal(None);
+                }
+                // Not if that alone would make it nearly full again.
+                if lacks_reserve && free >= min_free + 2 * RESERVE_BYTES {
+                    lacks_reserve = false;
+                    let path = path.clone();
+                    tokio::task::spawn_blocking(move || keep_reserve(&path));
+                }
             }
-            Ok(_) => {}
             Err(error) => tracing::warn!(%error, "cannot ask for the free space of the data directory"),
         }
     }
 }
 
-/// The start may have used it up.
 fn keep_reserve(path: &std::path::Path) {
-    if let Err(error) = crate::datadir::disk::keep_reserve(path) {
+    if let Err(error) = disk::keep_reserve(path) {
         tracing::warn!(%error, "no space could be held in reserve for a full disk");
     }
 }

@@ -189,13 +189,13 @@ fn stopped_when_it_is_taken_away(hold: &[&str], take: impl FnOnce(&mut Server, &
         .args(["--", "sh", "-c", &script])
         .stdin(Stdio::null())
         .stderr(Stdio::piped());
-    let holder = holder.spawn().unwrap();
+    let mut holder = Running(holder.spawn().unwrap());
     let began = dir.path().join("began");
     until("the command runs", || began.exists());
     take(&mut server, &std::fs::read_to_string(began).unwrap());
-    let output = holder.wait_with_output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    until("the command is stopped", || holder.0.try_wait().unwrap().is_some());
+    let stderr = std::io::read_to_string(holder.0.stderr.take().unwrap()).unwrap();
+    assert_eq!(holder.0.wait().unwrap().code(), Some(1), "{stderr}");
     assert!(dir.path().join("stopped").exists(), "it was told politely");
     // The shell says "Terminated" of what it ran.
     assert_eq!(stderr.lines().filter(|line| line.starts_with("metcd: ")).count(), 1, "{stderr}");

@@ -227,13 +227,11 @@ const CASES: &[Case] = &[
     (
         "leader show",
         |stage| {
-            let leader = stage.ok(&["leader", "show"]);
-            assert!(
-                stage
-                    .founders
-                    .iter()
-                    .all(|member| member.ok(&["leader", "show", "--timeout", "20s"]) == leader)
-            );
+            until("all members name the same leader", || {
+                let leader = stage.ok(&["leader", "show"]);
+                let named = |member: &Server| member.ok(&["leader", "show", "--timeout", "20s"]);
+                stage.founders.iter().all(|member| named(member) == leader)
+            });
         },
         |stage| stage.fails_nowhere(&["leader", "show"]),
     ),

@@ -59,13 +59,19 @@ fn matches(pattern: &str, line: &str) -> bool {
     tail.ends_with(last)
 }
 
-/// A client port whose neighbour is free too.
-fn free_pair() -> u16 {
+/// Client ports whose neighbours are free too. All are held until the last one is found: none is given twice.
+fn free_pairs(count: usize) -> Vec<u16> {
+    let mut pairs = Vec::new();
     for _ in 0..100 {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
         let port = listener.local_addr().expect("local_addr").port();
-        if port < u16::MAX && TcpListener::bind((Ipv4Addr::LOCALHOST, port + 1)).is_ok() {
-            return port;
+        if port < u16::MAX
+            && let Ok(neighbour) = TcpListener::bind((Ipv4Addr::LOCALHOST, port + 1))
+        {
+            pairs.push((port, listener, neighbour));
+        }
+        if pairs.len() == count {
+            return pairs.into_iter().map(|(port, ..)| port).collect();
         }
     }
     panic!("no two neighbouring ports are free");
@@ -124,7 +130,7 @@ fn run(script: &str, directory: &Path, ports: &[u16]) -> String {
 #[test]
 fn the_tour_in_the_readme_does_what_it_shows() {
     let directory = tempfile::tempdir().expect("tempdir");
-    let ports: Vec<u16> = PORTS.iter().map(|_| free_pair()).collect();
+    let ports = free_pairs(PORTS.len());
     let steps = steps(&with_ports(README, &ports));
     let output = run(&script(&steps), directory.path(), &ports);
     for (number, step) in steps.iter().enumerate() {

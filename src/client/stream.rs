@@ -37,6 +37,12 @@ impl ByteStream {
         number(&self.headers, header::CONTENT_LENGTH.as_str()).or_else(|| self.body.size_hint().exact())
     }
 
+    /// About how many bytes it will have, if the server gave an estimate: it may come to more or less.
+    #[must_use]
+    pub fn estimated_bytes(&self) -> Option<u64> {
+        number(&self.headers, "metcd-snapshot-bytes-estimate")
+    }
+
     /// The next piece; `None` at the proper end.
     ///
     /// # Errors

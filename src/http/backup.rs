@@ -22,7 +22,7 @@ pub(super) async fn snapshot(call: &mut Call<'_>) -> Reply {
     let slot = call.app.watch_slot()?;
     call.settle(consistency, deadline).await?;
     let view = call.app.node.snapshot_view(deadline).await?;
-    let revision = view.revision;
+    let (revision, estimate) = (view.revision, view.logical_bytes());
     let backup = Backup {
         slot,
         writer: SnapshotWriter::new(view),
@@ -32,6 +32,9 @@ pub(super) async fn snapshot(call: &mut Call<'_>) -> Reply {
         Some((piece?, backup))
     }));
     let mut response = respond::at_revision(respond::with_body(StatusCode::OK, respond::RAW, body), revision);
+    // How long it is nobody knows before it is read.
+    let headers = response.headers_mut();
+    headers.insert(&respond::METCD_SNAPSHOT_BYTES_ESTIMATE, HeaderValue::from(estimate));
     response.extensions_mut().insert(Patience(Some(call.app.config.limits.max_stream)));
     if let Ok(name) = HeaderValue::try_from(format!("attachment; filename=\"metcd-{revision}.snapshot\"")) {
         response.headers_mut().insert(header::CONTENT_DISPOSITION, name);

@@ -11,6 +11,8 @@ pub(super) static METCD_MEMBER: HeaderName = HeaderName::from_static("metcd-memb
 pub(super) static METCD_REVISION: HeaderName = HeaderName::from_static("metcd-revision");
 /// Set on the answer to a retry.
 pub(super) static IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+/// About how long a backup will be, for a progress bar.
+pub(super) static METCD_SNAPSHOT_BYTES_ESTIMATE: HeaderName = HeaderName::from_static("metcd-snapshot-bytes-estimate");
 
 /// `application/octet-stream`: every raw value.
 pub(super) const RAW: HeaderValue = HeaderValue::from_static("application/octet-stream");

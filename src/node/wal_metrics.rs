@@ -145,4 +145,41 @@ mod tests {
         let all = metrics.share_of(before, Instant::now());
         assert_eq!(all.write, Duration::from_millis(11 * REMEMBERED_APPENDS as u64));
     }
+
+    /// What is logged, as JSON lines.
+    #[derive(Clone, Default)]
+    struct Captured(std::sync::Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_slow_append_is_warned_of_with_what_it_was_slow_at() {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
+        let metrics = WalMetrics::default();
+        tracing::subscriber::with_default(subscriber, || {
+            metrics.record(Duration::from_millis(100), 1, 10, stats(90));
+            metrics.record(Duration::from_millis(150), 3, 900, stats(90 + 120));
+        });
+        let text = String::from_utf8(captured.0.lock().clone()).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 1, "only of the one that took longer than 100 ms: {text}");
+        assert_eq!(lines[0]["level"], "WARN");
+        let fields = lines[0]["fields"].as_object().unwrap();
+        assert!(fields["message"].as_str().unwrap().starts_with("slow disk"), "{text}");
+        let breakdown = [("took_ms", 150), ("write_ms", 30), ("sync_ms", 120), ("entries", 3), ("bytes", 900)];
+        for (name, value) in breakdown {
+            assert_eq!(fields[name], value, "{name}: {text}");
+        }
+    }
 }

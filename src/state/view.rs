@@ -103,6 +103,11 @@ impl SnapshotView {
         }
     }
 
+    /// About the bytes of its records: what keys, values and history count for. Sessions, leases and idempotency records are not in it.
+    pub fn logical_bytes(&self) -> u64 {
+        self.core.meta.logical_bytes()
+    }
+
     /// Another view of the same moment, from its beginning: one for each that reads it.
     pub fn fork(&self) -> SnapshotView {
         SnapshotView::new(self.core.clone(), self.applied.clone(), self.shared.clone(), self.pin.fork())

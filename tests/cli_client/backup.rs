@@ -106,6 +106,28 @@ fn a_backup_begins_a_new_cluster_of_three_with_the_same_content() {
 }
 
 #[test]
+fn a_backup_begins_a_new_cluster_of_one_with_the_same_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, file) = saved(dir.path());
+    let (client, peer) = (free_port(), free_port());
+    let data_dir = format!("--data-dir={}", dir.path().join("d").display());
+    let restored = tool(&["snapshot", "restore", &file, &data_dir, &format!("--listen-peer=127.0.0.1:{peer}")]);
+    assert_eq!((restored.code, restored.stderr.as_str()), (0, ""));
+    let new = Server::with(client, peer, &[&data_dir]);
+    new.ready();
+    assert_eq!(new.ok(&["ls", "--values"]), old.ok(&["ls", "--values"]));
+    assert_eq!(new.ok(&["ls"]), "a\nleased\n");
+    assert_eq!(
+        new.json(&["get", "leased"])["lease"].to_string(),
+        format!("\"{}\"", new.ok(&["lease", "list"]).trim())
+    );
+    assert_eq!(new.ok(&["put", "a", "4"]), "revision 1000000008\n");
+    let members = new.json(&["member", "list"]);
+    assert_eq!((members["members"].as_array().unwrap().len(), &members["leader"]), (1, &1.into()));
+    assert_eq!(old.ok(&["get", "a"]), "3", "the old one is another cluster");
+}
+
+#[test]
 fn a_backup_taken_under_load_is_the_same_content_on_three_fresh_members() {
     let dir = tempfile::tempdir().unwrap();
     let (old, _old_dir) = Server::cluster(3);

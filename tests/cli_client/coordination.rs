@@ -3,7 +3,10 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
-use crate::support::{Running, Server, until};
+use metcd::client::watch::{Message, WatchOptions};
+use metcd::client::{Client, Range};
+
+use crate::support::{Running, SOON, Server, metcd, until};
 
 /// A watch whose lines can be read one by one. It is open when this returns.
 fn watch(server: &Server, args: &[&str]) -> (Running, impl FnMut() -> String + use<>) {
@@ -172,24 +175,27 @@ fn a_lock_that_is_held_is_exit_code_3_and_is_free_when_its_holder_is_told_to_sto
     }
 }
 
-/// Runs a command under a lock, takes the lock away, and sees the command stopped.
-fn stopped_when_it_is_taken_away(take: impl Fn(&Server)) -> String {
-    let server = Server::start();
+/// Runs a command while something is held, takes that away, and sees the command stopped. The file `began` has the command's environment.
+fn stopped_when_it_is_taken_away(hold: &[&str], take: impl FnOnce(&mut Server, &str)) -> String {
+    let mut server = Server::start();
     let dir = tempfile::tempdir().unwrap();
     let script = format!(
-        "cd {} && trap 'touch stopped; exit' TERM && touch began && while :; do sleep 0.05; done",
+        "cd {} && trap 'touch stopped; exit' TERM && env > new && mv new began && while :; do sleep 0.05; done",
         dir.path().display()
     );
     let mut holder = server.command();
     holder
-        .args(["lock", "l", "--ttl", "1s", "--", "sh", "-c", &script])
+        .args(hold)
+        .args(["--", "sh", "-c", &script])
+        .stdin(Stdio::null())
         .stderr(Stdio::piped());
-    let holder = holder.spawn().unwrap();
-    until("the command runs", || dir.path().join("began").exists());
-    take(&server);
-    let output = holder.wait_with_output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let mut holder = Running(holder.spawn().unwrap());
+    let began = dir.path().join("began");
+    until("the command runs", || began.exists());
+    take(&mut server, &std::fs::read_to_string(began).unwrap());
+    until("the command is stopped", || holder.0.try_wait().unwrap().is_some());
+    let stderr = std::io::read_to_string(holder.0.stderr.take().unwrap()).unwrap();
+    assert_eq!(holder.0.wait().unwrap().code(), Some(1), "{stderr}");
     assert!(dir.path().join("stopped").exists(), "it was told politely");
     // The shell says "Terminated" of what it ran.
     assert_eq!(stderr.lines().filter(|line| line.starts_with("metcd: ")).count(), 1, "{stderr}");
@@ -218,9 +224,20 @@ fn what_the_command_started_is_stopped_with_it() {
     assert!(state.is_empty() || state.contains(") Z "), "{state}");
 }
 
+/// What an environment, as `env` prints it, says.
+fn variable<'a>(environment: &'a str, name: &str) -> &'a str {
+    let of_name = |line: &'a str| line.strip_prefix(name)?.strip_prefix('=');
+    environment
+        .lines()
+        .find_map(of_name)
+        .unwrap_or_else(|| panic!("no {name}: {environment}"))
+}
+
+const LOCK: &[&str] = &["lock", "l", "--ttl", "1s"];
+
 #[test]
 fn a_command_is_stopped_when_its_lease_is_lost() {
-    let stderr = stopped_when_it_is_taken_away(|server| {
+    let stderr = stopped_when_it_is_taken_away(LOCK, |server, _| {
         let lease = server.ok(&["lease", "list"]).trim().to_owned();
         server.ok(&["lease", "revoke", &lease]);
     });
@@ -229,12 +246,128 @@ fn a_command_is_stopped_when_its_lease_is_lost() {
 
 #[test]
 fn a_command_is_stopped_when_its_key_is_deleted_and_not_when_it_is_written() {
-    let stderr = stopped_when_it_is_taken_away(|server| {
+    let stderr = stopped_when_it_is_taken_away(LOCK, |server, _| {
         let key = server.ok(&["ls", "lock/"]).trim().to_owned();
         server.ok(&["put", &key, "a note"]);
         server.ok(&["del", &key]);
     });
     assert!(stderr.contains("deleted the key lock/l/"), "{stderr}");
+}
+
+/// Nobody says that the lease is lost: whoever holds it has to count its time.
+#[test]
+fn a_command_is_stopped_when_the_server_is_killed_and_its_lease_cannot_be_kept() {
+    let stderr = stopped_when_it_is_taken_away(&["lock", "l", "--ttl", "2s"], |server, _| server.kill());
+    assert!(stderr.contains("lease is lost"), "{stderr}");
+}
+
+#[test]
+fn a_leaders_command_knows_token_key_and_lease_and_is_stopped_when_the_lease_is_revoked() {
+    let stderr = stopped_when_it_is_taken_away(&["elect", "e", "one"], |server, environment| {
+        let key = variable(environment, "METCD_LOCK_KEY");
+        let lease = variable(environment, "METCD_LEASE_ID");
+        assert_eq!(key, format!("elect/e/{lease}"));
+        assert_eq!(server.ok(&["lease", "list"]), format!("{lease}\n"));
+        let kv = server.json(&["get", key]);
+        assert_eq!((&kv["value"], &kv["lease"]), (&"one".into(), &lease.into()));
+        assert_eq!(kv["create_revision"].to_string(), variable(environment, "METCD_FENCING_TOKEN"));
+        assert_eq!(server.ok(&["elect", "e"]), "one");
+        server.ok(&["lease", "revoke", lease]);
+    });
+    assert!(stderr.contains("lease is lost"), "{stderr}");
+}
+
+#[test]
+fn a_leaders_command_passes_its_exit_code_on_and_nobody_leads_after_it() {
+    let server = Server::start();
+    assert!(
+        server
+            .fails(7, &["elect", "e", "one", "--", "sh", "-c", "exit 7"])
+            .contains("exit code 7")
+    );
+    assert!(server.fails(3, &["elect", "e"]).contains("nobody leads"));
+    assert_eq!(server.ok(&["ls", "elect/", "--count"]), "0\n", "its lease was revoked");
+}
+
+/// The key whose change is the last one.
+const END: &str = "end";
+
+/// The library's watch: revision and keys of every change, the one of [`END`] the last. It is open when the receiver has heard so.
+fn watch_in_the_library(endpoints: &str, opened: std::sync::mpsc::SyncSender<()>) -> std::thread::JoinHandle<Vec<(u64, Vec<String>)>> {
+    let endpoints: Vec<String> = endpoints.split(',').map(str::to_owned).collect();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let client = Client::new(&endpoints).unwrap().with_timeout(SOON);
+            let mut watch = client.watch(WatchOptions::range(Range::Prefix(Vec::new()))).await.unwrap();
+            let mut changes = Vec::new();
+            loop {
+                let (revision, events) = match tokio::time::timeout(SOON * 2, watch.next()).await.expect("a message").unwrap() {
+                    Message::Open { .. } => {
+                        opened.send(()).unwrap();
+                        continue;
+                    }
+                    Message::Change { revision, events } => (revision, events),
+                    Message::Progress { .. } | Message::Interrupted { .. } => continue,
+                };
+                let keys = events.into_iter().map(|event| String::from_utf8(event.kv.key).unwrap());
+                let keys: Vec<String> = keys.collect();
+                let is_end = keys.iter().any(|key| key == END);
+                changes.push((revision, keys));
+                if is_end {
+                    return changes;
+                }
+            }
+        })
+    })
+}
+
+#[test]
+fn watches_whose_member_is_killed_go_on_at_another_one_without_gap_or_repetition() {
+    let (mut servers, _dir) = Server::cluster(3);
+    let endpoints = servers.iter().map(|server| server.url.clone()).collect::<Vec<_>>().join(",");
+    let watchers_of = |url: &str| {
+        let status = servers[1].json(&["status"]);
+        let mut members = status["members"].as_array().unwrap().iter();
+        let member = members.find(|member| member["endpoint"] == url).unwrap();
+        member["status"]["watchers"].as_u64().unwrap_or(0)
+    };
+    let first = servers[1].json(&["ls", "--count"])["revision"].as_u64().unwrap() + 1;
+    let (opened_tx, opened) = std::sync::mpsc::sync_channel(1);
+    let library = watch_in_the_library(&endpoints, opened_tx);
+    opened.recv_timeout(SOON).unwrap();
+    let mut child = metcd()
+        .args([
+            "--endpoints",
+            &endpoints,
+            "watch",
+            "--prefix",
+            "",
+            "--from-revision",
+            &first.to_string(),
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let _child = Running(child);
+    until("the first member serves both", || watchers_of(&servers[0].url) == 2);
+
+    let put = |on: &Server, key: &str| {
+        let revision = on.ok(&["put", key, "x", "--timeout", "20s"]);
+        let revision = revision.trim().trim_start_matches("revision ").parse().unwrap();
+        (revision, vec![key.to_owned()])
+    };
+    let mut written: Vec<(u64, Vec<String>)> = (0..10).map(|n| put(&servers[1], &format!("before{n}"))).collect();
+    servers[0].kill();
+    written.extend((0..10).map(|n| put(&servers[1], &format!("after{n}"))));
+    written.push(put(&servers[1], END));
+
+    assert_eq!(library.join().unwrap(), written);
+    for (revision, keys) in &written {
+        assert_eq!(lines.next().unwrap().unwrap(), format!("{revision}\tput\t{}\tx", keys[0]));
+    }
 }
 
 #[test]

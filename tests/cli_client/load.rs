@@ -1,6 +1,10 @@
 //! bench, export, import, completions.
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -235,6 +239,173 @@ fn completions_know_the_client_commands() {
         let script = run(metcd().args(["completions", shell]), b"").text();
         for word in ["watch", "elect", "if-absent", "endpoints", "bench", "transfer"] {
             assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+}
+
+/// The candidates that bash would offer for the last of these words, by a script that it sources.
+fn offered_by_bash(script: &[u8], words: &str) -> Vec<String> {
+    let ask = format!(
+        "source /dev/stdin && complete -p metcd && COMP_WORDS=({words}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)) && \
+         _metcd metcd \"${{COMP_WORDS[COMP_CWORD]}}\" && printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    );
+    let done = run(Command::new("bash").args(["--norc", "--noprofile", "-c", &ask]), script);
+    assert_eq!((done.code, done.stderr.as_str()), (0, ""), "{ask}: {}", done.text());
+    let text = done.text();
+    let mut lines = text.lines().map(str::to_owned);
+    let registered = lines.next().unwrap_or_default();
+    assert!(
+        registered.starts_with("complete ") && registered.ends_with(" metcd"),
+        "{registered}"
+    );
+    lines.collect()
+}
+
+/// Whether this shell is here; said loudly if it is not.
+fn is_installed(shell: &str) -> bool {
+    let started = Command::new(shell).args(["-c", "true"]).status();
+    let is_there = started.is_ok_and(|status| status.success());
+    if !is_there {
+        // Written past the harness, which shows nothing of a test that passes.
+        let _ = writeln!(
+            std::io::stderr(),
+            "!!! NOT TESTED: the completions of {shell}. There is no {shell} here"
+        );
+    }
+    is_there
+}
+
+#[test]
+fn the_shells_take_their_completions() {
+    let script = |shell: &str| run(metcd().args(["completions", shell]), b"").stdout;
+    if is_installed("bash") {
+        let bash = script("bash");
+        assert_eq!(offered_by_bash(&bash, "metcd le"), ["lease", "leader"]);
+        assert_eq!(offered_by_bash(&bash, "metcd lease k"), ["keepalive"]);
+        assert_eq!(offered_by_bash(&bash, "metcd put --if-a"), ["--if-absent"]);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (shell, only_check) in [("zsh", "-n"), ("fish", "--no-execute")] {
+        if is_installed(shell) {
+            let file = dir.path().join(shell);
+            std::fs::write(&file, script(shell)).unwrap();
+            let checked = run(Command::new(shell).arg(only_check).arg(&file), b"");
+            assert_eq!((checked.code, checked.stderr.as_str()), (0, ""), "{shell}");
+        }
+    }
+}
+
+/// A request that a [`slow_server`] got: its first line, and the bytes of its body.
+type Got = (String, usize);
+
+/// Some server, of another kind: answers every request after `pause`, one after another on each connection.
+fn slow_server(pause: Duration) -> (String, Arc<Mutex<Vec<Got>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let got = Arc::new(Mutex::new(Vec::new()));
+    let seen = got.clone();
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            let seen = seen.clone();
+            // It ends with the connection.
+            std::thread::spawn(move || answer_slowly(BufReader::new(stream), pause, &seen));
+        }
+    });
+    (url, got)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the server has to be slow, on a thread of its own")]
+fn answer_slowly(mut stream: BufReader<TcpStream>, pause: Duration, seen: &Mutex<Vec<Got>>) {
+    loop {
+        let (mut first, mut length) = (String::new(), 0);
+        loop {
+            let mut line = String::new();
+            if stream.read_line(&mut line).unwrap_or(0) == 0 {
+                return;
+            }
+            let line = line.trim_end();
+            if let Some(bytes) = line.strip_prefix("content-length: ") {
+                length = bytes.parse().unwrap();
+            } else if line.is_empty() {
+                break;
+            } else if first.is_empty() {
+                first = line.to_owned();
+            }
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).unwrap();
+        seen.lock().unwrap().push((first, length));
+        std::thread::sleep(pause);
+        // The other side may have given up.
+        let _ = stream.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n");
+    }
+}
+
+/// 100 requests are due within half a second, and one connection to this server takes two for them.
+#[test]
+fn a_rate_that_the_server_cannot_keep_is_in_the_latencies() {
+    let (url, got) = slow_server(Duration::from_millis(20));
+    let bench = [
+        "bench",
+        "put",
+        "-o",
+        "json",
+        "-c",
+        "1",
+        "--rate",
+        "200",
+        "--duration",
+        "500ms",
+        "--warm-up",
+        "0s",
+    ];
+    let done = run(metcd().args(bench).args(["--endpoints", &url]), b"");
+    assert_eq!((done.code, done.stderr.as_str()), (0, ""));
+    let report: Value = serde_json::from_str(&done.text()).unwrap();
+    assert_eq!((&report["requests"], &report["failed"]), (&100.into(), &0.into()), "{report}");
+    assert_eq!(got.lock().unwrap().len(), 100, "late or not, each was sent");
+    let put = &report["latency_us"]["put"];
+    // The fiftieth was due after 245 ms, and answered after 1 s at the earliest; the last but one after 490 ms, and 1.98 s.
+    assert!(put["p50"].as_u64() >= Some(740_000), "{report}");
+    assert!(put["p99"].as_u64() >= Some(1_450_000), "{report}");
+    assert!(put["min"].as_u64() >= Some(19_900), "{report}");
+
+    // Without a rate nothing waits: the same server is as slow as it is.
+    let bench = ["bench", "put", "-o", "json", "-c", "1", "-n", "20", "--warm-up", "0s"];
+    let done = run(metcd().args(bench).args(["--endpoints", &url]), b"");
+    let report: Value = serde_json::from_str(&done.text()).unwrap();
+    assert!(report["latency_us"]["put"]["p50"].as_u64() < Some(740_000), "{report}");
+}
+
+#[test]
+fn a_bench_asks_any_server_below_a_path_with_keys_and_values_of_the_size_that_was_said() {
+    let (url, got) = slow_server(Duration::ZERO);
+    for below in ["/kv", "/kv/"] {
+        let base = format!("{url}{below}");
+        let mixed = [
+            "bench",
+            "mixed",
+            "--reads",
+            "50",
+            "-n",
+            "60",
+            "-c",
+            "2",
+            "--warm-up",
+            "0s",
+            "--no-fill",
+        ];
+        let sizes = ["--key-size", "20", "--value-size", "321", "--keys", "50"];
+        let done = run(metcd().args(mixed).args(sizes).args(["--endpoints", &base]), b"");
+        assert_eq!((done.code, done.stderr.as_str()), (0, ""));
+        let got = std::mem::take(&mut *got.lock().unwrap());
+        let puts = got.iter().filter(|(first, _)| first.starts_with("PUT ")).count();
+        assert!(got.len() == 60 && puts > 10 && puts < 50, "{puts} of {}", got.len());
+        for (first, bytes) in got {
+            let (method, rest) = first.split_once(' ').unwrap();
+            let key = rest.strip_prefix("/kv/").and_then(|rest| rest.strip_suffix(" HTTP/1.1"));
+            assert!(key.is_some_and(|key| key.starts_with("bench-") && key.len() == 20), "{first}");
+            assert_eq!(bytes, if method == "PUT" { 321 } else { 0 }, "{first}");
         }
     }
 }

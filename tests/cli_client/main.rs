@@ -3,8 +3,10 @@
 mod backup;
 mod cluster;
 mod coordination;
+mod every_command;
 mod keys;
 mod load;
 mod logs;
 mod shell;
 mod support;
+mod terminal;

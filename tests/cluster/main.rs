@@ -14,6 +14,7 @@ mod small_disk;
 mod anywhere;
 mod chaos;
 mod failover;
+mod figures;
 mod hashes;
 mod membership;
 mod mixed;

@@ -53,7 +53,11 @@ async fn without_a_quorum_the_answers_are_true_and_recovery_is_by_itself() {
     assert_eq!(code_of(get("/k?timeout=500ms").await.unwrap()).await.0, 503);
     assert_eq!(get("/livez").await.unwrap().status(), 200);
     assert_eq!(get("/readyz").await.unwrap().status(), 503);
-    assert_eq!(get("/health?timeout=500ms").await.unwrap().status(), 503);
+    let health = get("/health?timeout=500ms").await.unwrap();
+    assert_eq!(health.status(), 503);
+    let health: Value = health.json().await.unwrap();
+    assert_eq!(health["health"], false, "{health}");
+    assert!(health["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{health}");
     assert_eq!(get("/leader?timeout=500ms").await.unwrap().status(), 503);
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(

@@ -10,6 +10,7 @@ mod history;
 mod keys;
 mod leases;
 mod observability;
+mod openapi;
 mod operations;
 mod ranges;
 mod watches;

@@ -173,9 +173,66 @@ fn a_backup_is_a_snapshot_whose_checksums_hold() {
     server.put("/a", "x");
     let backup = server.get("/v1/snapshot");
     assert_eq!((backup.status, backup.revision()), (200, 2));
+    assert_eq!(backup.header("content-length"), "", "its length is not known before its end");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &backup.body).unwrap();
     assert_eq!(metcd::snapshot::verify_file(file.path()).unwrap().revision, 2);
     std::fs::write(file.path(), &backup.body[..backup.body.len() - 1]).unwrap();
     assert!(metcd::snapshot::verify_file(file.path()).is_err());
+}
+
+#[test]
+fn a_backup_estimates_its_length_before_it_begins() {
+    let server = Server::start();
+    let estimate = |method: &str| {
+        let answer = server.send(method, "/v1/snapshot", &[], b"");
+        let bytes: usize = answer.header("metcd-snapshot-bytes-estimate").parse().unwrap();
+        (bytes, answer.body.len())
+    };
+    assert_eq!(estimate("GET").0, 0);
+    // History counts, on both sides.
+    for n in 0..400 {
+        server.put(&format!("/key-{}", n % 100), &"v".repeat(1000));
+    }
+    let (estimated, bytes) = estimate("GET");
+    assert!((bytes / 2..bytes * 2).contains(&estimated), "{estimated} of {bytes}");
+    assert_eq!(estimate("HEAD"), (estimated, 0));
+}
+
+#[test]
+fn every_field_of_the_status_has_its_type() {
+    let server = Server::start();
+    server.put("/a", "x");
+    let status = server.get("/status").json();
+    let field = |pointer: &str| status.pointer(pointer).unwrap_or_else(|| panic!("no {pointer} in {status}"));
+    for text in ["/name", "/version", "/cluster_id", "/role", "/store/backend", "/wal/engine"] {
+        assert!(field(text).as_str().is_some_and(|text| !text.is_empty()), "{text}: {status}");
+    }
+    for number in [
+        "/id",
+        "/term",
+        "/leader",
+        "/commit_index",
+        "/applied_index",
+        "/revision",
+        "/compacted_revision",
+        "/store/bytes",
+        "/wal/bytes",
+        "/wal/first_index",
+        "/wal/last_index",
+        "/uptime_seconds",
+    ] {
+        assert!(field(number).is_u64(), "{number}: {status}");
+    }
+    for above_0 in [
+        "/id",
+        "/term",
+        "/leader",
+        "/commit_index",
+        "/revision",
+        "/store/bytes",
+        "/wal/bytes",
+    ] {
+        assert!(field(above_0).as_u64() > Some(0), "{above_0}: {status}");
+    }
 }

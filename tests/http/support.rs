@@ -235,6 +235,12 @@ impl Exchange {
             self.reader.read_to_end(&mut answer.body).unwrap();
             return answer;
         }
+        self.body_of(&mut answer);
+        answer
+    }
+
+    /// The body that follows this head.
+    pub fn body_of(&mut self, answer: &mut Answer) {
         if answer.header("transfer-encoding") == "chunked" {
             while let Some(chunk) = self.chunk() {
                 answer.body.extend_from_slice(&chunk);
@@ -243,6 +249,5 @@ impl Exchange {
             answer.body = vec![0; length];
             self.reader.read_exact(&mut answer.body).unwrap();
         }
-        answer
     }
 }

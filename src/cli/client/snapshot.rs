@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
 
 use super::output::{self, Format};
 use super::transfer::{Unit, partial_name, progress, target_of};
@@ -78,15 +79,27 @@ async fn write(session: &Session, partial: &Path, file: &Path) -> Result<crate::
 }
 
 async fn copy(stream: &mut ByteStream, output: &mut File) -> Result<io::Result<()>, CliError> {
-    let bar = progress("save", Unit::Bytes, stream.expected_bytes().unwrap_or(0));
+    let bar = match stream.expected_bytes() {
+        Some(bytes) => progress("save", Unit::Bytes, bytes),
+        None => progress("save", Unit::EstimatedBytes, stream.estimated_bytes().unwrap_or(0)),
+    };
     while let Some(piece) = stream.next().await? {
         if let Err(error) = output.write_all(&piece) {
             return Ok(Err(error));
         }
-        bar.inc(piece.len() as u64);
+        advance(&bar, piece.len() as u64);
     }
     bar.finish_and_clear();
     Ok(Ok(()))
+}
+
+/// So many more bytes have arrived. The total may have been estimated too low; no more than all of it is ever shown.
+fn advance(bar: &ProgressBar, bytes: u64) {
+    let arrived = bar.position() + bytes;
+    if bar.length().is_some_and(|length| length < arrived) {
+        bar.set_length(arrived);
+    }
+    bar.set_position(arrived);
 }
 
 /// Checks a file and says what is in it.
@@ -158,5 +171,24 @@ pub(super) fn restore(args: &backup::RestoreArgs, format: Format) -> Result<(), 
                 restored.revision.to_string(),
             ],
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_never_over_its_total_however_low_that_was_estimated() {
+        let bar = progress("save", Unit::EstimatedBytes, 100);
+        let mut seen = Vec::new();
+        for bytes in [60, 30, 30, 5] {
+            advance(&bar, bytes);
+            seen.push((bar.position(), bar.length()));
+        }
+        assert_eq!(seen, [(60, Some(100)), (90, Some(100)), (120, Some(120)), (125, Some(125))]);
+        let unknown = progress("save", Unit::EstimatedBytes, 0);
+        advance(&unknown, 60);
+        assert_eq!((unknown.position(), unknown.length()), (60, None));
     }
 }

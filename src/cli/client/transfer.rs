@@ -165,6 +165,8 @@ async fn write_all(session: &Session, args: &ExportArgs, out: &mut impl Write) -
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unit {
     Bytes,
+    /// The total is an estimate.
+    EstimatedBytes,
     Keys,
 }
 
@@ -172,7 +174,10 @@ impl Unit {
     fn template(self, is_total_known: bool) -> &'static str {
         match (self, is_total_known) {
             (Self::Bytes, true) => "{prefix} {wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec} {eta}",
-            (Self::Bytes, false) => "{prefix} {spinner} {binary_bytes}, {binary_bytes_per_sec}",
+            (Self::EstimatedBytes, true) => {
+                "{prefix} {wide_bar} {binary_bytes} of about {binary_total_bytes}, {binary_bytes_per_sec} {eta}"
+            }
+            (Self::Bytes | Self::EstimatedBytes, false) => "{prefix} {spinner} {binary_bytes}, {binary_bytes_per_sec}",
             (Self::Keys, true) => "{prefix} {wide_bar} {pos} of {len} keys, {per_sec} {eta}",
             (Self::Keys, false) => "{prefix} {spinner} {pos} keys, {per_sec}",
         }
@@ -377,6 +382,8 @@ mod tests {
         for (unit, known, needed) in [
             (Unit::Bytes, true, "{binary_total_bytes}"),
             (Unit::Bytes, false, "{binary_bytes}"),
+            (Unit::EstimatedBytes, true, "of about {binary_total_bytes}"),
+            (Unit::EstimatedBytes, false, "{binary_bytes}"),
             (Unit::Keys, true, " keys"),
             (Unit::Keys, false, " keys"),
         ] {

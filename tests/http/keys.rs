@@ -274,6 +274,27 @@ fn a_full_table_of_idempotency_keys_refuses_new_ones_and_forgets_none_early() {
 }
 
 #[test]
+fn an_idempotency_key_is_free_again_after_its_time_and_not_before() {
+    let server = Server::start_with(&["idempotency.retain=3s"]);
+    let entries = || {
+        let metrics = server.get("/metrics").text();
+        let value = metrics.lines().find_map(|line| line.strip_prefix("metcd_idempotency_entries "));
+        value.expect("the metric").to_owned()
+    };
+    let put = |body: &[u8]| server.send("PUT", "/a", &[("Idempotency-Key", "k")], body);
+    assert_eq!(put(b"one").status, 201);
+    let again = put(b"one");
+    assert_eq!((again.status, again.header("idempotent-replayed")), (201, "true"));
+    put(b"two").refused(422, "idempotency_key_reused");
+    assert_eq!(entries(), "1");
+    wait_until(|| entries() == "0");
+    let fresh = put(b"two");
+    assert_eq!((fresh.status, fresh.header("idempotent-replayed")), (204, ""));
+    assert_eq!(server.get("/a").text(), "two");
+    assert_eq!(entries(), "1", "and is remembered anew");
+}
+
+#[test]
 fn a_wait_goes_on_while_the_condition_names_the_key_and_ends_at_once_where_if_match_fails() {
     let server = Server::start();
     server.put("/a", "1");

@@ -131,6 +131,8 @@ fn type_name(entry: &Entry) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use raft::eraftpb::HardState;
+
     use super::*;
     use crate::{
         config::WalEngine,
@@ -164,6 +166,32 @@ mod tests {
             assert!(text.contains("last index 3"), "{text}");
         }
         assert!(std::fs::read(dir.join("journal-0")).unwrap() == before);
+    }
+
+    #[test]
+    fn the_hard_state_is_shown_with_and_without_the_entries() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("log");
+        written(&dir);
+        let mut log = wal::open(WalEngine::Sled, &dir, false).unwrap();
+        let hard_state = HardState {
+            term: 5,
+            vote: 3,
+            commit: 2,
+            ..HardState::default()
+        };
+        log.append(&WalBatch {
+            entries: Vec::new(),
+            hard_state: Some(hard_state),
+        })
+        .unwrap();
+        drop(log);
+        for look in [dump, verify] {
+            let mut out = Vec::new();
+            assert_eq!(look(&dir, &mut out).unwrap(), EXIT_WHOLE);
+            let text = String::from_utf8(out).unwrap();
+            assert!(text.contains("hard state  term 5, vote 3, commit 2\n"), "{text}");
+        }
     }
 
     #[test]

@@ -460,7 +460,9 @@ impl Consensus {
             let patience = self.options.election_ticks as u64;
             self.proposals.requeue(raft.term, self.tick, patience);
         }
-        self.reads.handle_tick(self.tick, 2 * self.options.heartbeat_ticks.max(2) as u64);
+        let heartbeat_ticks = self.options.heartbeat_ticks.max(2) as u64;
+        let most = 2 * (self.options.election_ticks as u64).max(heartbeat_ticks);
+        self.reads.handle_tick(self.tick, 2 * heartbeat_ticks, most);
         let raft = &self.node.raft;
         if raft.state != StateRole::Leader && raft.raft_log.persisted < raft.raft_log.last_index() && raft.prs().is_singleton() {
             // raft-rs asserts that a new leader's log is durable; a sole voter elects itself within one call.

@@ -9,6 +9,9 @@ pub struct Reads {
     waiting: Vec<u64>,
     round: Option<Round>,
     leadership: (u64, u64),
+    /// Ticks that a round may take, as far as is known from the last ones.
+    patience: u64,
+    now_tick: u64,
 }
 
 #[derive(Debug)]
@@ -27,6 +30,8 @@ impl Reads {
             waiting: Vec::new(),
             round: None,
             leadership: (0, 0),
+            patience: 0,
+            now_tick: 0,
         }
     }
 
@@ -63,6 +68,7 @@ impl Reads {
     pub fn finish_round(&mut self, context: &[u8], index: u64) -> Vec<(u64, u64)> {
         match self.round.take_if(|round| round.context == context) {
             Some(round) => {
+                self.patience = 2 * self.now_tick.saturating_sub(round.since_tick);
                 let index = if mutant!(ReadBeforeApplied) { 0 } else { index };
                 round.tokens.into_iter().map(|token| (token, index)).collect()
             }
@@ -70,13 +76,18 @@ impl Reads {
         }
     }
 
-    /// Gives up a round that takes too long (its messages may be lost): its readers join the next one.
-    pub fn handle_tick(&mut self, tick: u64, patience: u64) {
+    /// Gives up a round that takes longer than `least` ticks (its messages may be lost): its readers join the next one. That one may take
+    /// twice as long, up to `most`, and later ones twice as long as the last that was confirmed: where the way to the others and back is
+    /// long, every round would be given up in vain.
+    pub fn handle_tick(&mut self, tick: u64, least: u64, most: u64) {
+        self.now_tick = tick;
+        let patience = self.patience.min(most).max(least);
         if self
             .round
             .as_ref()
             .is_some_and(|round| tick.saturating_sub(round.since_tick) > patience)
         {
+            self.patience = 2 * patience;
             self.give_up();
         }
     }
@@ -85,6 +96,7 @@ impl Reads {
     pub fn watch_leader(&mut self, term: u64, leader: u64) {
         if self.leadership != (term, leader) {
             self.leadership = (term, leader);
+            self.patience = 0;
             self.give_up();
         }
     }
@@ -116,17 +128,59 @@ mod tests {
     }
 
     #[test]
+    fn all_that_wait_when_a_round_begins_share_it() {
+        let mut reads = Reads::new(1, 1);
+        reads.add(10);
+        reads.add(11);
+        let shared = reads.begin_round(0).unwrap();
+        assert_eq!(reads.finish_round(&shared, 5), [(10, 5), (11, 5)]);
+        assert_eq!(reads.begin_round(0), None, "nobody is left over");
+        // Nor are those that join while it is tried again.
+        reads.add(12);
+        reads.begin_round(0).unwrap();
+        reads.add(13);
+        reads.handle_tick(5, 4, 4);
+        let retry = reads.begin_round(5).unwrap();
+        assert_eq!(reads.finish_round(&retry, 6), [(12, 6), (13, 6)]);
+    }
+
+    #[test]
     fn a_round_given_up_is_tried_under_a_fresh_context_and_its_late_answer_is_void() {
         let mut reads = Reads::new(1, 1);
         reads.add(10);
         let lost = reads.begin_round(0).unwrap();
-        reads.handle_tick(4, 4);
+        reads.handle_tick(4, 4, 4);
         assert!(!reads.is_idle());
-        reads.handle_tick(5, 4);
+        reads.handle_tick(5, 4, 4);
         let retry = reads.begin_round(5).unwrap();
         assert_ne!(lost, retry);
         assert!(reads.finish_round(&lost, 5).is_empty());
         assert_eq!(reads.finish_round(&retry, 7), [(10, 7)]);
+    }
+
+    #[test]
+    fn rounds_that_are_given_up_in_vain_get_more_time() {
+        let mut reads = Reads::new(1, 1);
+        let took = |reads: &mut Reads, begun: u64, most: u64| {
+            let context = reads.begin_round(begun).unwrap();
+            let given_up = (begun + 1..).find(|&tick| {
+                reads.handle_tick(tick, 4, most);
+                reads.is_idle()
+            });
+            (context, given_up.unwrap() - begun)
+        };
+        reads.add(10);
+        let tries: Vec<u64> = (0..4).map(|n| took(&mut reads, 100 * n, 20).1).collect();
+        assert_eq!(tries, [5, 9, 17, 21], "ever more, up to a bound");
+        // Confirmed after six ticks: the next one may take twice as long.
+        let context = reads.begin_round(500).unwrap();
+        reads.handle_tick(506, 4, 20);
+        assert_eq!(reads.finish_round(&context, 5), [(10, 5)]);
+        reads.add(11);
+        assert_eq!(took(&mut reads, 600, 20).1, 13);
+        // Another leader may be nearer.
+        reads.watch_leader(4, 3);
+        assert_eq!(took(&mut reads, 700, 20).1, 5);
     }
 
     #[test]

@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use raft::eraftpb::{Entry, HardState, Message};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::unbounded_channel;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::{Event, Options, Threads, start};
@@ -150,7 +153,8 @@ fn begin() -> Member {
         id: 1,
         boot: 1,
         heartbeat_ticks: 1,
-        election_ticks: 10,
+        // A sole voter waits for nobody; what is under way for so long would be proposed again.
+        election_ticks: 1_000,
         max_inflight: 64,
         max_message_bytes: 1 << 20,
         linger_ticks: 100,
@@ -222,17 +226,63 @@ fn begin() -> Member {
     }
 }
 
+/// Keeps a gate shut until it is dropped.
+struct Held {
+    open: Option<SyncSender<()>>,
+    holder: Option<std::thread::JoinHandle<()>>,
+}
+
+fn hold(gate: Arc<Mutex<()>>) -> Held {
+    let (holds, held) = sync_channel::<()>(1);
+    let (open, opened) = sync_channel::<()>(1);
+    let holder = std::thread::spawn(move || {
+        let _hangs = gate.lock();
+        let _ = holds.send(());
+        let _ = opened.recv();
+    });
+    held.recv().expect("held");
+    Held {
+        open: Some(open),
+        holder: Some(holder),
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.open = None;
+        if let Some(holder) = self.holder.take() {
+            holder.join().expect("the holder ends");
+        }
+    }
+}
+
+async fn put_value(node: Node, value: Bytes) -> Result<(), ProposeError> {
+    let put = Put {
+        key: "k".into(),
+        value,
+        ..Put::default()
+    };
+    node.propose(Body::Put(put), None, Instant::now() + PATIENCE, &Stages::default())
+        .await
+        .map(drop)
+}
+
 impl Member {
     async fn put(&self) -> Result<(), ProposeError> {
-        let put = Put {
-            key: "k".into(),
-            value: "v".into(),
-            ..Put::default()
-        };
-        self.node
-            .propose(Body::Put(put), None, Instant::now() + PATIENCE, &Stages::default())
-            .await
-            .map(drop)
+        put_value(self.node.clone(), "v".into()).await
+    }
+
+    /// A put that is answered later; it is in the log, as an entry of its own, when this returns.
+    async fn begin_put(&self, value: Bytes) -> JoinHandle<Result<(), ProposeError>> {
+        let last_index = self.node.status().last_index;
+        let put = tokio::spawn(put_value(self.node.clone(), value));
+        let deadline = Instant::now() + PATIENCE;
+        while self.node.status().last_index == last_index {
+            assert!(Instant::now() < deadline, "it is never handed to the log");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(self.node.status().last_index, last_index + 1);
+        put
     }
 
     fn has_failed_with(&self, reason: &str) {
@@ -319,22 +369,14 @@ async fn rule_5_a_failed_write_ends_the_member() {
 async fn ends_when_hung(gate: impl Fn(&Member) -> Arc<Mutex<()>>, named: &str) {
     let member = begin();
     member.put().await.expect("a healthy disk");
-    let gate = gate(&member);
-    let (holds, ended) = (std::sync::mpsc::sync_channel::<()>(1), std::sync::mpsc::sync_channel::<()>(1));
-    let holder = std::thread::spawn(move || {
-        let _hangs = gate.lock();
-        let _ = holds.0.send(());
-        let _ = ended.1.recv();
-    });
-    holds.1.recv().expect("held");
+    let held = hold(gate(&member));
     assert_eq!(
         member.put().await,
         Err(ProposeError::Timeout),
         "handed to raft: nobody knows what became of it"
     );
     member.has_failed_with(named);
-    ended.0.send(()).expect("the holder waits");
-    holder.join().expect("the holder ends");
+    drop(held);
     member.end().await;
 }
 
@@ -346,4 +388,48 @@ async fn a_log_that_hangs_ends_the_member() {
 #[tokio::test]
 async fn a_store_that_hangs_ends_the_member() {
     ends_when_hung(|member| member.store_gate.clone(), "the store has not finished a write").await;
+}
+
+/// Long enough for a put of it to be proposed at once: shorter ones wait for each other while one is under way.
+const LONG_VALUE_BYTES: usize = 256 << 10;
+/// Together less than what goes into one sync at most.
+const PUTS_AT_ONCE: usize = 20;
+
+#[tokio::test]
+async fn what_comes_while_the_log_is_busy_shares_one_sync() {
+    let member = begin();
+    member.put().await.expect("a healthy disk");
+    let held = hold(member.log_gate.clone());
+    let mut puts = Vec::new();
+    for _ in 0..PUTS_AT_ONCE {
+        puts.push(member.begin_put(vec![0; LONG_VALUE_BYTES].into()).await);
+    }
+    let syncs = member.disk.syncs();
+    drop(held);
+    for put in puts {
+        put.await.expect("it ends").expect("a healthy disk");
+    }
+    let syncs = member.disk.syncs() - syncs;
+    // The entry that the log was busy with, all the others, and perhaps a compaction.
+    assert!((2..=3).contains(&syncs), "{syncs} syncs for {PUTS_AT_ONCE} entries");
+    member.end().await;
+}
+
+/// On more than one thread: a loop that waits is found out, instead of stopping the test.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_loop_goes_on_while_the_log_is_busy() {
+    let member = begin();
+    member.put().await.expect("a healthy disk");
+    let held = hold(member.log_gate.clone());
+    let put = member.begin_put("v".into()).await;
+    let syncs = member.disk.syncs();
+    for _ in 0..10 {
+        let read = member.node.read_barrier(Instant::now() + THREAD_PATIENCE).await;
+        assert_eq!(read, Ok(()), "reads need no disk");
+    }
+    assert!(!put.is_finished(), "nothing is answered that is not durable");
+    assert_eq!(member.disk.syncs(), syncs);
+    drop(held);
+    assert_eq!(put.await.expect("it ends"), Ok(()));
+    member.end().await;
 }

@@ -237,7 +237,7 @@ pub(super) async fn remove(call: &mut Call<'_>) -> Reply {
     call.app.node.call_leader(LeaderRequest::Remove { id, force }, deadline).await?;
     // A member that removed itself cannot ask the others any more.
     if id != call.app.node.id() {
-        applied_here(call, deadline).await?;
+        removed_here(call, id, deadline).await?;
     }
     Ok(respond::json(StatusCode::OK, &json!({"id": id, "removed": true})))
 }
@@ -281,6 +281,24 @@ async fn applied_here(call: &Call<'_>, deadline: Instant) -> Result<(), ApiError
         .read_barrier(deadline)
         .await
         .map_err(|_| Problem::Timeout(late).into())
+}
+
+/// The same for a removal. Who sees it here already asks nobody: by force it may have cost the quorum.
+async fn removed_here(call: &Call<'_>, id: u64, deadline: Instant) -> Result<(), ApiError> {
+    let reader = call.app.node.reader();
+    let is_seen = async {
+        loop {
+            let next = reader.applied_index() + 1;
+            if reader.is_removed(id) {
+                return;
+            }
+            reader.wait_applied(next).await;
+        }
+    };
+    tokio::select! {
+        () = is_seen => Ok(()),
+        asked = applied_here(call, deadline) => asked,
+    }
 }
 
 fn described(call: &Call<'_>, id: u64) -> Value {

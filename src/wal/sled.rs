@@ -688,3 +688,34 @@ fn sled_error(error: ::sled::Error) -> WalError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::WalEngine, wal};
+
+    /// sled never syncs what it moves there.
+    #[test]
+    fn a_record_in_sleds_blobs_is_refused_at_open_and_at_a_checkpoint() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("log");
+        drop(wal::open(WalEngine::Sled, &dir, false).unwrap());
+        let blob = dir.join("sled/blobs/1");
+
+        let table = Table::open(&dir.join("sled"), false).unwrap();
+        table.checkpoint().unwrap();
+        std::fs::write(&blob, "a record").unwrap();
+        let error = table.checkpoint().unwrap_err();
+        assert!(error.to_string().contains("sled/blobs"), "{error}");
+        drop(table);
+
+        std::fs::write(&blob, "a record").unwrap();
+        let error = wal::open(WalEngine::Sled, &dir, false).map(drop).unwrap_err();
+        assert!(
+            matches!(error, WalError::Engine(_)) && error.to_string().contains("sled/blobs"),
+            "{error}"
+        );
+        std::fs::remove_file(&blob).unwrap();
+        wal::open(WalEngine::Sled, &dir, false).map(drop).unwrap();
+    }
+}

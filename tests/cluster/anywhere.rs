@@ -101,6 +101,40 @@ async fn rule_29_a_watch_resumes_on_any_member_where_another_one_left_it() {
     assert_eq!([first, second, third].concat(), (2..=61).collect::<Vec<_>>());
 }
 
+/// The revision after which a new watch begins, as its first message says.
+async fn opens_after(cluster: &Cluster, id: u64) -> u64 {
+    let url = format!("{}/v1/watch?prefix=w", cluster.url(id));
+    let mut answer = client().get(url).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let mut text = String::new();
+    while !text.contains("\n\n") {
+        let piece = answer.chunk().await.expect("it does not break").expect("the stream goes on");
+        text.push_str(std::str::from_utf8(&piece).expect("text"));
+    }
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
+    assert_eq!(field("event: "), Some("open"), "{text}");
+    field("id: ").expect("an id").parse().expect("a revision")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_watch_on_any_member_begins_after_all_that_was_acknowledged_on_another() {
+    let cluster = Cluster::start(Setup::of(3)).await;
+    for round in 0..30 {
+        let writer = round % 3 + 1;
+        // Each of the others in turn.
+        let watched = (writer + round / 3 % 2) % 3 + 1;
+        let put = client().put(format!("{}/w", cluster.url(writer))).body(format!("v{round}"));
+        let put = put.send().await.unwrap();
+        assert!(put.status().is_success(), "{put:?}");
+        let revision: u64 = put.headers()["metcd-revision"].to_str().unwrap().parse().unwrap();
+        let opened = opens_after(&cluster, watched).await;
+        assert!(
+            opened >= revision,
+            "member {watched} opens after {opened}, member {writer} had acknowledged {revision}"
+        );
+    }
+}
+
 /// Waits until less than half of a lease is left, or it is gone already, as `id` has it from the leader. Whether it is still there.
 async fn is_half_over(cluster: &Cluster, id: u64, path: &str) -> bool {
     eventually("half of the lease to pass", SOON, async || {

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
 use crate::harness::{Cluster, SOON, Setup, eventually};
 use crate::load::{Record, Writers, check};
 
@@ -42,6 +45,32 @@ async fn a_write_on_any_member_is_read_on_any_other_at_once() {
         assert_eq!(cluster.get(reader, "k").await, (200, value));
     }
     cluster.same_content(&[1, 2, 3]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_1_whoever_answers_a_write_has_applied_it() {
+    let cluster = Cluster::start(Setup::of(3)).await;
+    for round in 0..30 {
+        let (writer, next) = (round % 3 + 1, (round + 1) % 3 + 1);
+        let value = format!("v{round}");
+        let put = cluster
+            .http
+            .put(format!("{}/k", cluster.url(writer)))
+            .body(value.clone())
+            .send()
+            .await
+            .unwrap();
+        assert!(put.status().is_success(), "{put:?}");
+        let revision = put.headers()["metcd-revision"].to_str().unwrap();
+        // Of its own state, at once; and what the answer says is enough to find it in another's, which may be late.
+        assert_eq!(
+            cluster.get(writer, "k?consistency=serializable").await,
+            (200, value.clone()),
+            "on {writer}, which answered"
+        );
+        let later = format!("k?consistency=serializable&min_revision={revision}");
+        assert_eq!(cluster.get(next, &later).await, (200, value), "on {next}, after {writer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -185,6 +214,52 @@ async fn all_killed_at_once_come_back_with_everything_acknowledged() {
     cluster.same_content(&cluster.ids()).await;
 }
 
+/// Reads a key of a member that is starting, until it is ready: before, it may refuse. How often it did.
+async fn refusals_until_ready(cluster: &Cluster, id: u64, key: &str, value: &str) -> usize {
+    let mut refusals = 0;
+    eventually(&format!("member {id} to be ready"), SOON, async || {
+        let is_ready = cluster.get(id, "readyz").await.0 == 200;
+        match cluster.get(id, &format!("{key}?timeout=300ms")).await {
+            // It does not listen yet.
+            (0, _) => {}
+            (200, found) => assert_eq!(found, value, "{key} on member {id}"),
+            // There is a leader already, and it has not heard from it in time.
+            (503 | 504, _) => refusals += 1,
+            (status, answer) => panic!("{key} on member {id}: {status} {answer}"),
+        }
+        is_ready.then_some(())
+    })
+    .await;
+    refusals
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_19_before_a_member_is_ready_it_gives_what_was_acknowledged_or_nothing() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    for round in 0..3 {
+        // The one is overwritten in each round, the other is new.
+        let (value, new) = (format!("v{round}"), format!("new{round}"));
+        for number in 0..20 {
+            let old = format!("old{number}");
+            assert!(cluster.put(number % 3 + 1, "k", &old).await.unwrap().is_success());
+        }
+        assert!(cluster.put(1, &new, &value).await.unwrap().is_success());
+        assert!(cluster.put(2, "k", &value).await.unwrap().is_success());
+        for node in &mut cluster.nodes {
+            node.kill();
+        }
+        for node in &mut cluster.nodes {
+            node.start();
+        }
+        let ids = cluster.ids();
+        let reads = ids
+            .iter()
+            .flat_map(|&id| ["k", &new].map(|key| refusals_until_ready(&cluster, id, key, &value)));
+        let refusals: usize = futures_util::future::join_all(reads).await.into_iter().sum();
+        println!("all killed: {refusals} reads refused before all were ready");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_terminated_at_once_end_in_order_within_ten_seconds() {
     let mut cluster = Cluster::start(Setup::of(3)).await;
@@ -253,6 +328,74 @@ async fn the_last_member_to_stop_answers_what_can_not_be_committed_any_more() {
     assert_eq!(proposed.await.unwrap(), answer(504, "timeout", "unknown"));
     assert_eq!(waiting.await.unwrap(), answer(503, "shutting_down", "not_applied"));
     assert_eq!(read.await.unwrap(), 503);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_ends_watches_and_waits_with_their_reason() {
+    let mut cluster = Cluster::start(Setup::of(1)).await;
+    assert!(cluster.put(1, "k", "v").await.unwrap().is_success());
+    let url = cluster.url(1);
+    let get = |path: &str, accept: &str| {
+        let request = cluster.http.get(format!("{url}{path}")).header("accept", accept);
+        tokio::spawn(async move {
+            let answer = request.send().await.unwrap();
+            (answer.status().as_u16(), answer.text().await.unwrap())
+        })
+    };
+    let events = get("/v1/watch?prefix=", "text/event-stream");
+    let lines = get("/v1/watch?prefix=", "application/x-ndjson");
+    let wait = get("/k?wait=20s", "*/*");
+    eventually("all of them to wait", SOON, async || {
+        let metrics = cluster.get(1, "metrics").await.1;
+        metrics.lines().any(|line| line == "metcd_watchers 3").then_some(())
+    })
+    .await;
+    cluster.node(1).terminate();
+    assert_eq!(cluster.node(1).ended(Duration::from_secs(10)).await.code(), Some(0));
+
+    let (status, text) = events.await.unwrap();
+    assert_eq!(status, 200);
+    let last = text.trim_end().rsplit("\n\n").next().unwrap();
+    let data = last.strip_prefix("event: error\ndata: ").unwrap_or_else(|| panic!("{text}"));
+    let (status, text) = lines.await.unwrap();
+    assert_eq!(status, 200);
+    let line = text.lines().last().unwrap();
+    let (status, problem) = wait.await.unwrap();
+    assert_eq!(status, 503, "{problem}");
+    for message in [data, line, &problem] {
+        let message: serde_json::Value = serde_json::from_str(message).unwrap();
+        assert_eq!(message["code"], "shutting_down", "{message}");
+    }
+    assert!(line.contains("\"type\":\"error\""), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_sigterm_ends_a_member_that_is_still_held_up() {
+    let mut cluster = Cluster::start(Setup::of(1)).await;
+    // A request that was taken in, and whose body never ends.
+    let mut held = TcpStream::connect(("127.0.0.1", cluster.node(1).client_port)).await.unwrap();
+    let head = "PUT /k?timeout=25s HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 10\r\n\r\n";
+    held.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 25];
+    held.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 100 Continue\r\n\r\n");
+    held.write_all(b"half").await.unwrap();
+
+    cluster.node(1).terminate();
+    // Of two signals that come together the second is lost.
+    eventually("the first signal to be heard", SOON, async || {
+        cluster.node(1).log_text().contains("stopping in order").then_some(())
+    })
+    .await;
+    assert!(cluster.node(1).is_running(), "it waits for the request");
+    cluster.node(1).terminate();
+    let status = cluster.node(1).ended(SOON).await;
+    assert_eq!(status.code(), Some(1), "at once, and not in order");
+    let log = cluster.node(1).log_text();
+    assert!(!log.contains("took too long"), "{log}");
+    cluster.node(1).start();
+    cluster.ready(1).await;
+    assert_eq!(cluster.get(1, "k").await.0, 404);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

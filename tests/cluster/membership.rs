@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, SOON, Setup, copy_dir, eventually};
-use crate::load::{Writers, check};
+use crate::load::{Record, Writers, check};
 
 async fn roles(cluster: &Cluster, asked: u64) -> Option<Vec<(u64, String)>> {
     let table = cluster.get_json(asked, "/members").await?;
@@ -29,6 +29,11 @@ pub async fn voters_are(cluster: &Cluster, asked: u64, voters: &[u64]) {
     .await;
 }
 
+fn assert_unharmed(record: &Record) {
+    assert!(record.refused.is_empty(), "refused {:?}", record.refused.first());
+    assert!(record.unknown.is_empty(), "unknown {:?}", record.unknown.first());
+}
+
 /// `DELETE`, waiting out a change that is under way.
 async fn remove(cluster: &Cluster, asked: u64, id: u64) -> (u16, Value) {
     cluster
@@ -39,8 +44,8 @@ async fn remove(cluster: &Cluster, asked: u64, id: u64) -> (u16, Value) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_becomes_three_becomes_five_becomes_three_under_load() {
     let mut cluster = Cluster::start(Setup::of(1)).await;
-    let writers = Writers::start_slow(&[cluster.url(1)], 16, "w", Duration::from_millis(5));
-    writers.progress(100).await;
+    let founders = Writers::start_slow(&[cluster.url(1)], 8, "v", Duration::from_millis(5));
+    founders.progress(100).await;
 
     // By --join alone, with an id and without.
     cluster.joiner(Some(2)).start();
@@ -65,6 +70,13 @@ async fn one_becomes_three_becomes_five_becomes_three_under_load() {
     cluster.nodes.last_mut().unwrap().id = 3;
     voters_are(&cluster, 1, &[1, 2, 3]).await;
 
+    // Through those that stay: member 1 is removed later.
+    let writers = Writers::start_slow(&[cluster.url(2), cluster.url(3)], 16, "w", Duration::from_millis(5));
+    founders.progress(50).await;
+    let founding = founders.stop().await;
+    assert_unharmed(&founding);
+    writers.progress(100).await;
+
     // By hand first, then started with --join.
     for id in [4, 5] {
         let peer_url = cluster.joiner(Some(id)).peer_url.clone();
@@ -80,20 +92,16 @@ async fn one_becomes_three_becomes_five_becomes_three_under_load() {
     check_all_members_named(&cluster).await;
 
     // The leader goes, and one more.
-    let leader = cluster.leader().await;
-    let second = if leader == 5 { 4 } else { 5 };
-    let asked = cluster
-        .ids()
-        .into_iter()
-        .find(|&id| id != leader && id != second && id != 1)
-        .unwrap();
+    let (leader, second, asked) = (1, 5, 2);
+    eventually("the founder to lead", SOON, async || {
+        let _ = cluster.call(Method::POST, asked, "/leader", Some(json!({ "id": leader }))).await;
+        (cluster.status(asked).await["leader"] == leader).then_some(())
+    })
+    .await;
     for gone in [leader, second] {
-        if gone == 1 {
-            // The writers talk to member 1: they go with it.
-            writers.progress(50).await;
-        }
         let (status, answer) = remove(&cluster, asked, gone).await;
         assert_eq!(status, 200, "{answer}");
+        writers.progress(100).await;
         let ended = cluster.node(gone).ended(SOON).await;
         assert_eq!(ended.code(), Some(1), "a removed member ends as refused");
         let log = cluster.node(gone).log_text();
@@ -102,13 +110,14 @@ async fn one_becomes_three_becomes_five_becomes_three_under_load() {
     let rest: Vec<u64> = cluster.ids().into_iter().filter(|&id| id != leader && id != second).collect();
     voters_are(&cluster, asked, &rest).await;
     let record = writers.stop().await;
-    assert!(record.unknown.is_empty() || leader == 1, "{:?}", record.unknown.first());
+    assert_unharmed(&record);
     println!(
         "membership walk: {} writes, longest gap {:?}",
         record.acknowledged.len(),
         record.longest_gap()
     );
     for id in &rest {
+        check(&cluster, *id, "v", &founding).await;
         check(&cluster, *id, "w", &record).await;
     }
 
@@ -184,6 +193,81 @@ async fn rule_24_the_last_voter_and_the_reachable_quorum_stay() {
         "not even by force: {answer}"
     );
     assert!(cluster.put(leader, "k", "v").await.unwrap().is_success());
+}
+
+/// Where in a member's log it says this first, with these fields, after the line at `from`.
+fn line_of(log: &str, from: usize, parts: &[&str]) -> Option<usize> {
+    let mut lines = log.lines().enumerate().skip(from);
+    lines.find_map(|(at, line)| parts.iter().all(|part| line.contains(part)).then_some(at))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_24_a_leader_hands_over_before_it_is_removed_and_no_request_fails() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let rest: Vec<u64> = cluster.ids().into_iter().filter(|&id| id != leader).collect();
+    let urls: Vec<String> = rest.iter().map(|&id| cluster.url(id)).collect();
+    let writers = Writers::start(&urls, 8, "w");
+    writers.progress(200).await;
+    let term = cluster.status(leader).await["term"].as_u64().unwrap();
+    let (status, answer) = remove(&cluster, rest[0], leader).await;
+    assert_eq!(status, 200, "{answer}");
+    writers.progress(200).await;
+    let record = writers.stop().await;
+    println!("removal of the leader: longest gap {:?}", record.longest_gap());
+    assert_unharmed(&record);
+    assert_eq!(cluster.node(leader).ended(SOON).await.code(), Some(1));
+    voters_are(&cluster, rest[0], &rest).await;
+    check(&cluster, rest[1], "w", &record).await;
+
+    // Nobody waited until it was missed: it led until another one did, and was removed as a follower.
+    let log = cluster.node(leader).log_text();
+    let led = line_of(&log, 0, &["became leader", &format!("term={term}")]).expect("it led");
+    let followed = line_of(&log, led, &["follows a leader", &format!("term={}", term + 1)]);
+    let removed = line_of(&log, led, &["this member was removed"]);
+    assert!(followed.is_some() && removed > followed, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_24_force_removes_a_member_that_the_reachable_quorum_needs() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let (dead, alive) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    assert!(cluster.put(leader, "k", "v").await.unwrap().is_success());
+    cluster.node(dead).kill();
+    let (status, answer) = cluster.call(Method::DELETE, leader, &format!("/members/{alive}"), None).await;
+    assert_eq!((status, answer["code"].as_str()), (409, Some("unsafe_change")), "{answer}");
+    let (status, answer) = cluster
+        .call(Method::DELETE, leader, &format!("/members/{alive}?force=true&timeout=20s"), None)
+        .await;
+    assert_eq!(status, 200, "{answer}");
+    // One of the two that remain is dead: there is no quorum until it is back.
+    cluster.node(dead).start();
+    cluster.ready(dead).await;
+    let mut rest = [leader, dead];
+    rest.sort_unstable();
+    voters_are(&cluster, dead, &rest).await;
+    assert_eq!(cluster.node(alive).ended(SOON).await.code(), Some(1));
+    assert_eq!(cluster.get(dead, "k").await, (200, "v".to_owned()));
+    assert!(cluster.put(leader, "k", "w").await.unwrap().is_success());
+    cluster.same_content(&rest).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_that_nobody_reaches_is_not_promoted() {
+    let cluster = Cluster::start(Setup::of(3)).await;
+    // Nobody listens there.
+    let body = json!({ "id": 4, "peer_url": "http://127.0.0.1:9", "role": "learner" });
+    let (status, answer) = cluster.call(Method::POST, 1, "/members", Some(body)).await;
+    assert_eq!(status, 201, "{answer}");
+    for asked in 1..=3 {
+        let (status, answer) = cluster.call(Method::POST, asked, "/members/4/promote", None).await;
+        assert_eq!((status, answer["code"].as_str()), (409, Some("unsafe_change")), "{answer}");
+    }
+    let mut roles = roles(&cluster, 1).await.unwrap();
+    roles.sort_unstable();
+    let voter = |id| (id, "voter".to_owned());
+    assert_eq!(roles, [voter(1), voter(2), voter(3), (4, "learner".to_owned())]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -297,6 +381,39 @@ async fn rule_21_of_changes_at_once_each_takes_effect_or_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_21_a_change_that_another_one_outlasts_is_told_so_and_not_made() {
+    let cluster = Cluster::start(Setup::of(3).proxied()).await;
+    let leader = cluster.leader().await;
+    // What is agreed on takes longer than the second one waits.
+    for id in cluster.ids().into_iter().filter(|&id| id != leader) {
+        cluster.links.slow_down(id, Duration::from_millis(150));
+    }
+    let mut next = 10;
+    let refused = eventually("a change to meet another one", SOON, async || {
+        let add = |id: u64, timeout: &str| {
+            let body = json!({ "id": id, "peer_url": format!("http://127.0.0.1:{}", 1_000 + id), "role": "learner" });
+            let path = format!("/members?timeout={timeout}");
+            let cluster = &cluster;
+            async move { cluster.call(Method::POST, leader, &path, Some(body)).await }
+        };
+        let (first, second) = (next, next + 1);
+        next += 2;
+        let (one, two) = tokio::join!(add(first, "20s"), add(second, "100ms"));
+        assert_eq!(one.0, 201, "{}", one.1);
+        // The one that is in a hurry may have come first, and has begun.
+        (two.0 == 409).then_some((second, two.1))
+    })
+    .await;
+    for id in cluster.ids() {
+        cluster.links.slow_down(id, Duration::ZERO);
+    }
+    let (id, answer) = refused;
+    assert_eq!(answer["code"], "change_in_progress", "{answer}");
+    let present = roles(&cluster, leader).await.unwrap();
+    assert!(present.iter().all(|(there, _)| *there != id), "{id} was refused: {present:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rule_21_of_those_who_want_one_id_at_once_one_gets_it() {
     let cluster = Cluster::start(Setup::of(3)).await;
     let add = async |n: u64, id: Option<u64>| {
@@ -350,6 +467,34 @@ async fn a_member_that_joined_before_the_request_for_its_pair_came_replaces_too(
     assert_eq!(status, 200, "{answer}");
     let wanted: Vec<u64> = [1, 2, 3, 7].into_iter().filter(|&id| id != gone).collect();
     voters_are(&cluster, leader, &wanted).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replacement_that_one_leader_began_is_completed_by_the_next() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let (gone, stays) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    assert!(cluster.put(gone, "k", "v").await.unwrap().is_success());
+    let peer_url = cluster.joiner(Some(7)).peer_url.clone();
+    let body = json!({ "remove": gone, "add": { "id": 7, "peer_url": peer_url } });
+    let (status, answer) = cluster
+        .call(Method::POST, stays, "/members/replace?timeout=500ms", Some(body))
+        .await;
+    assert_eq!((status, answer["id"].as_u64()), (202, Some(7)), "{answer}");
+    cluster.node(leader).kill();
+    // Nobody asks again: whoever leads now goes on by itself.
+    cluster.node(7).start();
+    let mut wanted = [leader, stays, 7];
+    wanted.sort_unstable();
+    voters_are(&cluster, stays, &wanted).await;
+    assert_eq!(cluster.node(gone).ended(SOON).await.code(), Some(1));
+    cluster.ready(7).await;
+    assert_eq!(cluster.get(7, "k").await, (200, "v".to_owned()));
+    cluster.node(leader).start();
+    cluster.ready(leader).await;
+    voters_are(&cluster, leader, &wanted).await;
+    assert!(cluster.put(leader, "k", "w").await.unwrap().is_success());
+    cluster.same_content(&wanted).await;
 }
 
 /// Otherwise a cluster of three would end as one of two.
@@ -456,6 +601,60 @@ async fn a_learner_stays_one_until_it_is_promoted_and_a_removed_learner_stops() 
 
     assert_eq!(remove(&cluster, 1, 3).await.0, 200);
     assert_eq!(cluster.node(3).ended(SOON).await.code(), Some(1));
+}
+
+/// Longer than three of the longest election timeouts, each of 1 to 1.4 s.
+const SECONDS_WITHOUT_A_LEADER: f64 = 5.0;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_26_a_joiner_that_hears_no_leader_neither_serves_nor_campaigns() {
+    let mut cluster = Cluster::start(Setup::of(3).proxied()).await;
+    assert!(cluster.put(1, "k", "v").await.unwrap().is_success());
+    let term = cluster.status(1).await["term"].clone();
+    for id in 1..=3 {
+        cluster.links.cut_one_way(id, 4);
+    }
+    cluster.joiner(Some(4)).start();
+    let asked = [
+        "/k?timeout=200ms",
+        "/k?consistency=serializable",
+        "/v1/kv?prefix=&consistency=serializable",
+    ];
+    let begun = eventually("the joiner to run", SOON, async || {
+        cluster.status(4).await["uptime_seconds"].as_f64()
+    })
+    .await;
+    eventually("three election timeouts to pass", SOON, async || {
+        for path in asked {
+            let (status, answer) = cluster.call(Method::GET, 4, path, None).await;
+            assert_eq!((status, answer["code"].as_str()), (503, Some("not_ready")), "{path}: {answer}");
+        }
+        let answer = cluster
+            .http
+            .put(format!("{}/k?timeout=200ms", cluster.url(4)))
+            .body("w")
+            .send()
+            .await
+            .unwrap();
+        let status = answer.status().as_u16();
+        let problem: Value = answer.json().await.unwrap();
+        assert_eq!((status, problem["outcome"].as_str()), (503, Some("not_applied")), "{problem}");
+        let uptime = cluster.status(4).await["uptime_seconds"].as_f64()?;
+        (uptime >= begun + SECONDS_WITHOUT_A_LEADER).then_some(())
+    })
+    .await;
+    let learner = (4, "learner".to_owned());
+    assert!(
+        roles(&cluster, 1).await.unwrap().contains(&learner),
+        "it is known, and has heard nothing"
+    );
+    for id in 1..=3 {
+        assert_eq!(cluster.status(id).await["term"], term, "member {id}");
+    }
+    cluster.links.heal();
+    cluster.ready(4).await;
+    assert_eq!(cluster.get(4, "k").await, (200, "v".to_owned()));
+    assert_eq!(cluster.status(1).await["term"], term, "nor when it is reached");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -143,6 +143,27 @@ async fn a_link_cut_in_one_direction_does_not_stop_the_cluster_for_ever() {
     cluster.same_content(&cluster.ids()).await;
 }
 
+/// Longer than a round of reads takes that is given up as lost, were it not known that the way is long.
+const LONG_WAY: Duration = Duration::from_millis(120);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_are_far_from_each_other_write_and_read() {
+    let cluster = Cluster::start(Setup::of(3).proxied()).await;
+    for id in cluster.ids() {
+        cluster.links.slow_down(id, LONG_WAY);
+    }
+    for round in 0..3 {
+        for id in cluster.ids() {
+            let value = format!("v{round}-{id}");
+            assert!(cluster.put(id, "k?timeout=20s", &value).await.unwrap().is_success());
+            let next = id % 3 + 1;
+            let begun = Instant::now();
+            assert_eq!(cluster.get(next, "k?timeout=20s").await, (200, value), "on {next}, after {id}");
+            println!("FIG a read over links of {LONG_WAY:?}: {:?}", begun.elapsed());
+        }
+    }
+}
+
 /// It reaches the others, and their answers reach it: without more it would lead for ever, and everything they forward would be lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_nobody_can_send_to_hands_over_and_no_request_fails() {
@@ -246,12 +267,12 @@ async fn rule_27_strangers_on_either_port_change_nothing() {
             .then_some(())
     })
     .await;
-    for (addressing, wanted) in forged {
+    for (addressing, wanted) in forged.iter().chain(&forged) {
         for path in ["", "/call", "/snapshot"] {
             let request = cluster
                 .http
                 .request(Method::POST, format!("{peer}{path}"))
-                .header("metcd-peer", &addressing);
+                .header("metcd-peer", addressing);
             let status = request
                 .header("metcd-deadline-ms", "500")
                 .body("{\"progress\":null}")
@@ -259,7 +280,7 @@ async fn rule_27_strangers_on_either_port_change_nothing() {
                 .await
                 .unwrap()
                 .status();
-            assert_eq!(status, wanted, "{path} as {addressing}");
+            assert_eq!(status, *wanted, "{path} as {addressing}");
         }
     }
     for node in &mut cluster.nodes {
@@ -267,6 +288,21 @@ async fn rule_27_strangers_on_either_port_change_nothing() {
     }
     assert_eq!(cluster.status(leader).await["term"], term);
     assert!(cluster.put(other, "k", "v").await.unwrap().is_success());
+
+    // Each forgery came six times, and its reason is logged once. The log is complete when the member has ended.
+    cluster.node(leader).terminate();
+    assert_eq!(cluster.node(leader).ended(SOON).await.code(), Some(0));
+    let log = cluster.node(leader).log_text();
+    for (from, code) in [
+        (other, "cluster_mismatch"),
+        (9, "unknown_member"),
+        (other, "member_reincarnated"),
+        (other, "wrong_receiver"),
+    ] {
+        let parts = ["refused between peers", &format!("peer={from} "), &format!("code=\"{code}\"")];
+        let is_it = |line: &&str| parts.iter().all(|part| line.contains(part));
+        assert_eq!(log.lines().filter(is_it).count(), 1, "{code} of {from}: {log}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

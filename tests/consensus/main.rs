@@ -4,6 +4,7 @@
 mod harness;
 
 mod a_disk_that_disagrees_is_refused;
+mod a_joint_configuration_is_left;
 mod a_removed_member_hears_of_it;
 mod a_slow_state_machine_holds_its_log_back;
 mod acknowledgements_wait_for_the_sync;

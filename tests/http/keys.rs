@@ -1,6 +1,6 @@
 //! Section 2: one key.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -271,6 +271,31 @@ fn a_full_table_of_idempotency_keys_refuses_new_ones_and_forgets_none_early() {
     );
     assert_eq!(put("one").header("idempotent-replayed"), "true");
     assert_eq!(server.put("/a", "y").status, 204);
+}
+
+#[test]
+fn an_idempotency_key_is_free_again_after_its_time_and_not_before() {
+    let server = Server::start_with(&["idempotency.retain=4s"]);
+    let entries = || {
+        let metrics = server.get("/metrics").text();
+        let value = metrics.lines().find_map(|line| line.strip_prefix("metcd_idempotency_entries "));
+        value.expect("the metric").to_owned()
+    };
+    let put = |body: &[u8]| server.send("PUT", "/a", &[("Idempotency-Key", "k")], body);
+    let begun = Instant::now();
+    assert_eq!(put(b"one").status, 201);
+    wait_until(|| {
+        let again = put(b"one");
+        assert_eq!((again.status, again.header("idempotent-replayed")), (201, "true"));
+        begun.elapsed() >= Duration::from_secs(2)
+    });
+    put(b"two").refused(422, "idempotency_key_reused");
+    assert_eq!(entries(), "1");
+    wait_until(|| entries() == "0");
+    let fresh = put(b"two");
+    assert_eq!((fresh.status, fresh.header("idempotent-replayed")), (204, ""));
+    assert_eq!(server.get("/a").text(), "two");
+    assert_eq!(entries(), "1", "and is remembered anew");
 }
 
 #[test]

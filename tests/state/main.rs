@@ -1,6 +1,7 @@
 //! The state machine from outside: against a model, by its rules, its watches and its snapshots.
 
 mod backends;
+mod batches;
 mod model;
 mod property;
 mod rules;

@@ -280,9 +280,10 @@ impl Live {
 /// The runner: cuts the power `task.number` times. Returns its exit code: 0, [`LOST`] or [`NO_DISK`].
 fn run(task: &Task) -> i32 {
     // A cluster has its ports, and cannot run twice.
-    let (disk_bytes, kill_every) = match cluster::engines(&task.engine) {
-        Some(_) => (CLUSTER_DISK_BYTES, 1),
-        None => (DISK_BYTES, KILL_EVERY),
+    let is_cluster = cluster::engines(&task.engine).is_some();
+    let (disk_bytes, kill_every, millis) = match is_cluster {
+        true => (CLUSTER_DISK_BYTES, 1, 2_000),
+        false => (DISK_BYTES, KILL_EVERY, 250),
     };
     let started = disk::format(disk_bytes, &task.dir).and_then(|content| Live::start(task, content));
     let mut live = match started {
@@ -297,14 +298,14 @@ fn run(task: &Task) -> i32 {
     let mut floor = 0;
     for cut in 1..=task.number {
         live.appender.wait_for(floor + 1);
-        std::thread::sleep(Duration::from_millis(random.below(if kill_every == 1 { 2_000 } else { 250 })));
+        std::thread::sleep(Duration::from_millis(random.below(millis)));
         let acknowledged = live.appender.acknowledged();
         let (image, unflushed) = live.disk.cut(&mut random);
         tally.cuts += 1;
         tally.operations += acknowledged - floor;
         tally.unflushed_writes += unflushed as u64;
         floor = acknowledged;
-        if kill_every == 1 {
+        if is_cluster {
             live.appender.end();
         }
         let verdict = match disk::mount_image(&image, &task.dir) {

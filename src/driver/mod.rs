@@ -173,7 +173,7 @@ pub fn start(
     let apply_thread = apply::spawn(state, apply_rx, shared.clone(), options.snapshot_dir.clone())?;
     let chore_thread = chores::spawn(chore_rx, shared.clone(), options.snapshot_dir.clone())?;
     let now = Instant::now();
-    let pace = Pace::new(options.snapshot_entries, shared.reader.logical_bytes());
+    let pace = Pace::new(options.snapshot_entries, snapshot_bytes(&shared));
     let driver = Driver {
         core,
         shared,
@@ -205,6 +205,14 @@ pub fn start(
         driver: runtime.spawn(driver.run()),
         others: vec![wal_thread, apply_thread, chore_thread],
     })
+}
+
+/// About the size of a snapshot of the state as it is; 0 where the store only has to be synced.
+fn snapshot_bytes(shared: &Shared) -> u64 {
+    match shared.store.survives_crashes() {
+        true => 0,
+        false => shared.reader.logical_bytes(),
+    }
 }
 
 impl Driver {
@@ -504,6 +512,7 @@ impl Driver {
         self.log_size.forget(start.index);
         // What it replaced is worthless, and takes the room that the next one needs.
         self.chore(Chore::RemoveOlder(start.index));
+        self.pace.installed(snapshot_bytes(&self.shared));
         self.to_wal(WalJob::Persist(installing.persist));
         for unit in installing.deferred {
             self.persist(unit);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 const MIN_BYTES_BETWEEN: u64 = 128 << 20;
 /// On a disk that is nearly full one follows another no sooner, nor sooner than ten times as long as the last one took.
 const MIN_REST: Duration = Duration::from_secs(10);
-/// One that failed is tried again after [`MIN_REST`], then after twice that, and so on up to this.
-const MAX_REST: Duration = Duration::from_secs(600);
+/// One that failed is tried again after [`MIN_REST`], then after twice that, and so on up to this: one that does not fit fills the disk each time.
+const MAX_REST: Duration = Duration::from_secs(160);
 /// What has to be gained for one on a disk that is nearly full.
 const MIN_GAIN: u64 = 1 << 20;
 
@@ -17,7 +17,7 @@ const MIN_GAIN: u64 = 1 << 20;
 pub(super) struct Since {
     /// Entries applied.
     pub entries: u64,
-    /// Bytes of log.
+    /// Bytes of log, as far as they were appended since the start.
     pub log_bytes: u64,
     /// Keys and values in the state now.
     pub state_bytes: u64,
@@ -31,23 +31,32 @@ pub(super) struct Pace {
     ended: Option<Instant>,
     rest: Duration,
     failed: bool,
-    /// Bytes of the last one, and of keys and values in it.
+    /// Bytes of the last one; 0 for a store that only has to be synced.
     last_bytes: u64,
+    /// Bytes of keys and values in it. At the start, and after one that failed, as many as there are numbers: what may be gained is not known.
     last_state_bytes: u64,
 }
 
 impl Pace {
-    /// `snapshot_entries` as configured; the state as it was found is as good as a snapshot.
-    pub(super) fn new(snapshot_entries: u64, state_bytes: u64) -> Pace {
+    /// `snapshot_entries` as configured, and about how many bytes a snapshot has; 0 for a store that only has to be synced.
+    pub(super) fn new(snapshot_entries: u64, snapshot_bytes: u64) -> Pace {
         Pace {
             snapshot_entries,
             begun: None,
             ended: None,
             rest: Duration::ZERO,
             failed: false,
-            last_bytes: state_bytes,
-            last_state_bytes: state_bytes,
+            last_bytes: snapshot_bytes,
+            last_state_bytes: u64::MAX,
         }
+    }
+
+    /// A snapshot of another member has taken the state's place, as [`Pace::new`] has it.
+    pub(super) fn installed(&mut self, snapshot_bytes: u64) {
+        *self = Pace {
+            begun: self.begun,
+            ..Pace::new(self.snapshot_entries, snapshot_bytes)
+        };
     }
 
     /// Whether one is under way.
@@ -65,8 +74,7 @@ impl Pace {
         let deleted = self.last_state_bytes.saturating_sub(since.state_bytes);
         let gain = deleted.saturating_add(since.log_bytes);
         let is_worth_it = is_disk_full && gain >= MIN_GAIN.max(self.last_bytes / 4);
-        let rest = if self.failed && !is_disk_full { MIN_REST } else { self.rest };
-        let has_rested = self.ended.is_none_or(|ended| now.saturating_duration_since(ended) >= rest);
+        let has_rested = self.ended.is_none_or(|ended| now.saturating_duration_since(ended) >= self.rest);
         match self.failed {
             true => has_rested && (is_much || is_worth_it),
             false => is_much || (has_rested && is_worth_it),
@@ -127,8 +135,14 @@ mod tests {
     fn on_a_full_disk_one_is_made_for_what_it_gives_back_and_not_too_often() {
         let (mut pace, start) = (Pace::new(100, 40 * MIB), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(!pace.is_due(since(3, 100, 40 * MIB), false, start), "there is room");
+        assert!(
+            pace.is_due(since(3, 100, 40 * MIB), true, start),
+            "nobody knows what the start has found"
+        );
+        pace.begin(40 * MIB, start - Duration::from_secs(60));
+        pace.end(Some(40 * MIB), start - Duration::from_secs(60));
         assert!(!pace.is_due(since(3, 100, 40 * MIB), true, start), "nothing is gained");
-        assert!(!pace.is_due(since(3, 100, 2 * MIB), false, start), "there is room");
         assert!(pace.is_due(since(3, 100, 2 * MIB), true, start));
         pace.begin(2 * MIB, at(0));
         assert!(!pace.is_due(since(3, 100, 0), true, at(1)), "one is under way");
@@ -140,10 +154,10 @@ mod tests {
     }
 
     #[test]
-    fn one_that_fails_is_tried_again_ever_more_seldom_until_there_is_room() {
+    fn one_that_fails_is_tried_again_ever_more_seldom() {
         let (mut pace, mut now) = (Pace::new(100, 0), Instant::now());
         let much = since(100, 0, 0);
-        for seconds in [10, 20, 40, 80, 160, 320, 600, 600] {
+        for seconds in [10, 20, 40, 80, 160, 160] {
             pace.begin(0, now);
             pace.end(None, now);
             now += Duration::from_secs(seconds) - Duration::from_millis(1);
@@ -154,6 +168,12 @@ mod tests {
         }
         pace.begin(0, now);
         pace.end(None, now);
-        assert!(pace.is_due(much, false, now + MIN_REST));
+        assert!(
+            !pace.is_due(much, false, now + MIN_REST),
+            "what was written of it has filled the disk, and is gone"
+        );
+        assert!(pace.is_due(much, false, now + MAX_REST));
+        pace.installed(0);
+        assert!(pace.is_due(much, false, now));
     }
 }

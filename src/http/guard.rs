@@ -21,8 +21,8 @@ const MAX_HEADER_BYTES: usize = 64 << 10;
 /// How long a browser may keep the answer to a preflight.
 const PREFLIGHT_SECONDS: &str = "600";
 
-/// Refuses a body that would not be understood, and heads that are larger than any honest one: [`crate::serve`] bounds what is buffered of them, with room to say which part it
-/// was.
+/// Refuses a body that would not be understood, and heads that are larger than any honest one: [`crate::serve`] bounds what is buffered of
+/// them, with room to say which part it was.
 pub(super) fn check_head(parts: &Parts) -> Result<(), ApiError> {
     let bytes = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if bytes > MAX_TARGET_BYTES {
@@ -30,9 +30,10 @@ pub(super) fn check_head(parts: &Parts) -> Result<(), ApiError> {
         return Err(Problem::UriTooLong { bytes, max }.into());
     }
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-    if !parts.headers.get_all(header::TRANSFER_ENCODING).iter().all(is_chunked) {
+    let mut codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
+    if !codings.next().is_none_or(is_chunked) || codings.next().is_some() {
         // Only the chunks are undone: the rest of it would become part of the value.
-        let detail = "`Transfer-Encoding` may only be `chunked`: send the body as it is".to_owned();
+        let detail = "`Transfer-Encoding` may only be `chunked`, once: send the body as it is".to_owned();
         return Err(Problem::InvalidRequest(detail).into());
     }
     let headers: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();

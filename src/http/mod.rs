@@ -156,6 +156,10 @@ impl Drop for WatchSlot {
     }
 }
 
+/// An extension of a request that has waited: since when.
+#[derive(Debug, Clone, Copy)]
+struct Arrived(Instant);
+
 /// The whole client API as a service: call it per connection. It is always ready and never fails.
 #[derive(Clone)]
 pub struct Api(AppState);
@@ -190,8 +194,8 @@ where
 }
 
 async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
-    let arrived = Instant::now();
     let (parts, body) = request.into_parts();
+    let arrived = parts.extensions.get().map_or_else(Instant::now, |&Arrived(at)| at);
     let mut trace = TraceContext::of(&parts.headers);
     let span = trace.span(&parts, app.config.log.access_log);
     let stages = Stages::default();
@@ -221,8 +225,8 @@ async fn serve(app: &Arc<App>, request: Request<Body>) -> Response {
     if app.guard.depends_on_origin() {
         response.headers_mut().append(header::VARY, HeaderValue::from_static("Origin"));
     }
-    let is_cut_short = matches!(response.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT);
-    if is_unread && is_cut_short && parts.version <= Version::HTTP_11 {
+    // The rest of a body would stand before the next request.
+    if is_unread && parts.version <= Version::HTTP_11 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let response = finish(app, route, &parts, &trace, response);

@@ -14,14 +14,14 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use tokio::sync::SetOnce;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::Api;
 use super::error::{ApiError, Problem};
 use super::guard::{self, Guard};
 use super::params::Params;
 use super::respond;
 use super::route::{self, Route};
+use super::{Api, Arrived};
 use crate::config::Config;
 
 /// Passes requests on to the member once it is there. Cheap to clone.
@@ -65,11 +65,14 @@ impl Inner {
         if route == Route::Livez && route.allows(&parts.method) {
             return Ok(Some(respond::with_body(StatusCode::OK, respond::TEXT, "ok\n")));
         }
-        // They ask how it is now.
-        match matches!(route, Route::Readyz | Route::Health) {
-            true => Err(not_ready()),
-            false => Ok(None),
+        if route.is_data() {
+            return Ok(None);
         }
+        // Whoever asks how it is, or has it do something as a member, wants to know now.
+        Err(ApiError {
+            health: route == Route::Health,
+            ..not_ready()
+        })
     }
 
     fn patience(&self, parts: &Parts) -> Result<Duration, ApiError> {
@@ -114,6 +117,7 @@ where
         if let Some(api) = self.0.api.get() {
             return api.clone().call(request);
         }
+        let arrived = Arrived(Instant::now());
         let (parts, body) = request.into_parts();
         let inner = self.0.clone();
         let patience = match inner.answer(&parts) {
@@ -129,7 +133,10 @@ where
             match timeout(patience, inner.api.wait()).await {
                 Ok(api) => {
                     let mut api = api.clone();
-                    api.call(Request::from_parts(parts, body)).await
+                    let mut request = Request::from_parts(parts, body);
+                    // What it has waited counts.
+                    request.extensions_mut().insert(arrived);
+                    api.call(request).await
                 }
                 Err(_) => Ok(inner.finish(&parts, Err(not_ready()))),
             }

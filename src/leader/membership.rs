@@ -252,15 +252,15 @@ impl LeaderService {
             return Err(LeaderError::Timeout);
         };
         // It may have been there before this request, and another one may be about to put it in somebody else's place.
-        let others = reader
+        let other = reader
             .members()
             .into_iter()
             .find(|member| member.id == id)
             .map_or(0, |member| member.replaces);
-        if others != 0 && others != remove && reader.members().iter().any(|member| member.id == others) {
+        if other != 0 && other != remove && reader.members().iter().any(|member| member.id == other) {
             return Err(conflict(
                 ConflictCode::ChangeInProgress,
-                format!("member {id} is about to replace member {others}: give another new member, or wait until that is done"),
+                format!("member {id} is about to replace member {other}: give another new member, or wait until that is done"),
             ));
         }
         let voters_wanted = voters.iter().filter(|&&voter| voter != id).count();
@@ -293,7 +293,8 @@ impl LeaderService {
 
     /// The next step of such a pair, if it is time for it.
     async fn carry_on_pair(&self, id: u64, remove: u64, voters_wanted: usize, deadline: Instant) -> Result<(), LeaderError> {
-        let _held = self.changing_voters.lock().await;
+        let held = tokio::time::timeout_at(deadline, self.changing_voters.lock()).await;
+        let Ok(_held) = held else { return Err(LeaderError::Timeout) };
         let voters = self.shared.view().voters;
         if self.shared.reader.is_removed(remove) {
             return Ok(());

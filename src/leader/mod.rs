@@ -133,7 +133,7 @@ const RETRY: Duration = Duration::from_millis(50);
 pub struct LeaderService {
     shared: Arc<Shared>,
     transport: Transport,
-    /// Held from a look at the voters to the end of what follows from it.
+    /// Held by a replacement by a member that was there before: from its look at the voters to the end of the removal that follows.
     changing_voters: tokio::sync::Mutex<()>,
 }
 
@@ -272,7 +272,7 @@ impl LeaderService {
         })
     }
 
-    /// Whether this member was heard of lately. A leader that is new has heard of nobody yet and waits a moment.
+    /// Whether this member has answered lately. A leader that is new has no answer yet and waits a moment.
     async fn has_answered(&self, member: u64, deadline: Instant) -> bool {
         let until = deadline.min(Instant::now() + ANSWERS_WITHIN);
         loop {

@@ -21,6 +21,9 @@ use crate::store::KvStore;
 
 use super::{Applied, BarrierError, Histogram, PeerProgress, ProposeError, ReadGate, WalMetrics, turns::Turns};
 
+/// A report so long after another one does not go on from it: it may be from an earlier time as the leader.
+const SAME_SERIES_WITHIN: Duration = Duration::from_secs(5);
+
 /// What a member said of its attempts to send to this one.
 pub(super) struct Unreached {
     /// For how long they have failed.
@@ -354,7 +357,8 @@ impl Shared {
             return;
         };
         let told = std::time::Instant::now();
-        let since = unreached.get(&member).map_or(told, |report| report.since);
+        let before = unreached.get(&member).filter(|report| report.told.elapsed() < SAME_SERIES_WITHIN);
+        let since = before.map_or(told, |report| report.since);
         unreached.insert(member, Unreached { age, since, told });
     }
 

@@ -264,8 +264,8 @@ impl Activity {
             return;
         }
         if self.order.load(Relaxed) != NO_ORDER {
-            // It was told to close and has nothing to do; half a head is no request that was taken in.
-            if over(self.drained_since_ms.load(Relaxed), limits.header_timeout.min(DRAIN_PATIENCE)) {
+            // It was told to close and has nothing to do: half a head is no request that was taken in, but the end of an answer may be under way.
+            if !self.unflushed.load(Relaxed) && over(self.drained_since_ms.load(Relaxed), limits.header_timeout.min(DRAIN_PATIENCE)) {
                 self.give(CUT);
             }
             return;

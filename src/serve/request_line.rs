@@ -2,12 +2,13 @@
 //!
 //! A request target has no fragment (RFC 9112 3.2). The `http` crate takes one for granted and drops it: `DELETE /v1/kv?prefix=#tmp/` from a
 //! client that does not escape would be a delete of everything. So a `#` there is made a byte that the library refuses, and the client gets
-//! its `400`. Over HTTP/2 the target is compressed, and nothing can be done here.
+//! its `400`. Over HTTP/2 the target is compressed, and nothing can be done here; nor is a request looked at that was sent before the one before it
+//! was answered, which no client does that anybody uses by hand.
 
 /// Follows an HTTP/1 head until its first line is over.
 #[derive(Debug, Default)]
 pub(super) struct RequestLine {
-    /// A byte of it was there: before it empty lines may come.
+    /// It has begun: before it empty lines may come.
     begun: bool,
     over: bool,
 }

@@ -217,10 +217,9 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     )));
     // The receiver is gone only if the server is.
     let _ = running_tx.send(shared.clone());
-    let limits = serve_limits(&config, id);
     let peer_listener = peer_listener.into_std()?;
     let serve_peers = {
-        let (limits, closing) = (limits.clone(), closing(shared.clone()));
+        let (limits, closing) = (serve_limits(&config, id), closing(shared.clone()));
         async move {
             // Made anew, because a listener belongs to the runtime on which it was made.
             match TcpListener::from_std(peer_listener) {
@@ -328,8 +327,6 @@ async fn closing(shared: Arc<Shared>) {
 async fn watch_disk(shared: Arc<Shared>, path: std::path::PathBuf, min_free: u64) {
     let mut ticker = tokio::time::interval(DISK_INTERVAL);
     let mut refused = false;
-    // A start on a full disk has used it up.
-    let mut lacks_reserve = !has_reserve(&path);
     loop {
         ticker.tick().await;
         match disk::free_bytes(&path) {
@@ -348,9 +345,8 @@ async fn watch_disk(shared: Arc<Shared>, path: std::path::PathBuf, min_free: u64
                     tracing::info!("there is room on the disk again");
                     shared.set_write_refusal(None);
                 }
-                // Not if that alone would make it nearly full again.
-                if lacks_reserve && free >= min_free + 2 * RESERVE_BYTES {
-                    lacks_reserve = false;
+                // A start on a full disk has used it up. Not if that alone would make the disk nearly full again.
+                if free >= min_free + 2 * RESERVE_BYTES && !has_reserve(&path) {
                     let path = path.clone();
                     tokio::task::spawn_blocking(move || keep_reserve(&path));
                 }

@@ -93,7 +93,7 @@ impl Receiver {
         }
         let written = write_durably(incoming.path(), rest, &mut pieces).await;
         if let Err(ReceiveError::Io(error)) = &written
-            && error.kind() == ErrorKind::StorageFull
+            && matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
         {
             *self.full.lock() = Some(Instant::now());
         }

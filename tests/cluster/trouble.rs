@@ -338,18 +338,18 @@ const BULK: u64 = 40;
 async fn lives_through_a_full_disk(wal: &'static str, store: &'static str) {
     let setup = Setup::of(1)
         .engines(wal, store)
-        .set("limits.min_free_disk=64MiB")
+        .set("limits.min_free_disk=128MiB")
         .set("raft.snapshot_entries=20")
         .set("raft.keep_entries=5");
     let mut cluster = Cluster::prepare(setup).await;
-    let Some(disk) = SmallDisk::mount(&mut cluster, 384) else { return };
+    let Some(disk) = SmallDisk::mount(&mut cluster, 512) else { return };
     cluster.node(1).start();
     cluster.ready(1).await;
     for key in ["k", "stays"] {
         assert_eq!(status_of_put(&cluster, key).await, Some(201));
     }
 
-    disk.fill(56 << 20);
+    disk.fill(120 << 20);
     eventually("writes to be refused", SOON, async || {
         (status_of_put(&cluster, "k2").await? == 507).then_some(())
     })
@@ -399,7 +399,7 @@ async fn deletes_make_room(cluster: &Cluster, disk: &SmallDisk) {
     }
     eventually("writes to be refused", SOON, async || {
         // Again and again: a snapshot may be under way, and give back what it took.
-        disk.fill(56 << 20);
+        disk.fill(120 << 20);
         (status_of_put(cluster, "k3").await? == 507).then_some(())
     })
     .await;

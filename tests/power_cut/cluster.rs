@@ -43,13 +43,13 @@ fn value(seed: u64, op: u64, key: u64) -> Vec<u8> {
 
 /// Three members that run. Killed when dropped.
 struct Cluster {
-    children: Vec<Child>,
+    children: Vec<Option<Child>>,
     ports: Vec<u16>,
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for child in &mut self.children {
+        for child in self.children.iter_mut().flatten() {
             // It may have ended by itself.
             let _ = child.kill();
             let _ = child.wait();
@@ -77,39 +77,55 @@ fn ports(dir: &Path) -> Vec<u16> {
 }
 
 impl Cluster {
-    fn start(name: &str, dir: &Path, sync: bool) -> Cluster {
-        let (wal, store) = engines(name).unwrap();
+    /// Without member `but`, if it is one.
+    fn start(name: &str, dir: &Path, sync: bool, but: Option<usize>) -> Cluster {
         let ports = ports(dir);
+        let mut cluster = Cluster {
+            children: (0..MEMBERS).map(|_| None).collect(),
+            ports,
+        };
+        for at in (0..MEMBERS).filter(|at| Some(*at) != but) {
+            cluster.start_member(name, dir, sync, at);
+        }
+        cluster
+    }
+
+    fn start_member(&mut self, name: &str, dir: &Path, sync: bool, at: usize) {
+        let (wal, store) = engines(name).unwrap();
+        let ports = &self.ports;
+        // What ran there before may still be about to end.
+        let begun = Instant::now();
+        for port in &ports[2 * at..2 * at + 2] {
+            while TcpListener::bind(("127.0.0.1", *port)).is_err() {
+                assert!(begun.elapsed() < PATIENCE, "port {port} stays in use");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         let founders = (0..MEMBERS).map(|at| format!("{}=http://127.0.0.1:{}", at + 1, ports[2 * at + 1]));
         let founders: Vec<String> = founders.collect();
-        let children = (0..MEMBERS).map(|at| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_metcd"));
-            command
-                .args(["serve", "--id", &(at + 1).to_string(), "--wal", wal, "--store", store])
-                .arg("--data-dir")
-                .arg(dir.join((at + 1).to_string()))
-                .args(["--listen-client", &format!("127.0.0.1:{}", ports[2 * at])])
-                .args(["--listen-peer", &format!("127.0.0.1:{}", ports[2 * at + 1])])
-                .args(founders.iter().flat_map(|founder| ["--member", founder.as_str()]))
-                // Small, so that snapshots and cuts of the log happen between two power cuts.
-                .args(["--set", "raft.snapshot_entries=60", "--set", "raft.keep_entries=20"])
-                .args(["--set", "limits.min_free_disk=0", "--set", "history.retain_revisions=500"])
-                .args(["--set", &format!("wal.sync={sync}")]);
-            let log = fs::OpenOptions::new().create(true).append(true).open(log_file(dir, at)).unwrap();
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
-        });
-        Cluster {
-            children: children.collect(),
-            ports,
-        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_metcd"));
+        command
+            .args(["serve", "--id", &(at + 1).to_string(), "--wal", wal, "--store", store])
+            .arg("--data-dir")
+            .arg(dir.join((at + 1).to_string()))
+            .args(["--listen-client", &format!("127.0.0.1:{}", ports[2 * at])])
+            .args(["--listen-peer", &format!("127.0.0.1:{}", ports[2 * at + 1])])
+            .args(founders.iter().flat_map(|founder| ["--member", founder.as_str()]))
+            // Small, so that snapshots and cuts of the log happen between two power cuts.
+            .args(["--set", "raft.snapshot_entries=60", "--set", "raft.keep_entries=20"])
+            .args(["--set", "limits.min_free_disk=0", "--set", "history.retain_revisions=500"])
+            .args(["--set", &format!("wal.sync={sync}")]);
+        let log = fs::OpenOptions::new().create(true).append(true).open(log_file(dir, at)).unwrap();
+        self.children[at] = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
     }
 
     /// Waits until all members serve. An error is what the first one that ended has said.
     fn ready(&mut self, dir: &Path) -> Result<(), String> {
         let begun = Instant::now();
-        for at in 0..MEMBERS {
+        for (at, child) in self.children.iter_mut().enumerate() {
+            let Some(child) = child else { continue };
             while request(self.ports[2 * at], "GET", "/readyz", b"").is_none_or(|(status, _)| status != 200) {
-                if let Ok(Some(status)) = self.children[at].try_wait() {
+                if let Ok(Some(status)) = child.try_wait() {
                     let said = fs::read_to_string(log_file(dir, at)).unwrap_or_default();
                     return Err(format!(
                         "member {} ended ({status}): {}",
@@ -168,7 +184,7 @@ fn request_with(port: u16, method: &str, target: &str, more: &str, body: &[u8]) 
 /// Runs a cluster in `dir` and tells which operations are acknowledged, until it is killed.
 pub fn append(name: &str, dir: &Path, seed: u64, sync: bool) {
     fs::create_dir_all(dir).unwrap();
-    let mut cluster = Cluster::start(name, dir, sync);
+    let mut cluster = Cluster::start(name, dir, sync, None);
     cluster.ready(dir).unwrap();
     // What was acknowledged before the last cut is on the disk. The newest operation in any value is done again: the cut may have come between
     // its writes, and those that are done keep their effect.
@@ -210,19 +226,22 @@ fn op_of(value: &[u8]) -> Option<u64> {
 
 /// Starts the cluster in `dir` again and compares it with what was acknowledged.
 pub fn verify(name: &str, dir: &Path, seed: u64, acknowledged: u64) -> String {
-    let mut cluster = Cluster::start(name, dir, true);
+    // Any two are a majority, and must hold all of it: a third one could make up for what one of them has lost.
+    let absent = acknowledged as usize % MEMBERS;
+    let mut cluster = Cluster::start(name, dir, true, Some(absent));
     if let Err(why) = cluster.ready(dir) {
         return format!("refused: {why}");
     }
+    let present: Vec<u16> = (0..MEMBERS).filter(|at| *at != absent).map(|at| cluster.ports[2 * at]).collect();
     for key in 0..KEYS {
-        let (status, body) = match request(cluster.ports[2 * (key as usize % MEMBERS)], "GET", &format!("/k{key}"), b"") {
+        let (status, body) = match request(present[key as usize % present.len()], "GET", &format!("/k{key}"), b"") {
             Some((status @ (200 | 404), body)) => (status, body),
             other => return format!("refused: GET of key {key}: {:?}", other.map(|(status, _)| status)),
         };
         let found = (status == 200).then_some(body);
-        // As the last acknowledged operation left it, or as the one after it did, which was under way.
+        // As the last acknowledged operation left it, or one of those after it: the last word of one may not have been heard before the cut.
         let as_of = |op: u64| (1..=op).rev().find_map(|op| Some((op, *writes(seed, op).get(&key)?)));
-        let allowed = [as_of(acknowledged), as_of(acknowledged + 1)];
+        let allowed = [0, 1, 2, 3].map(|later| as_of(acknowledged + later));
         let is_allowed = allowed.iter().any(|last| match last {
             Some((op, true)) => found.as_ref().is_some_and(|found| *found == value(seed, *op, key)),
             Some((_, false)) | None => found.is_none(),
@@ -232,9 +251,14 @@ pub fn verify(name: &str, dir: &Path, seed: u64, acknowledged: u64) -> String {
             return format!("silent: key {key} is {found:?} after operation {acknowledged}, allowed is one of {allowed:?}");
         }
     }
-    let hash = |at: usize| request(cluster.ports[2 * at], "GET", "/v1/hash", b"").map(|(_, body)| body);
+    cluster.start_member(name, dir, true, absent);
+    if let Err(why) = cluster.ready(dir) {
+        return format!("refused: {why}");
+    }
+    let hash = |at: usize| request(cluster.ports[2 * at], "GET", "/v1/hash", b"");
     let hashes: Vec<_> = (0..MEMBERS).map(hash).collect();
-    if hashes[0].is_none() || hashes.iter().any(|hash| *hash != hashes[0]) {
+    let is_answer = matches!(hashes[0], Some((200, _)));
+    if !is_answer || hashes.iter().any(|hash| *hash != hashes[0]) {
         return format!("silent: the members differ: {hashes:?}");
     }
     format!("whole: {acknowledged} operations")

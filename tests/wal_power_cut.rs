@@ -378,7 +378,7 @@ fn cut_power(engine: &str, default_cuts: u64, sync: bool) -> Outcome {
 
 fn survives(engine: &str) {
     // A cluster takes its time to start.
-    let cuts = if cluster::engines(engine).is_some() { 3 } else { 8 };
+    let cuts = if cluster::engines(engine).is_some() { 2 } else { 8 };
     match cut_power(engine, cuts, true) {
         Outcome::NothingLost => {}
         Outcome::Lost => panic!("{engine} lost acknowledged entries; repeat with scripts/power-cut --engine {engine}"),

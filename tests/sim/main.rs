@@ -58,7 +58,23 @@ fn the_same_seed_has_the_same_history() {
 
 #[test]
 fn nothing_promised_is_broken_whatever_fails() {
-    report::explore(0, CI_SEEDS, report::Asked::default());
+    let stats = report::explore(0, CI_SEEDS, report::Asked::default());
+    // Nor is it because nothing failed, or nothing was looked at.
+    for kind in plan::FAULT_KINDS {
+        assert!(stats.faults.get(&kind).is_some_and(|&count| count > 0), "{kind:?} never struck");
+    }
+    let looked_at = [
+        ("operations checked for linearizability", stats.checked),
+        ("revisions watched", stats.watched),
+        ("leases renewed", stats.renewals),
+        ("leases ended", stats.expired),
+        ("snapshots installed", stats.installs),
+        ("members removed", stats.removed),
+        ("states compared", stats.compared),
+    ];
+    for (what, count) in looked_at {
+        assert!(count > 0, "no {what}");
+    }
 }
 
 /// Seeds that once failed (README.md says how).

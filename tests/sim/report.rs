@@ -48,7 +48,7 @@ impl Asked {
 }
 
 /// Runs the seeds, prints what happened, and fails with the first violation and the command that repeats it.
-pub fn explore(from: u64, seeds: u64, asked: Asked) {
+pub fn explore(from: u64, seeds: u64, asked: Asked) -> Stats {
     let begun = Instant::now();
     let next = AtomicU64::new(from);
     let total = Mutex::new((Stats::default(), Vec::<(u64, String)>::new()));
@@ -90,6 +90,7 @@ pub fn explore(from: u64, seeds: u64, asked: Asked) {
         }
         panic!("seed {seed}: {what}\n\nTo see it again:\n  scripts/simulate --seeds 1 --from {seed} --trace\n");
     }
+    stats
 }
 
 /// The known bug named by `SIM_MUTANT`.

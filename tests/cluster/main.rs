@@ -20,6 +20,7 @@ mod membership;
 mod mixed;
 mod quarantine;
 mod recovery;
+mod replacing;
 mod resuming;
 mod returning;
 mod trouble;

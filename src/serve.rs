@@ -26,7 +26,10 @@ mod io;
 mod problem;
 mod request_line;
 
-use std::{convert::Infallible, future::Future, io::Result as IoResult, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, future::Future, io::Result as IoResult, net::SocketAddr, pin::pin, sync::Arc, sync::atomic::AtomicU64,
+    time::Duration,
+};
 
 use axum::http::{Request, Response};
 use http_body_util::BodyExt as _;
@@ -66,8 +69,8 @@ pub struct ServeLimits {
     pub max_streams: u32,
     /// Put [`RemoteAddr`] into each request's extensions (one allocation; for access logs).
     pub expose_remote_addr: bool,
-    /// Member id for `Metcd-Member` in the answers given here; 0 leaves it out.
-    pub member: u64,
+    /// Member id for `Metcd-Member` in the answers given here; left out while it is 0, which it may be until the member has joined.
+    pub member: Arc<AtomicU64>,
 }
 
 impl Default for ServeLimits {
@@ -82,7 +85,7 @@ impl Default for ServeLimits {
             max_header_bytes: 64 * 1024,
             max_streams: 256,
             expose_remote_addr: false,
-            member: 0,
+            member: Arc::default(),
         }
     }
 }

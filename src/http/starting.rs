@@ -34,7 +34,8 @@ struct Inner {
     member: Option<HeaderValue>,
     request_timeout: Duration,
     max_timeout: Duration,
-    api: SetOnce<Api>,
+    /// `None`: it could not start.
+    api: SetOnce<Option<Api>>,
 }
 
 impl Starting {
@@ -52,7 +53,12 @@ impl Starting {
     /// The member is there.
     pub fn started(&self, api: Api) {
         // It starts once.
-        let _ = self.0.api.set(api);
+        let _ = self.0.api.set(Some(api));
+    }
+
+    /// The member will not be there: whoever waits for it is told now.
+    pub fn give_up(&self) {
+        let _ = self.0.api.set(None);
     }
 }
 
@@ -100,6 +106,11 @@ fn not_ready() -> ApiError {
     Problem::NotReady(reason).into()
 }
 
+fn not_started() -> ApiError {
+    let reason = "this member ended before it had started; if nobody stopped it, its log says why".to_owned();
+    Problem::NotReady(reason).into()
+}
+
 impl<B> tower::Service<Request<B>> for Starting
 where
     B: HttpBody<Data = Bytes> + Send + 'static,
@@ -114,7 +125,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        if let Some(api) = self.0.api.get() {
+        if let Some(Some(api)) = self.0.api.get() {
             return api.clone().call(request);
         }
         let arrived = Arrived(Instant::now());
@@ -131,15 +142,54 @@ where
         };
         Box::pin(async move {
             match timeout(patience, inner.api.wait()).await {
-                Ok(api) => {
+                Ok(Some(api)) => {
                     let mut api = api.clone();
                     let mut request = Request::from_parts(parts, body);
                     // What it has waited counts.
                     request.extensions_mut().insert(arrived);
                     api.call(request).await
                 }
+                Ok(None) => Ok(inner.finish(&parts, Err(not_started()))),
                 Err(_) => Ok(inner.finish(&parts, Err(not_ready()))),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::body::to_bytes;
+    use futures_util::FutureExt as _;
+    use tower::Service as _;
+
+    use super::*;
+
+    fn starting() -> Starting {
+        Starting::new(&Config::default(), None)
+    }
+
+    fn put() -> Request<Body> {
+        let request = Request::put("/k").header(header::HOST, "127.0.0.1");
+        request.body(Body::from("v")).expect("a request")
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_member_that_cannot_start_is_told_so() {
+        let starting = starting();
+        let mut early = starting.clone().call(put());
+        assert!((&mut early).now_or_never().is_none(), "it waits");
+        starting.give_up();
+        for answer in [early, starting.clone().call(put())] {
+            let answer = answer.await.expect("infallible");
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+            let body = to_bytes(answer.into_body(), 1 << 16).await.expect("a body");
+            let problem: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+            assert_eq!(
+                (&problem["code"], &problem["outcome"]),
+                (&"not_ready".into(), &"not_applied".into())
+            );
+            assert!(problem["detail"].as_str().expect("a text").contains("ended before it had started"));
+        }
     }
 }

@@ -11,7 +11,10 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, SetOnce},
+    time::Instant,
+};
 
 use super::ServeLimits;
 
@@ -65,8 +68,8 @@ impl ServeStats {
     }
 }
 
-/// How long a stalled write may be, or half a head may take, when its connection was told to end.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a write or a body may stand still, or half a head may take, when its connection was told to end.
+pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a connection without a request in flight waits for.
 const FIRST_HEAD: u8 = 0;
@@ -112,6 +115,8 @@ pub(super) struct Activity {
     order: AtomicU8,
     drained_since_ms: AtomicU64,
     waker: AtomicWaker,
+    /// Set when all connections of the listener are told to end.
+    draining: Arc<SetOnce<()>>,
 }
 
 impl Activity {
@@ -140,7 +145,7 @@ impl Activity {
         self.patience_ms.store(ms, Relaxed);
     }
 
-    fn new(clock: Arc<Clock>) -> Activity {
+    fn new(clock: Arc<Clock>, draining: Arc<SetOnce<()>>) -> Activity {
         Activity {
             in_flight: AtomicU32::new(0),
             begun: AtomicU32::new(0),
@@ -154,8 +159,14 @@ impl Activity {
             order: AtomicU8::new(NO_ORDER),
             drained_since_ms: AtomicU64::new(0),
             waker: AtomicWaker::new(),
+            draining,
             clock,
         }
+    }
+
+    /// Set when all connections of the listener are told to end: for what waits in a request.
+    pub(super) fn draining(&self) -> &Arc<SetOnce<()>> {
+        &self.draining
     }
 
     /// A complete request head arrived.
@@ -310,7 +321,7 @@ pub(super) struct Connections {
     open: Mutex<HashMap<u64, Arc<Activity>>>,
     next_id: AtomicU64,
     emptied: Notify,
-    draining: AtomicBool,
+    draining: Arc<SetOnce<()>>,
     turning_away: AtomicUsize,
     stats: Arc<ServeStats>,
 }
@@ -325,7 +336,7 @@ impl Connections {
             open: Mutex::default(),
             next_id: AtomicU64::new(0),
             emptied: Notify::new(),
-            draining: AtomicBool::new(false),
+            draining: Arc::default(),
             turning_away: AtomicUsize::new(0),
             stats,
         }
@@ -342,7 +353,7 @@ impl Connections {
             return None;
         }
         let id = self.next_id.fetch_add(1, Relaxed);
-        let activity = Arc::new(Activity::new(self.clock.clone()));
+        let activity = Arc::new(Activity::new(self.clock.clone(), self.draining.clone()));
         open.insert(id, activity.clone());
         self.stats.open.store(open.len(), Relaxed);
         self.stats.accepted.fetch_add(1, Relaxed);
@@ -379,7 +390,8 @@ impl Connections {
     }
 
     pub(super) fn order_drain(&self) {
-        self.draining.store(true, Relaxed);
+        // It is ordered once.
+        let _ = self.draining.set(());
         for activity in self.open.lock().values() {
             activity.give(DRAIN);
         }

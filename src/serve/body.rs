@@ -2,10 +2,10 @@
 
 use std::{
     error::Error as StdError,
-    future::Future as _,
+    future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -14,24 +14,56 @@ use bytes::Bytes;
 use hyper::body::{Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::activity::Activity;
+use super::activity::{Activity, DRAIN_PATIENCE};
 
-/// A request body that fails when nothing arrives for a while.
+/// A request body that fails when nothing arrives for a while, which is shorter once the process is to end.
 ///
 /// The timer exists only while a reader waits: a body that came with its head costs none.
 pub struct RequestBody {
     inner: Incoming,
     timeout: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
+    activity: Arc<Activity>,
+    patience: Option<Patience>,
+}
+
+/// How long a reader goes on to wait.
+struct Patience {
+    timer: Pin<Box<Sleep>>,
+    /// `None` once the process is to end.
+    drained: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl RequestBody {
-    pub(super) fn new(inner: Incoming, timeout: Duration) -> RequestBody {
+    pub(super) fn new(inner: Incoming, timeout: Duration, activity: Arc<Activity>) -> RequestBody {
         RequestBody {
             inner,
             timeout,
-            timer: None,
+            activity,
+            patience: None,
         }
+    }
+
+    /// Until nothing has come for too long: ready with how long that was.
+    fn poll_timeout(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+        let timeout = self.timeout;
+        let activity = &self.activity;
+        let patience = self.patience.get_or_insert_with(|| {
+            let draining = activity.draining().clone();
+            Patience {
+                timer: Box::pin(sleep(timeout)),
+                drained: Some(Box::pin(async move {
+                    draining.wait().await;
+                })),
+            }
+        });
+        if let Some(drained) = &mut patience.drained
+            && drained.as_mut().poll(cx).is_ready()
+        {
+            patience.drained = None;
+            self.timeout = timeout.min(DRAIN_PATIENCE);
+            patience.timer.as_mut().reset(Instant::now() + self.timeout);
+        }
+        patience.timer.as_mut().poll(cx).map(|()| self.timeout)
     }
 }
 
@@ -65,15 +97,12 @@ impl HttpBody for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
-            if let Some(timer) = &mut this.timer {
-                timer.as_mut().reset(Instant::now() + this.timeout);
+            if let Some(patience) = &mut this.patience {
+                patience.timer.as_mut().reset(Instant::now() + this.timeout);
             }
             return Poll::Ready(frame.map(|result| result.map_err(BodyError::from)));
         }
-        let timeout = this.timeout;
-        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
-        ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Some(Err(BodyError::Timeout(timeout))))
+        this.poll_timeout(cx).map(|timeout| Some(Err(BodyError::Timeout(timeout))))
     }
 
     fn is_end_stream(&self) -> bool {

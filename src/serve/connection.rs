@@ -76,7 +76,7 @@ pub(super) async fn run_connection<A: Acceptor, S: HttpService>(
         write_timeout: shared.limits.write_timeout,
         remote: shared.limits.expose_remote_addr.then_some(RemoteAddr(remote)),
     };
-    let io = Watched::new(io, activity.clone(), shared.limits.member);
+    let io = Watched::new(io, activity.clone(), shared.limits.member.clone());
     let mut connection = pin!(shared.http.serve_connection(io, service));
     let mut draining = false;
     let mut turn = pin!(None);
@@ -146,7 +146,7 @@ impl<S: HttpService> hyper::service::Service<Request<Incoming>> for Tracked<S> {
             self.activity.set_patience(self.write_timeout);
         }
         let in_flight = InFlight::begin(&self.activity, request.version() == Version::HTTP_2);
-        let mut request = request.map(|body| RequestBody::new(body, self.body_timeout));
+        let mut request = request.map(|body| RequestBody::new(body, self.body_timeout, self.activity.clone()));
         if let Some(remote) = self.remote {
             request.extensions_mut().insert(remote);
         }

@@ -4,7 +4,7 @@ use std::{
     io::{self, IoSlice},
     mem::MaybeUninit,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     task::{Context, Poll, ready},
 };
 
@@ -25,7 +25,7 @@ const HEAD_PIECE: usize = 8192;
 pub(super) struct Watched<I> {
     inner: TokioIo<I>,
     activity: Arc<Activity>,
-    member: u64,
+    member: Arc<AtomicU64>,
     said_timeout: bool,
     line: RequestLine,
     /// [`Activity::begun`] when `line` began.
@@ -33,7 +33,7 @@ pub(super) struct Watched<I> {
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Watched<I> {
-    pub(super) fn new(inner: I, activity: Arc<Activity>, member: u64) -> Watched<I> {
+    pub(super) fn new(inner: I, activity: Arc<Activity>, member: Arc<AtomicU64>) -> Watched<I> {
         Watched {
             inner: TokioIo::new(inner),
             activity,
@@ -71,7 +71,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Watched<I> {
     fn say_timeout(&mut self, cx: &mut Context<'_>) {
         if !self.said_timeout {
             self.said_timeout = true;
-            let _ = Pin::new(&mut self.inner).poll_write(cx, &problem::answer(408, self.member));
+            let _ = Pin::new(&mut self.inner).poll_write(cx, &problem::answer(408, &self.member));
         }
     }
 
@@ -87,7 +87,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Watched<I> {
             }
             return None;
         };
-        let answer = problem::answer(status, self.member);
+        let answer = problem::answer(status, &self.member);
         match Pin::new(&mut self.inner).poll_write(cx, &answer) {
             // Whatever was taken of it: the connection is closed after it.
             Poll::Ready(Ok(_)) => Some(Poll::Ready(Ok(head.len()))),

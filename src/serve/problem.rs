@@ -1,6 +1,12 @@
 //! The few answers given below HTTP: to heads that hyper refuses or that do not arrive, and to connections over the limit.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -19,7 +25,7 @@ const LINGER_BYTES: usize = 64 * 1024;
 
 /// A whole HTTP/1.1 answer with a problem document, after which the connection is closed. Nobody here knows the request's method, so
 /// that each says what is true of a mutation: it was not applied.
-pub(super) fn answer(status: u16, member: u64) -> Vec<u8> {
+pub(super) fn answer(status: u16, member: &AtomicU64) -> Vec<u8> {
     let (title, code, detail, more) = match status {
         408 => ("Request Timeout", "request_timeout", "the request head did not arrive in time", ""),
         414 => ("URI Too Long", "uri_too_long", "the request target is too long", ""),
@@ -46,10 +52,9 @@ pub(super) fn answer(status: u16, member: u64) -> Vec<u8> {
     let body = format!(
         r#"{{"type":"about:blank","title":"{title}","status":{status},"detail":"{detail}","code":"{code}","outcome":"not_applied"}}"#
     );
-    let member = if member == 0 {
-        String::new()
-    } else {
-        format!("metcd-member: {member}\r\n")
+    let member = match member.load(Relaxed) {
+        0 => String::new(),
+        id => format!("metcd-member: {id}\r\n"),
     };
     format!(
         "HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\nx-content-type-options: nosniff\r\n{member}{more}\
@@ -77,7 +82,7 @@ pub(super) fn turn_away(mut stream: TcpStream, shared: &Arc<Shared>) {
     let shared = shared.clone();
     tokio::spawn(async move {
         let polite = async {
-            stream.write_all(&answer(429, shared.limits.member)).await?;
+            stream.write_all(&answer(429, &shared.limits.member)).await?;
             stream.shutdown().await?;
             tokio::io::copy(&mut (&mut stream).take(LINGER_BYTES as u64), &mut tokio::io::sink()).await
         };
@@ -106,7 +111,7 @@ mod tests {
     #[test]
     fn answers_are_whole_and_their_bodies_are_json() {
         for status in [400, 408, 414, 429, 431] {
-            let text = String::from_utf8(answer(status, 7)).expect("ASCII");
+            let text = String::from_utf8(answer(status, &AtomicU64::new(7))).expect("ASCII");
             let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
             assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
             assert!(

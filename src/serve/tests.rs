@@ -73,7 +73,7 @@ fn router() -> Router {
 fn short(limit: Duration) -> ServeLimits {
     ServeLimits {
         header_timeout: limit,
-        member: 3,
+        member: Arc::new(3.into()),
         ..ServeLimits::default()
     }
 }
@@ -365,7 +365,7 @@ async fn connections_over_the_limit_hear_429_at_once() {
         router(),
         ServeLimits {
             max_connections: 1,
-            member: 3,
+            member: Arc::new(3.into()),
             ..ServeLimits::default()
         },
     )
@@ -523,6 +523,44 @@ async fn a_fragment_in_a_target_is_refused_and_not_dropped() {
         .await
         .expect("sent");
     assert!(read_answer(&mut stream).await.ends_with("a#b"), "a body is not looked at");
+}
+
+#[tokio::test]
+async fn a_body_that_stands_still_does_not_hold_the_shutdown_back() {
+    let limits = ServeLimits {
+        shutdown_grace: PATIENCE * 2,
+        body_timeout: PATIENCE * 2,
+        ..ServeLimits::default()
+    };
+    let (taken_in, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+    let echo = router().layer(axum::middleware::map_request(move |request: Request<Body>| {
+        taken_in.send(()).expect("the test listens");
+        std::future::ready(request)
+    }));
+    let mut server = Server::start(echo, limits).await;
+    let mut one = server.connect().await;
+    one.write_all(b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf")
+        .await
+        .expect("sent");
+    arrived.recv().await.expect("taken in");
+    // The same over HTTP/2, whose requests run in tasks of their own.
+    let post_echo = [&[0x83, 0x86, 0x44, 5][..], b"/echo", &[0x41, 1, b'a']].concat();
+    let mut two = server.connect().await;
+    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    sent.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    sent.extend([0, 0, post_echo.len() as u8, HEADERS, 4, 0, 0, 0, 1]);
+    sent.extend(post_echo);
+    two.write_all(&sent).await.expect("sent");
+    arrived.recv().await.expect("taken in");
+
+    server.order_stop();
+    let answer = read_to_end(&mut one).await;
+    assert!(answer.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&answer));
+    // `:status` of an index in the static table (RFC 7541, appendix A) that has another value.
+    let head = next_frame(&mut two, HEADERS).await;
+    assert!(head.windows(3).any(|status| status == b"408") || head[0] & 0x3f == 8, "{head:?}");
+    drop(two);
+    server.stopped().await;
 }
 
 #[tokio::test]

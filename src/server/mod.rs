@@ -2,6 +2,7 @@
 //! duties, and the way back in the opposite order.
 
 pub mod admission;
+mod clients;
 mod join;
 mod offline;
 mod peer_thread;
@@ -12,14 +13,17 @@ mod stop;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::mpsc::{channel, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::mpsc::{Sender, channel, unbounded_channel};
 
 use admission::Admissions;
+use clients::Clients;
+use join::Settled;
 use peer_thread::PeerThread;
+use stop::Running;
 
 pub use offline::latest_state;
 pub(crate) use peers::Queued;
@@ -32,7 +36,7 @@ use crate::driver;
 use crate::http::{self, AppState};
 use crate::leader::{Duties, LeaderService, run_duties};
 use crate::node::{Node, Phase, Shared, SharedParts};
-use crate::serve::{self, Plain, ServeLimits, ServeStats};
+use crate::serve::{self, ServeLimits};
 use crate::snapshot::SnapshotError;
 use crate::telemetry::LogHandle;
 use crate::transport::{Identity, PeerServer, Transport, TransportLimits};
@@ -106,43 +110,72 @@ fn of_the_log(error: &WalError) -> String {
 
 /// Runs a member until `stop` resolves (then in order, exit 0) or it cannot go on.
 pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>) -> Result<(), ServerError> {
-    let config = Arc::new(config);
     let mut data_dir = DataDir::open(&config)?;
-    let client_listener = bind("clients", "--listen-client", config.listen.client).await?;
-    let connections = Arc::new(ServeStats::default());
-    let client_api = http::Starting::new(&config, data_dir.node_id());
-    let (running_tx, running) = oneshot::channel();
-    let client_server = tokio::spawn(serve::serve_with(
-        client_listener,
-        Plain,
-        client_api.clone(),
-        serve_limits(&config, data_dir.node_id().unwrap_or(0)),
-        connections.clone(),
-        async {
-            // An error: the start has failed.
-            if let Ok(shared) = running.await {
-                stopping(shared).await;
-            }
-        },
-    ));
+    let clients = Clients::listen(&config, data_dir.node_id()).await?;
     let mut stop = pin!(stop);
     let settled = tokio::select! {
-        settled = join::settle(&config, &mut data_dir) => settled?,
-        () = &mut stop => return Ok(()),
+        settled = join::settle(&config, &mut data_dir) => settled.map(Some),
+        () = &mut stop => Ok(None),
     };
-    let peer_listener = bind("peers", "--listen-peer", config.listen.peer).await?;
+    let started = match settled {
+        Ok(Some(settled)) => start(config, log, &mut data_dir, settled, &clients).await.map(Some),
+        Ok(None) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let (member, api) = match started {
+        Ok(Some(started)) => started,
+        not_started => {
+            clients.give_up().await;
+            return not_started.map(|_| ());
+        }
+    };
+    let client_server = clients.started(api, member.shared.clone());
+
+    let failure = tokio::select! {
+        () = &mut stop => None,
+        fatal = failed(&member.shared) => Some(fatal),
+    };
+    let noted = match failure.as_ref().map(|fatal| fatal.verdict) {
+        Some(driver::Verdict::Removed) => data_dir.note_departure(),
+        Some(driver::Verdict::Outdated) => data_dir.note_outdated(),
+        Some(driver::Verdict::Startable) | None => Ok(()),
+    };
+    if let Err(error) = noted {
+        // Whoever starts it again has to ask the others.
+        tracing::warn!(%error, "could not note in the data directory that it must not be started again");
+    }
+    let orderly = stop::shut_down(member, client_server);
+    if tokio::time::timeout(STOP_WITHIN, orderly).await.is_err() {
+        tracing::warn!("the orderly stop took too long and was cut short; nothing acknowledged is lost");
+    }
+    match failure {
+        None => Ok(()),
+        Some(fatal) => Err(ServerError::Failed(fatal.reason)),
+    }
+}
+
+/// Opens what is on disk, and sets the protocol, its peers and its duties going. What it returns is ready for clients.
+async fn start(
+    config: Config,
+    log: LogHandle,
+    data_dir: &mut DataDir,
+    settled: Settled,
+    clients: &Clients,
+) -> Result<(Running, http::Api), ServerError> {
+    let config = Arc::new(config);
+    let id = settled.id;
+    clients.set_member(id);
+    let peer_listener = bind("peers", "--listen-peer", config.listen.peer).await?.into_std()?;
     // Not before it may: whoever is refused reads one line, the reason.
     tracing::info!(version = env!("CARGO_PKG_VERSION"), data_dir = %config.node.data_dir.display(), "starting");
 
-    let id = settled.id;
     // The id is the data directory's, whatever the configuration's default says.
     let name = config.node.name.clone().unwrap_or_else(|| crate::config::default_name(id));
     log.set_node(&name);
     data_dir.check_log()?;
-    let found = recover::open(&config, &data_dir, settled)?;
+    let found = recover::open(&config, data_dir, settled)?;
     data_dir.set_cluster(settled.cluster_id, id)?;
     data_dir.note_log()?;
-
     let identity = Identity {
         cluster_id: settled.cluster_id,
         member: id,
@@ -150,19 +183,70 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         boot: data_dir.boot(),
         peer_url: config.advertise.peer_url.as_str().into(),
     };
+    let (applied_index, committed_index) = (found.state.applied().index, found.committed_index);
+
+    let (strangers_tx, strangers_rx) = channel(1);
+    let protocol = start_protocol(&config, data_dir, &identity, found, strangers_tx)?;
+    let (shared, transport) = (protocol.shared, protocol.transport);
+    let leader = Arc::new(LeaderService::new(shared.clone(), transport.clone()));
+    let node = Node::new(shared.clone(), leader.clone());
+    let peer_service = Arc::new(peers::Service::new(node.clone(), protocol.intake, data_dir.snapshot_dir()));
+    let peer_app = PeerServer::new(peer_service, identity.clone(), transport_limits(&config), Some(transport.clone()));
+    let limits = serve_limits(&config, Arc::new(AtomicU64::new(id)));
+    let peer_server = protocol
+        .peer_thread
+        .handle()
+        .spawn(serve_peers(peer_listener, peer_app, limits, shared.clone()));
+
+    tokio::spawn(peers::meet_strangers(shared.clone(), transport.clone(), strangers_rx));
+    tokio::spawn(run_duties(shared.clone(), duties(&config, &identity, name)));
+    if applied_index == 0 {
+        tokio::spawn(join::find_peers(config.clone(), shared.clone()));
+    }
+    tokio::spawn(peers::ask_whether_welcome(shared.clone(), transport.clone()));
+    tokio::spawn(peers::ask_who_departed(shared.clone(), transport.clone()));
+    tokio::spawn(watch_disk(shared.clone(), data_dir.path().to_owned(), config.limits.min_free_disk));
+    tokio::spawn(compare_address(shared.clone(), committed_index, config.advertise.peer_url.clone()));
+    tracing::info!(id, client = %config.advertise.client_url, peer = %config.advertise.peer_url, "serving");
+    let api = http::service(AppState::new(node, config, clients.stats(), Some(Arc::new(log))));
+    let running = Running {
+        shared,
+        leader,
+        transport,
+        threads: protocol.threads,
+        peer_thread: protocol.peer_thread,
+        peer_server,
+    };
+    Ok((running, api))
+}
+
+/// The protocol over what was found on disk, without anybody who asks it for something.
+struct Protocol {
+    shared: Arc<Shared>,
+    transport: Transport,
+    intake: Arc<peers::Intake>,
+    threads: driver::Threads,
+    peer_thread: PeerThread,
+}
+
+fn start_protocol(
+    config: &Config,
+    data_dir: &DataDir,
+    identity: &Identity,
+    found: recover::Found,
+    strangers: Sender<peers::Stranger>,
+) -> Result<Protocol, ServerError> {
     #[expect(clippy::disallowed_methods, reason = "its senders are bounded one by one: see the driver")]
     let (events_tx, events_rx) = unbounded_channel();
-    let applied = found.state.applied();
-    let applied_index = applied.index;
     let core = Consensus::start(
-        protocol_options(&config, &identity),
+        protocol_options(config, identity),
         found.image,
-        applied,
+        found.state.applied(),
         found.state.reader().cluster_time_ms(),
         &slog_bridge(),
     )?;
     let shared = Arc::new(Shared::new(SharedParts {
-        id,
+        id: identity.member,
         boot: identity.boot,
         reader: found.state.reader(),
         store: found.store,
@@ -173,14 +257,13 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         serve_from_index: found.committed_index,
         max_store_bytes: config.limits.max_store_bytes,
         wal_engine: config.wal.engine.name(),
-        admissions: Admissions::new(id, identity.cluster_id, identity.incarnation),
+        admissions: Admissions::new(identity.member, identity.cluster_id, identity.incarnation),
     }));
     let peer_thread = PeerThread::start()?;
-    let (strangers_tx, strangers_rx) = channel(1);
-    let intake = Arc::new(peers::Intake::new(shared.clone(), strangers_tx));
+    let intake = Arc::new(peers::Intake::new(shared.clone(), strangers));
     let transport = Transport::start(
         identity.clone(),
-        transport_limits(&config),
+        transport_limits(config),
         Arc::new(peers::Events::new(shared.clone(), intake.clone())),
         peer_thread.handle().clone(),
     )
@@ -203,74 +286,21 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
         found.durable_index,
         peer_thread.handle(),
     )?;
-    let leader = Arc::new(LeaderService::new(shared.clone(), transport.clone()));
-    let node = Node::new(shared.clone(), leader.clone());
-
-    let peer_service = Arc::new(peers::Service::new(node.clone(), intake, data_dir.snapshot_dir()));
-    let peer_app = PeerServer::new(peer_service, identity.clone(), transport_limits(&config), Some(transport.clone()));
-    tokio::spawn(peers::meet_strangers(shared.clone(), transport.clone(), strangers_rx));
-    client_api.started(http::service(AppState::new(
-        node.clone(),
-        config.clone(),
-        connections,
-        Some(Arc::new(log)),
-    )));
-    // The receiver is gone only if the server is.
-    let _ = running_tx.send(shared.clone());
-    let peer_listener = peer_listener.into_std()?;
-    let serve_peers = {
-        let (limits, closing) = (serve_limits(&config, id), closing(shared.clone()));
-        async move {
-            // Made anew, because a listener belongs to the runtime on which it was made.
-            match TcpListener::from_std(peer_listener) {
-                Ok(listener) => serve::serve(listener, peer_app, limits, closing).await,
-                Err(error) => tracing::error!(%error, "cannot serve the peers"),
-            }
-        }
-    };
-    let peer_server = peer_thread.handle().spawn(serve_peers);
-    tokio::spawn(run_duties(shared.clone(), duties(&config, &identity, name)));
-    if applied_index == 0 {
-        tokio::spawn(join::find_peers(config.clone(), shared.clone()));
-    }
-    tokio::spawn(peers::ask_whether_welcome(shared.clone(), transport.clone()));
-    tokio::spawn(peers::ask_who_departed(shared.clone(), transport.clone()));
-    tokio::spawn(watch_disk(shared.clone(), data_dir.path().to_owned(), config.limits.min_free_disk));
-    tracing::info!(id, client = %config.advertise.client_url, peer = %config.advertise.peer_url, "serving");
-    tokio::spawn(compare_address(
-        shared.clone(),
-        found.committed_index,
-        config.advertise.peer_url.clone(),
-    ));
-
-    let failure = tokio::select! {
-        () = &mut stop => None,
-        fatal = failed(&shared) => Some(fatal),
-    };
-    let noted = match failure.as_ref().map(|fatal| fatal.verdict) {
-        Some(driver::Verdict::Removed) => data_dir.note_departure(),
-        Some(driver::Verdict::Outdated) => data_dir.note_outdated(),
-        Some(driver::Verdict::Startable) | None => Ok(()),
-    };
-    if let Err(error) = noted {
-        // Whoever starts it again has to ask the others.
-        tracing::warn!(%error, "could not note in the data directory that it must not be started again");
-    }
-    let orderly = stop::shut_down(stop::Running {
+    Ok(Protocol {
         shared,
-        leader,
         transport,
-        client_server,
-        peer_server,
+        intake,
         threads,
         peer_thread,
-    });
-    if tokio::time::timeout(STOP_WITHIN, orderly).await.is_err() {
-        tracing::warn!("the orderly stop took too long and was cut short; nothing acknowledged is lost");
-    }
-    match failure {
-        None => Ok(()),
-        Some(fatal) => Err(ServerError::Failed(fatal.reason)),
+    })
+}
+
+/// Serves the peers, on the runtime that polls this.
+async fn serve_peers<S: serve::HttpService>(listener: std::net::TcpListener, app: S, limits: ServeLimits, shared: Arc<Shared>) {
+    // Made anew, because a listener belongs to the runtime on which it was made.
+    match TcpListener::from_std(listener) {
+        Ok(listener) => serve::serve(listener, app, limits, closing(shared)).await,
+        Err(error) => tracing::error!(%error, "cannot serve the peers"),
     }
 }
 
@@ -307,12 +337,6 @@ async fn failed(shared: &Shared) -> driver::Fatal {
             return driver::Fatal::new("the node is gone");
         }
     }
-}
-
-/// Resolves when no new requests are to be taken in.
-async fn stopping(shared: Arc<Shared>) {
-    // An error means that the node is gone altogether.
-    let _ = shared.phases().wait_for(|phase| *phase != Phase::Running).await;
 }
 
 /// Resolves when the peers need not be heard any more.
@@ -392,7 +416,7 @@ fn transport_limits(config: &Config) -> TransportLimits {
     }
 }
 
-fn serve_limits(config: &Config, member: u64) -> ServeLimits {
+fn serve_limits(config: &Config, member: Arc<AtomicU64>) -> ServeLimits {
     ServeLimits {
         member,
         max_connections: config.limits.max_connections,

@@ -42,19 +42,17 @@ pub(super) struct Running {
     pub shared: Arc<Shared>,
     pub leader: Arc<LeaderService>,
     pub transport: Transport,
-    pub client_server: JoinHandle<()>,
     pub peer_server: JoinHandle<()>,
     pub threads: driver::Threads,
     pub peer_thread: PeerThread,
 }
 
 /// Ends everything in order.
-pub(super) async fn shut_down(running: Running) {
+pub(super) async fn shut_down(running: Running, mut client_server: JoinHandle<()>) {
     let Running {
         shared,
         leader,
         transport,
-        mut client_server,
         peer_server,
         threads,
         peer_thread,

@@ -157,7 +157,14 @@ fn a_damaged_import_names_the_line() {
     let twice = format!("{good}{}{{\"end\":true}}\n", good.replace('1', "2"));
     assert_eq!(server.metcd_with(&["import"], twice.as_bytes()).code, 0);
     assert_eq!(server.ok(&["get", "a"]), "2", "the later line wins");
-    server.fails(1, &["import", "/nonexistent"]);
+    for no_file in ["/nonexistent", "/proc"] {
+        let done = server.metcd(&["import", no_file]);
+        assert!(
+            done.code == 1 && done.stderr.contains(no_file) && done.stderr.contains("name a file"),
+            "{}",
+            done.stderr
+        );
+    }
 }
 
 #[test]

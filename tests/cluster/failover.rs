@@ -372,14 +372,18 @@ async fn sigterm_ends_watches_and_waits_with_their_reason() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_sigterm_ends_a_member_that_is_still_held_up() {
     let mut cluster = Cluster::start(Setup::of(1)).await;
-    // A request that was taken in, and whose body never ends.
+    // A request that was taken in, and whose body goes on and never ends.
     let mut held = TcpStream::connect(("127.0.0.1", cluster.node(1).client_port)).await.unwrap();
-    let head = "PUT /k?timeout=25s HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 10\r\n\r\n";
+    let head = "PUT /k?timeout=25s HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 100000\r\n\r\n";
     held.write_all(head.as_bytes()).await.unwrap();
     let mut answer = [0; 25];
     held.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 100 Continue\r\n\r\n");
-    held.write_all(b"half").await.unwrap();
+    let held = tokio::spawn(async move {
+        while held.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
 
     cluster.node(1).terminate();
     // Of two signals that come together the second is lost.
@@ -391,6 +395,7 @@ async fn a_second_sigterm_ends_a_member_that_is_still_held_up() {
     cluster.node(1).terminate();
     let status = cluster.node(1).ended(SOON).await;
     assert_eq!(status.code(), Some(1), "at once, and not in order");
+    held.await.unwrap();
     let log = cluster.node(1).log_text();
     assert!(!log.contains("took too long"), "{log}");
     cluster.node(1).start();

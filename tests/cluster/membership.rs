@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::harness::{Cluster, SOON, Setup, copy_dir, eventually};
 use crate::load::{Record, Writers, check};
@@ -68,6 +71,15 @@ async fn one_becomes_three_becomes_five_becomes_three_under_load() {
     .await;
     assert_eq!(id, 3);
     cluster.nodes.last_mut().unwrap().id = 3;
+    // Answers that are given below HTTP name it too, although it had no id when it began to listen.
+    let mut stream = TcpStream::connect(("127.0.0.1", client_port)).await.unwrap();
+    stream.write_all(b"no request\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    timeout(SOON, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 400 ") && answer.contains("metcd-member: 3\r\n"),
+        "{answer}"
+    );
     voters_are(&cluster, 1, &[1, 2, 3]).await;
 
     // Through those that stay: member 1 is removed later.

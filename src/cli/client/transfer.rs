@@ -210,8 +210,12 @@ pub(super) async fn import(session: &Session, args: &ImportArgs) -> Result<(), C
         (Box::new(BufReader::new(io::stdin())), 0)
     } else {
         let file = File::open(&args.file).map_err(unreadable)?;
-        let bytes = file.metadata().map_err(unreadable)?.len();
-        (Box::new(BufReader::with_capacity(1 << 20, file)), bytes)
+        let found = file.metadata().map_err(unreadable)?;
+        if found.is_dir() {
+            // It can be opened, and fails at the first line.
+            return Err(unreadable(io::ErrorKind::IsADirectory.into()));
+        }
+        (Box::new(BufReader::with_capacity(1 << 20, file)), found.len())
     };
     let bar = progress("import", Unit::Bytes, bytes);
     let mut import = Import::new(&session.client);

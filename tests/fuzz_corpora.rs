@@ -41,6 +41,32 @@ fn every_input_that_was_kept_is_read_without_a_panic() {
     }
 }
 
+/// The fuzzers are a package of their own with a lock file of its own. A dependency that is added here makes it stale, and
+/// `scripts/fuzz`, which no test runs, would refuse to build.
+#[test]
+fn the_fuzzers_lock_file_knows_every_dependency() {
+    let read = |name: &str| -> toml::Table {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        text.parse().unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    };
+    let (manifest, lock) = (read("Cargo.toml"), read("fuzz/Cargo.lock"));
+    let mut wanted: Vec<&str> = Vec::new();
+    for (name, dependency) in manifest["dependencies"].as_table().unwrap() {
+        if dependency.get("optional").is_none() {
+            wanted.push(name);
+        }
+    }
+    let packages = lock["package"].as_array().unwrap();
+    let own = packages.iter().find(|package| package["name"].as_str() == Some("metcd")).unwrap();
+    // A name stands alone, or with its version where there are several.
+    let dependencies = own["dependencies"].as_array().unwrap().iter();
+    let mut locked: Vec<&str> = dependencies.filter_map(|name| name.as_str()?.split(' ').next()).collect();
+    wanted.sort_unstable();
+    locked.sort_unstable();
+    assert_eq!(locked, wanted, "run: cargo update --workspace --manifest-path fuzz/Cargo.toml");
+}
+
 /// Mutations of each input in CI; `FUZZ_MUTATIONS` asks for another number.
 const MUTATIONS: u64 = 60;
 

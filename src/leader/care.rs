@@ -236,6 +236,69 @@ mod tests {
         assert_eq!(to(&[1, 2, 3, 4, 5], &[3, 4, 5]), Some(5));
     }
 
+    /// Of a leader whose log ends at 2000, with a learner that is to vote in the place of member 3.
+    fn replacing() -> (View, Vec<MemberRecord>) {
+        let mut view = leading(&[1, 2, 3]);
+        (view.last_index, view.learners) = (2000, vec![4]);
+        let record = |id, role: MemberRole, replaces| MemberRecord {
+            id,
+            wanted_role: role as i32,
+            replaces,
+            ..Default::default()
+        };
+        let voters = (1..=3).map(|id| record(id, MemberRole::Voter, 0));
+        (view, voters.chain([record(4, MemberRole::Voter, 3)]).collect())
+    }
+
+    fn learner_at(match_index: u64) -> [PeerProgress; 1] {
+        [PeerProgress {
+            id: 4,
+            match_index,
+            active: true,
+            snapshot: false,
+        }]
+    }
+
+    #[test]
+    fn a_replacement_votes_and_whom_it_replaces_goes_in_one_joint_change() {
+        let (view, members) = replacing();
+        let mut caretaker = Caretaker::default();
+        let mut look = |match_index| caretaker.look(1, &view, &learner_at(match_index), &members);
+        for _ in 1..LOOKS_BEFORE_PROMOTION {
+            assert_eq!(look(2000), None);
+        }
+        // One look at which it lags, and it is counted anew.
+        assert_eq!(look(2000 - CAUGHT_UP_ENTRIES - 1), None);
+        for _ in 1..LOOKS_BEFORE_PROMOTION {
+            assert_eq!(look(2000 - CAUGHT_UP_ENTRIES), None);
+        }
+        let Some(Care::Change(change)) = look(2000) else {
+            panic!("it has been caught up for long enough");
+        };
+        assert_eq!((&change.promote[..], &change.remove[..]), (&[4][..], &[3][..]));
+
+        let changes = conf_change(&change);
+        let steps: Vec<(ConfChangeType, u64)> = changes.changes.iter().map(|step| (step.change_type, step.node_id)).collect();
+        assert_eq!(steps, [(ConfChangeType::AddNode, 4), (ConfChangeType::RemoveNode, 3)]);
+        assert_eq!(changes.enter_joint(), Some(true), "left by itself");
+    }
+
+    #[test]
+    fn a_leader_that_is_replaced_hands_over_first() {
+        let (view, mut members) = replacing();
+        members[3].replaces = 1;
+        let mut peers = learner_at(2000).to_vec();
+        peers.extend([2, 3].map(|id| PeerProgress {
+            id,
+            match_index: 1990 + id,
+            active: true,
+            snapshot: false,
+        }));
+        let mut caretaker = Caretaker::default();
+        let done = (0..LOOKS_BEFORE_PROMOTION).find_map(|_| caretaker.look(1, &view, &peers, &members));
+        assert_eq!(done, Some(Care::HandOver(3)), "the furthest of the others");
+    }
+
     #[test]
     fn a_learner_that_holds_nothing_is_not_caught_up_with_a_short_log() {
         let view = leading(&[1]);

@@ -11,3 +11,4 @@ mod acknowledgements_wait_for_the_sync;
 mod configuration_changes_at_apply;
 mod nobody_campaigns_while_installing;
 mod one_change_at_a_time;
+mod the_absent_disturb_nobody;

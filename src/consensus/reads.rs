@@ -127,6 +127,25 @@ mod tests {
         assert_eq!(reads.finish_round(&second, 6), [(11, 6)]);
     }
 
+    /// Rule 17: an answer that is late, or not this member's, is nobody's.
+    #[test]
+    fn no_two_members_or_boots_ever_have_the_same_context() {
+        let mut contexts: Vec<Vec<u8>> = Vec::new();
+        for (member, boot) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
+            let mut reads = Reads::new(member, boot);
+            for reader in 0..2 {
+                reads.add(reader);
+                let context = reads.begin_round(0).unwrap();
+                reads.finish_round(&context, 5);
+                contexts.push(context);
+            }
+        }
+        let count = contexts.len();
+        contexts.sort();
+        contexts.dedup();
+        assert_eq!(contexts.len(), count);
+    }
+
     #[test]
     fn all_that_wait_when_a_round_begins_share_it() {
         let mut reads = Reads::new(1, 1);

@@ -270,7 +270,11 @@ async fn all_terminated_at_once_end_in_order_within_ten_seconds() {
         writers.progress(300).await;
         let begun = Instant::now();
         for node in &cluster.nodes {
-            if round == 1 { node.hang_up() } else { node.terminate() }
+            match round {
+                1 => node.hang_up(),
+                2 => node.interrupt(),
+                _ => node.terminate(),
+            }
         }
         for node in &mut cluster.nodes {
             let status = node.ended(Duration::from_secs(10)).await;

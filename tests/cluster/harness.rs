@@ -161,6 +161,11 @@ impl Node {
         self.signal("HUP");
     }
 
+    /// What Ctrl-C sends.
+    pub fn interrupt(&self) {
+        self.signal("INT");
+    }
+
     /// SIGKILL, and gone when this returns.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -191,6 +196,11 @@ impl Node {
         while let Some(at) = self.args.iter().position(|arg| arg == flag) {
             self.args.drain(at..at + 2);
         }
+    }
+
+    /// The most resident bytes count from now on: see proc(5), `clear_refs`.
+    pub fn forget_peak(&self) {
+        std::fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").unwrap();
     }
 
     /// Figures of /proc: resident bytes now, resident bytes at most, open descriptors.

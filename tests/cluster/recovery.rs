@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::harness::{Cluster, SOON, Seed, Setup, eventually, free_port};
 use crate::load::{Writers, check};
 
@@ -191,24 +193,28 @@ async fn compacted_beyond(cluster: &Cluster, leader: u64, index: u64, writers: &
     .await;
 }
 
-/// `METCD_TEST_KEYS=1000000 cargo test --release --features rocksdb --test cluster a_million -- --ignored --nocapture`
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "minutes long: see its comment for the command"]
-async fn a_million_keys_reach_a_new_member() {
-    let keys: u64 = std::env::var("METCD_TEST_KEYS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1_000_000);
-    let mut cluster = Cluster::start(Setup::of(1)).await;
+/// What a member that joins costs the one that sends it a snapshot, and itself.
+struct CatchUp {
+    took: Duration,
+    /// Resident bytes more than before, at most.
+    sender_grew: u64,
+    /// Resident bytes at most.
+    receiver_peak: u64,
+}
+
+/// One member with so many keys; another joins, while clients go on to write.
+async fn join_a_full_member(setup: Setup, keys: u64, value_bytes: usize) -> CatchUp {
+    const WRITERS: u64 = 16;
+    const BATCH: u64 = 32;
+    let mut cluster = Cluster::start(setup).await;
     let url = cluster.url(1);
     let mut tasks = tokio::task::JoinSet::new();
-    for writer in 0..16 {
+    for writer in 0..WRITERS {
         let (http, url) = (crate::harness::client(), url.clone());
         tasks.spawn(async move {
-            let per_writer = keys / 16;
-            for batch in 0..per_writer.div_ceil(100) {
-                let put = |n: u64| serde_json::json!({ "put": { "key": format!("k{writer}-{batch}-{n}"), "value": "v".repeat(100) } });
-                let txn = serde_json::json!({ "compare": [], "then": (0..100).map(put).collect::<Vec<_>>(), "else": [] });
+            for batch in 0..keys.div_ceil(WRITERS * BATCH) {
+                let put = |n: u64| json!({ "put": { "key": format!("k{writer}-{batch}-{n}"), "value": "v".repeat(value_bytes) } });
+                let txn = json!({ "compare": [], "then": (0..BATCH).map(put).collect::<Vec<_>>(), "else": [] });
                 let answer = http.post(format!("{url}/v1/txn?timeout=30s")).json(&txn).send().await.unwrap();
                 assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
             }
@@ -217,7 +223,15 @@ async fn a_million_keys_reach_a_new_member() {
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }
-    let before = cluster.node(1).figures();
+    // What was written left its traces in memory, which a start does away with.
+    cluster.node(1).terminate();
+    assert!(cluster.node(1).ended(SOON).await.success());
+    cluster.node(1).start();
+    cluster.ready(1).await;
+    let writers = Writers::start_slow(&[url], 4, "w", Duration::from_millis(10));
+    writers.progress(20).await;
+    let before = cluster.node(1).figures().0;
+    cluster.node(1).forget_peak();
     let begun = Instant::now();
     cluster.joiner(Some(2)).start();
     eventually("the new member to catch up", Duration::from_secs(600), async || {
@@ -227,13 +241,94 @@ async fn a_million_keys_reach_a_new_member() {
     .await;
     let took = begun.elapsed();
     let (sender, receiver) = (cluster.node(1).figures(), cluster.node(2).figures());
-    println!(
-        "FIG {keys} keys: caught up in {took:?}; sender {} MiB before, peak {} MiB; receiver peak {} MiB",
-        before.0 >> 20,
-        sender.1 >> 20,
-        receiver.1 >> 20
+    let record = writers.stop().await;
+    assert!(
+        record.unknown.is_empty() && record.refused.is_empty(),
+        "{:?}",
+        record.refused.first()
     );
+    let metrics = cluster.http.get(format!("{}/metrics", cluster.url(2))).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    assert!(
+        metrics.contains("metcd_snapshot_duration_seconds_count{kind=\"install\"} 1\n"),
+        "by a snapshot, and by one: {metrics}"
+    );
+    check(&cluster, 2, "w", &record).await;
     cluster.same_content(&[1, 2]).await;
+    CatchUp {
+        took,
+        sender_grew: sender.1.saturating_sub(before),
+        receiver_peak: receiver.1,
+    }
+}
+
+impl CatchUp {
+    fn print(&self, keys: u64, store: &str) {
+        println!(
+            "FIG {keys} keys, {store}: caught up in {:?}; the sender grew by {} MiB, the receiver had {} MiB at most",
+            self.took,
+            self.sender_grew >> 20,
+            self.receiver_peak >> 20
+        );
+    }
+}
+
+/// Rule 28: memory is bounded by pieces, not by the size of the store.
+#[cfg(feature = "rocksdb")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_28_a_store_goes_to_a_new_member_in_pieces() {
+    const KEYS: u64 = 8192;
+    const VALUE: usize = 24 << 10;
+    let setup = Setup::of(1).engines("raft-engine", "rocksdb");
+    let costs = join_a_full_member(setup, KEYS, VALUE).await;
+    costs.print(KEYS, "rocksdb");
+    let all = KEYS * VALUE as u64;
+    assert!(costs.sender_grew < all / 2, "the sender grew by {}", costs.sender_grew);
+    assert!(costs.receiver_peak < all, "the receiver had {}", costs.receiver_peak);
+}
+
+/// `METCD_TEST_KEYS=1000000 METCD_TEST_STORE=rocksdb cargo test --release --features rocksdb --test cluster a_million -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "minutes long: see its comment for the command"]
+async fn a_million_keys_reach_a_new_member() {
+    let keys = std::env::var("METCD_TEST_KEYS").ok().and_then(|text| text.parse().ok());
+    let keys: u64 = keys.unwrap_or(1_000_000);
+    let store = std::env::var("METCD_TEST_STORE").unwrap_or_default();
+    let store = built(&STORES).find(|known| *known == store).unwrap_or("memory");
+    join_a_full_member(Setup::of(1).engines("sled", store), keys, 256)
+        .await
+        .print(keys, store);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_moved_is_reached_where_the_cluster_is_told() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let moved = leader % 3 + 1;
+    let stays = cluster.ids().into_iter().find(|id| ![leader, moved].contains(id)).unwrap();
+    cluster.node(moved).terminate();
+    assert!(cluster.node(moved).ended(SOON).await.success());
+    let peer = format!("127.0.0.1:{}", free_port());
+    let peer_url = format!("http://{peer}");
+    for flag in ["--listen-peer", "--advertise-peer-url"] {
+        cluster.node(moved).drop_args(flag);
+    }
+    cluster
+        .node(moved)
+        .add_args(&["--listen-peer", &peer, "--advertise-peer-url", &peer_url]);
+    assert!(cluster.put(leader, "k", "while it was away").await.unwrap().is_success());
+    cluster.node(moved).start();
+    // By the member that does not lead: it is the cluster's affair.
+    let path = format!("/members/{moved}");
+    let (status, member) = cluster
+        .call(reqwest::Method::PATCH, stays, &path, Some(json!({ "peer_url": peer_url })))
+        .await;
+    assert_eq!((status, &member["peer_url"]), (200, &json!(peer_url)), "{member}");
+    cluster.ready(moved).await;
+    assert_eq!(cluster.get(moved, "k").await, (200, "while it was away".to_owned()));
+    // Of two members it is half of the majority.
+    cluster.node(stays).kill();
+    assert!(cluster.put(moved, "k", "with it").await.unwrap().is_success());
 }
 
 /// Made anew, the log would forget what this member acknowledged, and with one that missed it be a majority without it.

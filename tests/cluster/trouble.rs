@@ -6,6 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::harness::{Cluster, SOON, Setup, eventually};
 use crate::load::{Writers, check};
@@ -77,6 +78,54 @@ async fn without_a_quorum_the_answers_are_true_and_recovery_is_by_itself() {
         assert_eq!(cluster.get(id, "early").await, early, "there or not, but the same everywhere");
     }
     assert!(cluster.put(others[0], "k", "after").await.unwrap().is_success());
+}
+
+/// The limits of a listener are the peers' too, and both are a real member's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_30_both_listeners_bound_heads_bodies_and_connections() {
+    const MAX: usize = 6;
+    let setup = Setup::of(1).set("limits.header_timeout=\"1s\"").set("limits.max_connections=6");
+    let mut cluster = Cluster::start(setup).await;
+    let (client_port, peer_port) = (cluster.node(1).client_port, cluster.node(1).peer_port);
+    for port in [client_port, peer_port] {
+        for half in ["", "POST /raft HTTP/1.1\r\nhost: loc", "PRI * HTTP/2.0\r\n"] {
+            let answer = said_until_closed(port, half).await;
+            assert!(
+                answer.starts_with("HTTP/1.1 408 ") && answer.contains("request_timeout"),
+                "port {port}, {half:?}: {answer}"
+            );
+        }
+        // Each stays open when it has its answer; the harness has one or two of its own.
+        let mut open = Vec::new();
+        for _ in 0..=MAX {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+            let mut answer = [0; 12];
+            timeout(SOON, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+            open.push(stream);
+            if &answer == b"HTTP/1.1 429" {
+                break;
+            }
+        }
+        let mut last = open.pop().unwrap();
+        let mut rest = String::new();
+        timeout(SOON, last.read_to_string(&mut rest)).await.unwrap().unwrap();
+        assert!(
+            rest.starts_with(" Too Many Requests\r\n") && rest.contains("overloaded"),
+            "port {port}: {rest}"
+        );
+    }
+    cluster.ready(1).await;
+}
+
+/// What a listener answers to these bytes by itself, until it closes.
+async fn said_until_closed(port: u16, sent: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    stream.write_all(sent.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    // A reset after the answer is no matter here.
+    let _ = timeout(SOON, stream.read_to_string(&mut answer)).await.expect("it closes");
+    answer
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

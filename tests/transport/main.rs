@@ -3,17 +3,20 @@
 mod harness;
 
 use std::{
-    sync::atomic::Ordering::SeqCst,
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
 use harness::*;
 use metcd::{
     leader::{LeaderError, LeaderReply, LeaderRequest},
-    transport::{FetchError, Identity, MEMBER_REMOVED, Peer, Refusal, Transport, TransportLimits},
+    transport::{FetchError, Identity, MEMBER_REMOVED, Peer, Refusal, SnapshotSource, Transport, TransportLimits},
 };
 use raft::eraftpb::{Message, MessageType};
-use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn appends_arrive_in_order_whatever_their_size() {
@@ -390,6 +393,137 @@ async fn rule_28_a_sender_that_ends_within_a_snapshot_leaves_nothing_behind() {
     drop(stream);
     eventually("cleaned up", || node.recorder.files() == 0).await;
     assert!(node.recorder.snapshots.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_28_a_sender_that_stands_still_within_a_snapshot_holds_the_place_no_longer_than_its_timeout() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let limits = TransportLimits {
+        snapshot_idle_timeout: Duration::from_millis(200),
+        ..TransportLimits::default()
+    };
+    let node = Node::start_at(listener, 2, limits);
+    let mut stream = tokio::net::TcpStream::connect(node.address).await.expect("connect");
+    let request = format!(
+        "POST /raft/snapshot HTTP/1.1\r\nhost: a\r\nmetcd-peer: cluster={CLUSTER:016x};from=1;incarnation=0000000000000065;to=2\r\n\
+         content-length: 1000000\r\n\r\n"
+    );
+    let head = encoded(&snapshot_message(1, 2, 5));
+    stream
+        .write_all(&[request.as_bytes(), &head, b"half of it"].concat())
+        .await
+        .expect("sent");
+    eventually("a file", || node.recorder.files() == 1).await;
+    eventually("given up", || node.recorder.files() == 0).await;
+    let (transport, events) = transport(1, TransportLimits::default(), vec![node.peer()]);
+    transport.send_snapshot(
+        snapshot_message(1, 2, 6),
+        Box::new(Chunks {
+            left: 3,
+            size: 1000,
+            then: Ending::Whole,
+        }),
+    );
+    eventually("the next arrives", || *events.snapshots.lock() == [(2, true)]).await;
+    // It was connected all the time.
+    drop(stream);
+}
+
+/// As [`Chunks`] without an end, and how many were asked for.
+struct Counted(std::sync::Arc<AtomicUsize>);
+
+impl SnapshotSource for Counted {
+    fn next_chunk(&mut self) -> std::io::Result<Option<bytes::Bytes>> {
+        self.0.fetch_add(1, SeqCst);
+        Ok(Some(vec![0; 256 << 10].into()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_28_a_receiver_that_takes_nothing_makes_its_sender_read_no_further() {
+    let (_listener, peer) = stopped_peer().await;
+    let limits = TransportLimits {
+        snapshot_idle_timeout: Duration::from_millis(500),
+        ..TransportLimits::default()
+    };
+    let (transport, events) = transport(1, limits, vec![peer]);
+    let read = std::sync::Arc::new(AtomicUsize::new(0));
+    transport.send_snapshot(snapshot_message(1, 2, 5), Box::new(Counted(read.clone())));
+    eventually("given up", || *events.snapshots.lock() == [(2, false)]).await;
+    // What is read ahead, what the client's buffer holds, and what two sockets take (several MB at most).
+    let read = read.load(SeqCst);
+    assert!((1..100).contains(&read), "{read} chunks of 256 KiB");
+}
+
+/// Rule 17: raft takes the second copy of a read's request for another read, so that nothing below it may send twice.
+#[tokio::test]
+async fn rule_17_what_was_sent_is_not_sent_again_by_the_transport() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let url = format!("http://{}", listener.local_addr().expect("address"));
+    let (transport, events) = transport(1, TransportLimits::default(), vec![Peer { id: 2, url, boot: 0 }]);
+    let received = std::sync::Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let kept = received.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("accepted");
+            let mut request = Vec::new();
+            // The whole request, and then the connection ends without an answer.
+            while !is_whole(&request) && stream.read_buf(&mut request).await.is_ok_and(|n| n > 0) {}
+            kept.lock().push(request);
+        }
+    });
+    let holding = |context: &[u8]| {
+        let received = received.lock();
+        received
+            .iter()
+            .filter(|request| request.windows(context.len()).any(|part| part == context))
+            .count()
+    };
+    let read = |context: &'static [u8]| Message {
+        context: context.into(),
+        ..message(MessageType::MsgReadIndex, 1, 2, 0)
+    };
+    transport.send(vec![read(b"the first read")]);
+    eventually("its failure to be known", || events.unreachable_count(2) > 0).await;
+    // On the same lane behind it: whatever was to be sent again was sent by then.
+    eventually("the next to come", || {
+        transport.send(vec![read(b"a later read")]);
+        holding(b"a later read") > 0
+    })
+    .await;
+    assert_eq!(holding(b"the first read"), 1);
+}
+
+/// Whether these bytes are an HTTP/1 request with all of its body.
+fn is_whole(request: &[u8]) -> bool {
+    let Some(end) = request.windows(4).position(|end| end == b"\r\n\r\n") else {
+        return false;
+    };
+    let head = String::from_utf8_lossy(&request[..end]).to_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    request.len() >= end + 4 + length.unwrap_or(0usize)
+}
+
+#[tokio::test]
+async fn a_peer_that_points_elsewhere_is_not_followed() {
+    let elsewhere = Node::start(2).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let url = format!("http://{}", listener.local_addr().expect("address"));
+    let target = elsewhere.url();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("accepted");
+            let answer =
+                format!("HTTP/1.1 307 Temporary Redirect\r\nlocation: {target}/raft\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            // Read first, or the answer may be lost with the rest of the request.
+            let _ = stream.read(&mut [0; 65536]).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    let (transport, events) = transport(1, TransportLimits::default(), vec![Peer { id: 2, url, boot: 0 }]);
+    transport.send(vec![append(1, 2, 1, 10)]);
+    eventually("its failure to be known", || events.unreachable_count(2) > 0).await;
+    assert!(elsewhere.recorder.stepped.lock().is_empty());
 }
 
 #[tokio::test]

@@ -10,9 +10,11 @@
 //!   is cut off; a request body that stands still for `body_timeout` ends with an error in the handler ([`is_body_timeout`]).
 //! - At most `max_connections` are served. Beyond that the listener still accepts and answers a short `429` itself: a health check
 //!   then hears "overloaded" at once instead of hanging in the backlog.
+//! - A client that closes its side after its request is answered (HTTP/1), except a watch; if nothing is sent to it for `half_closed_timeout`,
+//!   it is taken for gone.
 //! - A failing `accept` (out of descriptors) waits instead of spinning.
-//! - After the shutdown future resolves nothing new is accepted, requests in flight are answered (HTTP/2: GOAWAY), and at
-//!   `shutdown_grace` the rest is cut off. [`serve`] returns when the last connection is gone.
+//! - After the shutdown future resolves only who waits to be accepted still is, requests in flight and what was sent before are answered
+//!   (HTTP/2: GOAWAY), and at `shutdown_grace` the rest is cut off. [`serve`] returns when the last connection is gone.
 //!
 //! *Cost.* No timer and no clock read belongs to a request: a request moves a few relaxed atomics, and one reaper task per listener
 //! looks at all connections a few times per timeout. Hence a timeout may come up to one reaper period ([`reaper_period`]) late.
@@ -38,7 +40,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
 use activity::Connections;
@@ -60,6 +62,9 @@ pub struct ServeLimits {
     pub body_timeout: Duration,
     /// Longest time a peer may take no byte of what is being sent to it.
     pub write_timeout: Duration,
+    /// How long one who has closed its side while its request is under way is waited for if nothing is sent to it. It may want its answer, and it
+    /// may be gone: that is known only from sending.
+    pub half_closed_timeout: Duration,
     /// From the shutdown to cutting off what is still in flight.
     pub shutdown_grace: Duration,
     /// One request head in bytes. HTTP/2: the header list; beyond: `431`. HTTP/1 buffers up to four times as much before `431`, so that
@@ -81,6 +86,7 @@ impl Default for ServeLimits {
             idle_timeout: Duration::from_secs(120),
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
+            half_closed_timeout: Duration::from_secs(10),
             shutdown_grace: Duration::from_secs(8),
             max_header_bytes: 64 * 1024,
             max_streams: 256,
@@ -157,14 +163,19 @@ pub async fn serve_with<A: Acceptor, S: HttpService>(
         biased;
         () = shutdown => {}
         () = &mut reaping => {}
-        () = accept_all(listener, &acceptor, &service, &shared) => {}
+        () = accept_all(&listener, &acceptor, &service, &shared) => {}
     }
-    // The listener went with its future: nobody is accepted any more.
+    // Who has connected already waits to be accepted, and would be cut off.
+    let _ = timeout(LAST_ACCEPTS, accept_all(&listener, &acceptor, &service, &shared)).await;
+    drop(listener);
     tokio::select! {
         () = drain(&shared) => {}
         () = reaping => {}
     }
 }
+
+/// For so long connections are accepted after the shutdown began.
+const LAST_ACCEPTS: Duration = Duration::from_millis(5);
 
 /// Looks at the connections for as long as it is polled.
 async fn reap(shared: &Shared) {
@@ -184,7 +195,7 @@ fn reaper_period(limits: &ServeLimits) -> Duration {
 
 /// Accepts for as long as it is polled. Errors of one connection are skipped; when the process is out of descriptors or memory, trying
 /// again at once would only burn the processor that could free them.
-async fn accept_all<A: Acceptor, S: HttpService>(listener: TcpListener, acceptor: &A, service: &S, shared: &Arc<Shared>) {
+async fn accept_all<A: Acceptor, S: HttpService>(listener: &TcpListener, acceptor: &A, service: &S, shared: &Arc<Shared>) {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     loop {
         match listener.accept().await {

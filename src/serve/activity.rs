@@ -114,6 +114,8 @@ pub(super) struct Activity {
     background: AtomicBool,
     order: AtomicU8,
     drained_since_ms: AtomicU64,
+    /// Since when the other end has closed its side while its request is under way; also when it last took something since. 0: it has not.
+    half_closed_since_ms: AtomicU64,
     waker: AtomicWaker,
     /// Set when all connections of the listener are told to end.
     draining: Arc<SetOnce<()>>,
@@ -158,6 +160,7 @@ impl Activity {
             background: AtomicBool::new(false),
             order: AtomicU8::new(NO_ORDER),
             drained_since_ms: AtomicU64::new(0),
+            half_closed_since_ms: AtomicU64::new(0),
             waker: AtomicWaker::new(),
             draining,
             clock,
@@ -174,6 +177,8 @@ impl Activity {
         if http2 {
             self.http2.store(true, Relaxed);
         }
+        // Of a request that was sent together with the one before, the body may be here already.
+        self.half_closed_since_ms.store(0, Relaxed);
         self.in_flight.fetch_add(1, Relaxed);
         self.begun.fetch_add(1, Relaxed);
     }
@@ -197,6 +202,22 @@ impl Activity {
         }
     }
 
+    /// The other end sends nothing more. Whether that is to be kept from hyper, because a request is under way whose answer it may still want: of a
+    /// watch it is taken for its end.
+    pub(super) fn note_half_closed(&self) -> bool {
+        if self.is_waiting() || self.is_http2() || self.is_background() {
+            return false;
+        }
+        let _ = self
+            .half_closed_since_ms
+            .compare_exchange(0, self.clock.now_ms().max(1), Relaxed, Relaxed);
+        true
+    }
+
+    pub(super) fn is_half_closed(&self) -> bool {
+        self.half_closed_since_ms.load(Relaxed) != 0
+    }
+
     pub(super) fn note_write_stalled(&self) {
         if self.stalled_since_ms.load(Relaxed) == 0 {
             self.stalled_since_ms.store(self.clock.now_ms().max(1), Relaxed);
@@ -206,6 +227,9 @@ impl Activity {
     pub(super) fn note_written(&self) {
         if self.stalled_since_ms.load(Relaxed) != 0 {
             self.stalled_since_ms.store(0, Relaxed);
+        }
+        if self.is_half_closed() {
+            self.half_closed_since_ms.store(self.clock.now_ms().max(1), Relaxed);
         }
     }
 
@@ -272,6 +296,10 @@ impl Activity {
             return self.give(CUT);
         }
         if !self.is_waiting() {
+            let half_closed_since_ms = self.half_closed_since_ms.load(Relaxed);
+            if half_closed_since_ms != 0 && (self.is_background() || over(half_closed_since_ms, limits.half_closed_timeout)) {
+                self.give(CUT);
+            }
             return;
         }
         if self.order.load(Relaxed) != NO_ORDER {

@@ -73,6 +73,9 @@ pub enum BodyError {
     /// Nothing came for the body timeout: `408`.
     #[error("no data for {} ms", .0.as_millis())]
     Timeout(Duration),
+    /// The client has closed its side before the end of its body.
+    #[error("the connection ended within the body")]
+    CutOff,
     /// The connection failed or the framing is wrong.
     #[error(transparent)]
     Connection(#[from] hyper::Error),
@@ -101,6 +104,9 @@ impl HttpBody for RequestBody {
                 patience.timer.as_mut().reset(Instant::now() + this.timeout);
             }
             return Poll::Ready(frame.map(|result| result.map_err(BodyError::from)));
+        }
+        if this.activity.is_half_closed() {
+            return Poll::Ready(Some(Err(BodyError::CutOff)));
         }
         this.poll_timeout(cx).map(|timeout| Some(Err(BodyError::Timeout(timeout))))
     }

@@ -12,7 +12,7 @@ use std::{
 use axum::http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper_util::{rt::TokioExecutor, server::conn::auto};
-use tokio::{net::TcpStream, sync::Semaphore};
+use tokio::{net::TcpStream, sync::Semaphore, time::sleep};
 use tower::util::Oneshot;
 
 use super::{
@@ -41,6 +41,10 @@ pub struct Background;
 /// long as it likes. Only for bodies that are made while they are taken, so that one who waits costs what the socket holds.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience(pub Option<Duration>);
+
+/// A connection that is told to end and has nothing to do is looked at once more after this time: what its client sent before is read, and
+/// answered, and not lost with the connection.
+const LAST_LOOK: Duration = Duration::from_millis(5);
 
 /// Half of the runtime's threads, but one at least.
 pub(super) fn background_turns() -> usize {
@@ -79,6 +83,7 @@ pub(super) async fn run_connection<A: Acceptor, S: HttpService>(
     let io = Watched::new(io, activity.clone(), shared.limits.member.clone());
     let mut connection = pin!(shared.http.serve_connection(io, service));
     let mut draining = false;
+    let mut last_look = pin!(None);
     let mut turn = pin!(None);
     poll_fn(|cx| {
         activity.register(cx.waker());
@@ -86,8 +91,17 @@ pub(super) async fn run_connection<A: Acceptor, S: HttpService>(
             Order::None | Order::HeadTimedOut => {}
             Order::Drain if draining => {}
             Order::Drain => {
-                draining = true;
-                connection.as_mut().graceful_shutdown();
+                if last_look.is_none() {
+                    last_look.set(Some(sleep(LAST_LOOK)));
+                }
+                let looked = last_look.as_mut().as_pin_mut().is_none_or(|look| look.poll(cx).is_ready());
+                if looked || !activity.is_waiting() {
+                    if connection.as_mut().poll(cx).is_ready() {
+                        return Poll::Ready(());
+                    }
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
             }
             Order::Cut => return Poll::Ready(()),
         }

@@ -21,9 +21,48 @@ use super::{
 /// Read at once while a request head is expected.
 const HEAD_PIECE: usize = 8192;
 
+/// A stream that remembers whether its other end has said that nothing more will come.
+struct Ending<I> {
+    stream: I,
+    is_over: bool,
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Ending<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.remaining();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Poll::Ready(Ok(())) = result {
+            self.is_over = before > 0 && buf.remaining() == before;
+        }
+        result
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Ending<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 /// A watched stream.
 pub(super) struct Watched<I> {
-    inner: TokioIo<I>,
+    inner: TokioIo<Ending<I>>,
     activity: Arc<Activity>,
     member: Arc<AtomicU64>,
     said_timeout: bool,
@@ -35,7 +74,10 @@ pub(super) struct Watched<I> {
 impl<I: AsyncRead + AsyncWrite + Unpin> Watched<I> {
     pub(super) fn new(inner: I, activity: Arc<Activity>, member: Arc<AtomicU64>) -> Watched<I> {
         Watched {
-            inner: TokioIo::new(inner),
+            inner: TokioIo::new(Ending {
+                stream: inner,
+                is_over: false,
+            }),
             activity,
             member,
             said_timeout: false,
@@ -114,9 +156,14 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Read for Watched<I> {
             true => self.poll_read_line(cx, buf),
             false => Pin::new(&mut self.inner).poll_read(cx, buf),
         };
-        if result.is_ready() {
-            self.activity.note_read();
+        if result.is_pending() {
+            return result;
         }
+        if self.inner.inner().is_over && self.activity.note_half_closed() {
+            // hyper would take it for a client that is gone, and drop the request.
+            return Poll::Pending;
+        }
+        self.activity.note_read();
         result
     }
 }

@@ -532,9 +532,9 @@ async fn a_body_that_stands_still_does_not_hold_the_shutdown_back() {
         body_timeout: PATIENCE * 2,
         ..ServeLimits::default()
     };
-    let (taken_in, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+    let (taken_in, mut arrived) = tokio::sync::mpsc::channel(2);
     let echo = router().layer(axum::middleware::map_request(move |request: Request<Body>| {
-        taken_in.send(()).expect("the test listens");
+        taken_in.try_send(()).expect("the test listens");
         std::future::ready(request)
     }));
     let mut server = Server::start(echo, limits).await;
@@ -561,6 +561,91 @@ async fn a_body_that_stands_still_does_not_hold_the_shutdown_back() {
     assert!(head.windows(3).any(|status| status == b"408") || head[0] & 0x3f == 8, "{head:?}");
     drop(two);
     server.stopped().await;
+}
+
+#[tokio::test]
+async fn what_was_sent_before_the_shutdown_is_answered() {
+    let mut server = Server::start(router(), ServeLimits::default()).await;
+    let mut kept = server.connect().await;
+    let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    kept.write_all(request).await.expect("sent");
+    assert!(read_answer(&mut kept).await.ends_with("hello"));
+    // Nothing of the server runs between here and the order.
+    let mut waiting = std::net::TcpStream::connect(server.address).expect("in the backlog");
+    std::io::Write::write_all(&mut waiting, request).expect("sent");
+    kept.try_write(request).expect("sent");
+    server.order_stop();
+
+    waiting.set_nonblocking(true).expect("set");
+    let mut waiting = TcpStream::from_std(waiting).expect("a socket");
+    for (name, stream) in [("kept", &mut kept), ("waiting", &mut waiting)] {
+        let answer = read_to_end(stream).await;
+        assert!(answer.ends_with(b"hello"), "{name}: {}", String::from_utf8_lossy(&answer));
+    }
+    server.stopped().await;
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_side_is_answered() {
+    let server = Server::start(router(), ServeLimits::default()).await;
+    for (request, status, end) in [
+        ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", "200", "hello"),
+        ("POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc", "200", "abc"),
+        (
+            "GET / HTTP/1.1\r\nhost: a\r\n\r\nPOST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc",
+            "200",
+            "abc",
+        ),
+        (
+            "POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            "200",
+            "abc",
+        ),
+        ("POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf", "400", ""),
+    ] {
+        let mut stream = server.connect().await;
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        stream.shutdown().await.expect("closed");
+        let answer = read_to_end(&mut stream).await;
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.ends_with(end),
+            "{request:?}: {answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_side_is_not_waited_for_for_ever() {
+    let (router, running, _go) = gated();
+    let watch = get(|| async {
+        (
+            axum::Extension(Background),
+            Body::from_stream(futures_util::stream::pending::<Result<Bytes, Infallible>>()),
+        )
+    });
+    let limits = ServeLimits {
+        half_closed_timeout: SHORT,
+        // The reaper goes by it.
+        header_timeout: SHORT,
+        ..ServeLimits::default()
+    };
+    let server = Server::start(router.route("/watch", watch), limits).await;
+    for path in ["/", "/watch"] {
+        let mut stream = server.connect().await;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        if path == "/" {
+            running.notified().await;
+        }
+        stream.shutdown().await.expect("closed");
+        read_to_end(&mut stream).await;
+    }
+    let begin = Instant::now();
+    while server.stats.view().open > 0 {
+        assert!(begin.elapsed() < PATIENCE, "it is still counted");
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

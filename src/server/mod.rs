@@ -30,6 +30,7 @@ pub(crate) use peers::Queued;
 
 use crate::config::Config;
 use crate::consensus::{self, Consensus};
+use crate::datadir::advertised::Advertised;
 use crate::datadir::disk::{self, RESERVE_BYTES, has_reserve};
 use crate::datadir::{DataDir, WAY_OUT};
 use crate::driver;
@@ -199,7 +200,7 @@ async fn start(
         .spawn(serve_peers(peer_listener, peer_app, limits, shared.clone()));
 
     tokio::spawn(peers::meet_strangers(shared.clone(), transport.clone(), strangers_rx));
-    tokio::spawn(run_duties(shared.clone(), duties(&config, &identity, name)));
+    tokio::spawn(run_duties(shared.clone(), duties(&config, &identity, name, data_dir.path())));
     if applied_index == 0 {
         tokio::spawn(join::find_peers(config.clone(), shared.clone()));
     }
@@ -426,12 +427,13 @@ fn serve_limits(config: &Config, member: Arc<AtomicU64>) -> ServeLimits {
     }
 }
 
-fn duties(config: &Config, identity: &Identity, name: String) -> Duties {
+fn duties(config: &Config, identity: &Identity, name: String, data_dir: &std::path::Path) -> Duties {
     Duties {
         history: config.history.clone(),
         idempotency: config.idempotency.clone(),
         name,
         client_url: config.advertise.client_url.clone(),
+        advertised: Advertised::read(data_dir),
         incarnation: identity.incarnation,
         tick: config.raft.tick,
         heartbeat_ticks: config.raft.heartbeat_ticks,

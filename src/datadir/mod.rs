@@ -5,6 +5,7 @@
 //! ├─ LOCK            held while a process uses the directory; holds its pid
 //! ├─ identity.toml   whose data this is
 //! ├─ boot            how often it was started
+//! ├─ advertised.toml what the member last told its cluster of its name and its URL for clients
 //! ├─ reserve         space held back for a full disk
 //! ├─ departed        only once its member was removed from the cluster, and knows that nobody needs it
 //! ├─ outdated        only once its member has heard that it lacks what it acknowledged: an older copy, or a disk that lost writes
@@ -19,6 +20,7 @@
 //! - Until [`set_cluster`](DataDir::set_cluster) the directory [is new](DataDir::is_new), however often it was opened: a founder that was
 //!   refused by its peers, or crashed while founding, asks them again the next time.
 
+pub mod advertised;
 mod boot;
 pub mod disk;
 mod identity;

@@ -12,6 +12,7 @@ use super::care::{Care, Caretaker, reached_successor, sound_successor};
 use crate::config::{HistoryConfig, IdempotencyConfig};
 use crate::consensus::View;
 use crate::consensus::proposals::{Gate, Proposal};
+use crate::datadir::advertised::{Advertised, Told};
 use crate::driver::Event;
 use crate::node::{Phase, Role, Shared};
 use crate::state::command::{Body, Command, Compact, Evict, FEATURE_LEVEL, LeaseExpire, MemberUpdate, MembershipChange};
@@ -40,6 +41,8 @@ pub struct Duties {
     pub name: String,
     /// Own client URL.
     pub client_url: String,
+    /// What was told of both before.
+    pub advertised: Advertised,
     /// Own data directory.
     pub incarnation: u64,
     /// Length of a tick.
@@ -257,16 +260,31 @@ impl Round {
         if known_boot.is_some_and(|known| self.shared.ends_as_outdated(known)) {
             return;
         }
-        let duties = &self.duties;
+        let duties = &mut self.duties;
         let update = MemberUpdate {
             id: self.shared.id,
-            name: record.name.is_empty().then(|| duties.name.clone()),
-            client_url: record.client_url.is_empty().then(|| duties.client_url.clone()),
+            name: duties.advertised.news(|told| &told.name, &record.name, &duties.name),
+            client_url: duties
+                .advertised
+                .news(|told| &told.client_url, &record.client_url, &duties.client_url),
             peer_url: None,
             incarnation: (record.incarnation == 0).then_some(duties.incarnation),
             feature_level: (record.feature_level != FEATURE_LEVEL).then_some(FEATURE_LEVEL),
             wanted_role: None,
         };
+        if update.name.is_none() && update.client_url.is_none() {
+            let told = Told {
+                name: duties.name.clone(),
+                client_url: duties.client_url.clone(),
+            };
+            if let Some(write) = duties.advertised.note(told) {
+                tokio::task::spawn_blocking(|| {
+                    if let Err(error) = write() {
+                        tracing::warn!(%error, "cannot write down what this member told of itself: the next start may tell it again");
+                    }
+                });
+            }
+        }
         // Each start is told, although nothing changed: whoever comes back on an older copy of the directory is known by that.
         let is_told = known_boot == Some(self.shared.boot);
         if !is_told

@@ -231,11 +231,26 @@ impl LeaderService {
                 None => Err(LeaderError::MemberNotFound { id: remove }),
             };
         }
-        let voters = self.shared.view().voters;
-        let there = reader
+        // Of two requests at once the second one sees what the first one did.
+        let held = tokio::time::timeout_at(deadline, self.changing_voters.lock()).await;
+        let Ok(held) = held else { return Err(LeaderError::Timeout) };
+        let is_new = |member: &MemberRecord| Some(member.id) == add.id || member.peer_url == add.peer_url;
+        if let Some(other) = reader
             .members()
             .into_iter()
-            .find(|member| Some(member.id) == add.id || member.peer_url == add.peer_url);
+            .find(|member| member.replaces == remove && !is_new(member))
+        {
+            // Both would come to vote, and only one would go.
+            return Err(conflict(
+                ConflictCode::ChangeInProgress,
+                format!(
+                    "member {} at {} is about to replace member {remove} already: wait until that is done, or give it up by DELETE /members/{}",
+                    other.id, other.peer_url, other.id
+                ),
+            ));
+        }
+        let voters = self.shared.view().voters;
+        let there = reader.members().into_iter().find(is_new);
         if let Some(MemberRecord { id, replaces, .. }) = there
             && replaces != remove
             && voters.contains(&id)
@@ -245,12 +260,21 @@ impl LeaderService {
             // would survive one failure less, and whoever mistyped an id would not notice.
             return Err(conflict(
                 ConflictCode::MemberExists,
-                format!("member {id} votes already and replaces nobody: give a new id, or remove {remove} by DELETE /members/{remove}"),
+                match add.id {
+                    Some(given) if given == id => format!(
+                        "member {id} votes already and replaces nobody: give a new id, or remove {remove} by DELETE /members/{remove}"
+                    ),
+                    _ => format!(
+                        "the address {} belongs to member {id}, which votes already and replaces nobody: give the address of the new member, or remove {remove} by DELETE /members/{remove}",
+                        add.peer_url
+                    ),
+                },
             ));
         }
         let LeaderReply::Member { id, .. } = self.enter(NewMember { voter: true, ..add }, remove, deadline).await? else {
             return Err(LeaderError::Timeout);
         };
+        drop(held);
         // It may have been there before this request, and another one may be about to put it in somebody else's place.
         let other = reader
             .members()

@@ -331,6 +331,33 @@ async fn a_member_that_moved_is_reached_where_the_cluster_is_told() {
     assert!(cluster.put(moved, "k", "with it").await.unwrap().is_success());
 }
 
+/// What the flags say counts from the start on; what was said by PATCH since stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_client_url_and_name_are_told_at_the_next_start() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let changed = leader % 3 + 1;
+    let advertised = cluster.node(changed).data_dir.join("advertised.toml");
+    eventually("what it told to be written down", SOON, async || advertised.exists().then_some(())).await;
+    cluster.node(changed).terminate();
+    assert!(cluster.node(changed).ended(SOON).await.success());
+    let port = free_port();
+    let url = format!("http://127.0.0.1:{port}");
+    cluster.node(changed).drop_args("--listen-client");
+    cluster.node(changed).client_port = port;
+    cluster
+        .node(changed)
+        .add_args(&["--listen-client", &format!("127.0.0.1:{port}"), "--name", "moved"]);
+    cluster.node(changed).start();
+    cluster.ready(changed).await;
+    eventually("the others to know", SOON, async || {
+        let table = cluster.get_json(leader, "/members").await?;
+        let member = table["members"].as_array()?.iter().find(|member| member["id"] == changed)?.clone();
+        (member["client_url"] == url && member["name"] == "moved").then_some(())
+    })
+    .await;
+}
+
 /// Made anew, the log would forget what this member acknowledged, and with one that missed it be a majority without it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_whose_log_is_gone_does_not_start() {

@@ -157,6 +157,38 @@ async fn a_member_replaces_one_other_and_not_two() {
     voters_are(&cluster, leader, &[leader.min(second), leader.max(second), 4]).await;
 }
 
+/// Otherwise both would come to vote, and a cluster of three would end as one of four.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_replaced_by_one_other_and_not_by_two() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let gone = leader % 3 + 1;
+    let newcomers = [7, 8].map(|id| (id, cluster.joiner(Some(id)).peer_url.clone()));
+    let replace = async |(id, peer_url): &(u64, String), timeout: &str| {
+        let body = json!({ "remove": gone, "add": { "id": id, "peer_url": peer_url } });
+        let path = format!("/members/replace?timeout={timeout}");
+        cluster.call(Method::POST, leader, &path, Some(body)).await
+    };
+    let answers = tokio::join!(replace(&newcomers[0], "1s"), replace(&newcomers[1], "1s"));
+    let answers = [answers.0, answers.1];
+    let at = answers.iter().position(|(status, _)| *status == 202).expect("one is under way");
+    let (status, refused) = &answers[1 - at];
+    assert_eq!((*status, &refused["code"]), (409, &json!("change_in_progress")), "{refused}");
+    let (taken, other) = (newcomers[at].0, newcomers[1 - at].0);
+    let advice = format!("DELETE /members/{taken}");
+    assert!(refused["detail"].as_str().unwrap().contains(&advice), "{refused}");
+
+    // It can be given up in favour of the other.
+    let (status, answer) = cluster.call(Method::DELETE, leader, &format!("/members/{taken}"), None).await;
+    assert_eq!(status, 200, "{answer}");
+    let (status, answer) = replace(&newcomers[1 - at], "1s").await;
+    assert_eq!(status, 202, "{answer}");
+    cluster.node(other).start();
+    let mut wanted: Vec<u64> = (1..=3).filter(|&id| id != gone).collect();
+    wanted.push(other);
+    voters_are(&cluster, leader, &wanted).await;
+}
+
 /// Of two requests at once that name a member which votes already, one takes it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_there_already_replaces_one_other_and_not_two() {

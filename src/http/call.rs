@@ -124,7 +124,7 @@ impl Call<'_> {
         if node.reader().revision() < consistency.min_revision {
             self.note_wait();
             let late = Problem::Timeout(
-                "this member did not reach `min_revision`, or the revision of the page before, within the request's timeout",
+                "this member has not reached the revision that `min_revision` asks for, or that of the page before, within the request's timeout: does it exist (`GET /status`, `revision`)?",
             );
             self.by(deadline, late, node.reader().wait_revision(consistency.min_revision))
                 .await?;

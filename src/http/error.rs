@@ -171,7 +171,7 @@ impl Problem {
             Problem::Overloaded(detail) | Problem::Timeout(detail) => (*detail).to_owned(),
             Problem::TooManyWatchers { max } => format!("{max} watches and waits are open on this member (`limits.max_watchers`)"),
             Problem::Internal => "an internal error; the server's log has the cause".to_owned(),
-            Problem::NoLeader => "no leader was elected within the request's timeout: are most of the members running? Reads with `?consistency=serializable` need none"
+            Problem::NoLeader => "no leader took this request within its timeout. Is there one (`GET /status`, `leader`)? Then allow more time with `?timeout=`; if not, are most of the members running? Reads with `?consistency=serializable` need no leader"
                     .to_owned(),
             Problem::ShuttingDown => "this member is shutting down".to_owned(),
             Problem::Quarantined(reason) => format!("this member is quarantined: {reason}"),

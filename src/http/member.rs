@@ -310,9 +310,9 @@ fn described(call: &Call<'_>, id: u64) -> Value {
 }
 
 fn member_id(call: &Call<'_>) -> Result<u64, ApiError> {
-    decimal(&call.argument)
-        .filter(|&id| id > 0)
-        .ok_or_else(|| invalid("a member's id is a decimal number from 1".to_owned()))
+    decimal(&call.argument).filter(|&id| id > 0).ok_or_else(|| {
+        invalid("a member's id is a decimal number from 1; a key whose name begins with `members/` is at `/v1/kv/members/…`".to_owned())
+    })
 }
 
 pub(super) fn new_member(add: AddJson) -> Result<NewMember, ApiError> {

@@ -286,12 +286,12 @@ fn by_id(rest: &Bytes, suffix: &[u8], plain: Route, suffixed: Route) -> Option<T
 /// Checks what came as a key, from a path, a query or a JSON body.
 pub(super) fn check_key(key: &[u8]) -> Result<(), ApiError> {
     if key.is_empty() {
-        return Err(Problem::InvalidKey("the key is empty".to_owned()).into());
+        return Err(Problem::InvalidKey("the key is empty; a list is at `/v1/kv?prefix=`, with no `/` before the `?`".to_owned()).into());
     }
     check_key_size(key)
 }
 
-/// Checks what bounds a range: may be empty, but no longer than a key.
+/// Checks that it is no longer than a key may be.
 pub(super) fn check_key_size(key: &[u8]) -> Result<(), ApiError> {
     if key.len() > MAX_KEY_BYTES {
         return Err(Problem::KeyTooLarge { bytes: key.len() }.into());

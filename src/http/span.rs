@@ -14,8 +14,12 @@ pub(super) fn from_params(params: &mut Params) -> Result<Option<KeySpan>, ApiErr
 
 /// The same from any source. An empty prefix is everything; `start` alone reaches to the last key, `end` alone from the first.
 pub(super) fn from_bounds(prefix: Option<Vec<u8>>, start: Option<Vec<u8>>, end: Option<Vec<u8>>) -> Result<Option<KeySpan>, ApiError> {
-    for bound in [&prefix, &start, &end].into_iter().flatten() {
+    for bound in [&prefix, &start].into_iter().flatten() {
         check_key_size(bound)?;
+    }
+    if let Some(end) = &end {
+        // What comes next after the longest key has one byte more.
+        check_key_size(end.strip_suffix(b"\0").unwrap_or(end))?;
     }
     match (prefix, start, end) {
         (None, None, None) => Ok(None),
@@ -93,9 +97,13 @@ mod tests {
         for query in ["prefix=a&start=b", "prefix=a&end=b", "start=a&end="] {
             assert_eq!(span(query).unwrap_err().problem.code(), "invalid_request", "{query}");
         }
-        assert_eq!(
-            span(&format!("prefix={}", "x".repeat(4097))).unwrap_err().problem.code(),
-            "key_too_large"
+        let longest = "x".repeat(4096);
+        for query in [format!("prefix={longest}x"), format!("start={longest}x"), format!("end={longest}x")] {
+            assert_eq!(span(&query).unwrap_err().problem.code(), "key_too_large", "{query}");
+        }
+        assert!(
+            span(&format!("start={longest}&end={longest}%00")).is_ok(),
+            "the range of the longest key alone"
         );
     }
 }

@@ -57,6 +57,9 @@ struct Inner {
     transport: Option<Transport>,
 }
 
+/// What comes from somebody who takes this listener for the other one.
+const UNKNOWN_ROUTE: &str = "unknown_route";
+
 /// A request that gets no `200`.
 struct Problem {
     status: StatusCode,
@@ -156,7 +159,7 @@ impl Inner {
             _ => {
                 return Err(Problem::new(
                     StatusCode::NOT_FOUND,
-                    "unknown_route",
+                    UNKNOWN_ROUTE,
                     "this is the listener for other members; clients are served at listen.client (port 3379 unless configured)",
                 ));
             }
@@ -347,7 +350,11 @@ impl Inner {
             allow,
         } = problem;
         let title = status.canonical_reason().unwrap_or("Error");
-        let document = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail, "code": code });
+        let mut document = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail, "code": code });
+        if *code == UNKNOWN_ROUTE {
+            // A client at the wrong port is to know that nothing was done.
+            document["outcome"] = "not_applied".into();
+        }
         let mut answer = json_answer(*status, &document);
         answer
             .headers_mut()

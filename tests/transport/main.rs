@@ -505,6 +505,23 @@ fn is_whole(request: &[u8]) -> bool {
 }
 
 #[tokio::test]
+async fn a_client_at_the_wrong_port_hears_where_to_go_and_that_nothing_was_done() {
+    let node = Node::start(2).await;
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let answer = in_time(client.put(format!("{}/hello", node.url())).body("world").send())
+        .await
+        .expect("an answer");
+    assert_eq!(answer.status(), 404);
+    let problem: serde_json::Value = serde_json::from_slice(&answer.bytes().await.expect("a body")).expect("JSON");
+    assert_eq!(
+        (&problem["code"], &problem["outcome"]),
+        (&"unknown_route".into(), &"not_applied".into()),
+        "{problem}"
+    );
+    assert!(problem["detail"].as_str().expect("a text").contains("listen.client"), "{problem}");
+}
+
+#[tokio::test]
 async fn a_peer_that_points_elsewhere_is_not_followed() {
     let elsewhere = Node::start(2).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");

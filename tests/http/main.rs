@@ -15,4 +15,5 @@ mod openapi;
 mod operations;
 mod promql;
 mod ranges;
+mod schema;
 mod watches;

@@ -22,6 +22,11 @@ enum Step {
 
 const CREATED: Step = Step::Answer(201, "metcd-revision: 7\r\n", "");
 const NO_LEADER: Step = Step::Answer(503, "", r#"{"status":503,"code":"no_leader","detail":"d","outcome":"not_applied"}"#);
+const OVERLOADED: Step = Step::Answer(
+    429,
+    "retry-after: 1\r\n",
+    r#"{"status":429,"code":"overloaded","detail":"d","outcome":"not_applied"}"#,
+);
 const LATE: Step = Step::Answer(504, "", r#"{"status":504,"code":"timeout","detail":"d","outcome":"unknown"}"#);
 const QUOTA: Step = Step::Answer(
     507,
@@ -143,6 +148,39 @@ async fn a_lost_mutation_without_a_key_is_unknown_and_not_sent_again() {
     // What was surely not applied may be asked elsewhere.
     let busy = Scripted::new(&[NO_LEADER]).await;
     client(&[&busy.url, &good.url]).remove_member(3, false).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_overloaded_member_is_passed_over_also_without_a_key_and_asked_again_if_it_is_the_only_one() {
+    let (full, good) = (Scripted::new(&[OVERLOADED]).await, Scripted::new(&[CREATED]).await);
+    let both = client(&[&full.url, &good.url]);
+    assert_eq!(both.put(b"a", "1").await.unwrap().revision, 7);
+    assert_eq!((full.requests().len(), good.requests().len()), (1, 1));
+    assert_eq!(key_of(&full.requests()[0]), key_of(&good.requests()[0]));
+    let (full, good) = (Scripted::new(&[OVERLOADED]).await, Scripted::new(&[CREATED]).await);
+    client(&[&full.url, &good.url]).remove_member(3, false).await.unwrap();
+    assert_eq!((full.requests().len(), good.requests().len()), (1, 1));
+
+    let recovering = Scripted::new(&[OVERLOADED, OVERLOADED, CREATED]).await;
+    client(&[&recovering.url]).remove_member(3, false).await.unwrap();
+    assert_eq!(recovering.requests().len(), 3);
+
+    let full = Scripted::new(&[OVERLOADED]).await;
+    let hurried = client(&[&full.url]).with_timeout(Duration::from_millis(400));
+    let error = hurried.put(b"a", "1").await.unwrap_err();
+    assert_eq!((error.code(), error.outcome()), (Some("overloaded"), Outcome::NotApplied));
+}
+
+#[tokio::test]
+async fn a_mutation_without_a_key_that_came_too_late_is_unknown_and_not_sent_again() {
+    let (late, good) = (Scripted::new(&[LATE]).await, Scripted::new(&[CREATED]).await);
+    let error = client(&[&late.url, &good.url]).remove_member(3, false).await.unwrap_err();
+    assert_eq!((error.code(), error.outcome()), (Some("timeout"), Outcome::Unknown));
+    assert_eq!((late.requests().len(), good.requests().len()), (1, 0));
+    // With a key the server sees to it that it happens once.
+    client(&[&late.url, &good.url]).put(b"a", "1").await.unwrap();
+    assert_eq!((late.requests().len(), good.requests().len()), (2, 1));
+    assert_eq!(key_of(&late.requests()[1]), key_of(&good.requests()[0]));
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! snapshot save, status, restore; recover; wal.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -22,6 +24,18 @@ fn content(dir: &Path) -> Vec<(String, Vec<u8>)> {
     }
     found.sort();
     found
+}
+
+/// The JSON that a server answers with, whatever the status.
+fn get(server: &Server, target: &str) -> serde_json::Value {
+    let address = server.url.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    // HTTP/1.0: the body ends with the connection.
+    write!(stream, "GET {target} HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
+    serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"))
 }
 
 /// A server with some history, and a backup of it.
@@ -125,6 +139,45 @@ fn a_backup_begins_a_new_cluster_of_one_with_the_same_content() {
     let members = new.json(&["member", "list"]);
     assert_eq!((members["members"].as_array().unwrap().len(), &members["leader"]), (1, &1.into()));
     assert_eq!(old.ok(&["get", "a"]), "3", "the old one is another cluster");
+}
+
+#[test]
+fn the_status_of_a_backup_is_that_of_the_member_at_its_revision() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, file) = saved(dir.path());
+    // What comes later is not in it.
+    server.ok(&["put", "a", "later"]);
+    let status = tool(&["snapshot", "status", &file, "-o", "json"]);
+    assert_eq!((status.code, status.stderr.as_str()), (0, ""));
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let hash = |revision: &str| get(&server, &format!("/v1/hash?revision={revision}"))["hash"].clone();
+    assert_eq!((&status["revision"], &status["keys"]), (&7.into(), &2.into()), "{status}");
+    assert_eq!(status["bytes"], fs::metadata(&file).unwrap().len());
+    assert_eq!(status["hash"], hash("7"));
+    assert_ne!(status["hash"], hash("8"));
+    assert_eq!(status["cluster_id"], get(&server, "/status")["cluster_id"]);
+}
+
+#[test]
+fn a_page_of_the_old_cluster_does_not_go_on_in_the_restored_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, file) = saved(dir.path());
+    let first = get(&old, "/v1/kv?prefix=&limit=1");
+    let after = format!("/v1/kv?prefix=&limit=1&after={}", first["next"].as_str().unwrap());
+    assert_eq!(get(&old, &after)["kvs"][0]["key"], "leased");
+    let (client, peer) = (free_port(), free_port());
+    let data_dir = format!("--data-dir={}", dir.path().join("d").display());
+    let restored = tool(&["snapshot", "restore", &file, &data_dir, &format!("--listen-peer=127.0.0.1:{peer}")]);
+    assert_eq!((restored.code, restored.stderr.as_str()), (0, ""));
+    let new = Server::with(client, peer, &[&data_dir]);
+    new.ready();
+    let refused = get(&new, &after);
+    assert_eq!(
+        (&refused["status"], &refused["code"]),
+        (&410.into(), &"compacted".into()),
+        "{refused}"
+    );
+    assert_eq!(get(&new, "/v1/kv?prefix=&limit=1")["kvs"][0]["key"], "a");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -292,14 +293,57 @@ fn the_shells_take_their_completions() {
         assert_eq!(offered_by_bash(&bash, "metcd put --if-a"), ["--if-absent"]);
     }
     let dir = tempfile::tempdir().unwrap();
-    for (shell, only_check) in [("zsh", "-n"), ("fish", "--no-execute")] {
-        if is_installed(shell) {
-            let file = dir.path().join(shell);
-            std::fs::write(&file, script(shell)).unwrap();
-            let checked = run(Command::new(shell).arg(only_check).arg(&file), b"");
-            assert_eq!((checked.code, checked.stderr.as_str()), (0, ""), "{shell}");
-        }
+    let file = |shell: &str| {
+        let file = dir.path().join(shell);
+        std::fs::write(&file, script(shell)).unwrap();
+        file
+    };
+    if is_installed("fish") {
+        let fish = file("fish");
+        assert_eq!(offered_by_fish(&fish, "metcd lea"), ["leader", "lease"]);
+        assert_eq!(offered_by_fish(&fish, "metcd lease k"), ["keepalive"]);
+        assert_eq!(offered_by_fish(&fish, "metcd put --if-a"), ["--if-absent"]);
     }
+    if is_installed("zsh") {
+        let asked = ["metcd leas", "metcd lease k", "metcd put --if-a"];
+        let completed = ["metcd lease ", "metcd lease keepalive ", "metcd put --if-absent "];
+        assert_eq!(completed_by_zsh(&file("zsh"), &asked), completed);
+    }
+}
+
+/// The candidates of fish, without their descriptions.
+fn offered_by_fish(script: &Path, line: &str) -> Vec<String> {
+    let ask = format!("source {} && complete --do-complete '{line}'", script.display());
+    let done = run(Command::new("fish").args(["--no-config", "-c", &ask]), b"");
+    assert_eq!((done.code, done.stderr.as_str()), (0, ""), "{line}");
+    let text = done.text();
+    let mut offered: Vec<_> = text.lines().filter_map(|line| line.split('\t').next()).map(str::to_owned).collect();
+    offered.sort();
+    offered
+}
+
+/// What the Tab key makes of these lines in a zsh behind a pseudo-terminal. A key that is bound for it tells what the line is then.
+fn completed_by_zsh(script: &Path, lines: &[&str]) -> Vec<String> {
+    const DRIVER: &str = r#"
+        zmodload zsh/zpty || exit
+        zpty shell zsh -f -i
+        zpty -w shell "PS1=; autoload -U compinit; compinit -D; source $1 || exit"
+        zpty -w shell 'tell() { print -r -- "line<$BUFFER>"; BUFFER=; }; zle -N tell; bindkey "^X" tell; print re""ady'
+        zpty -r shell said '*ready*' || exit
+        shift
+        for line; do
+            zpty -n -w shell "$line"$'\t\x18'
+            zpty -r shell said '*line<*>*' || exit
+            print -r -- "${${said##*line<}%%>*}"
+        done
+        zpty -d shell"#;
+    let driver = ["30", "zsh", "-f", "-c", DRIVER, "driver"];
+    let done = run(
+        Command::new("timeout").args(driver).arg(script).args(lines).env("TERM", "xterm"),
+        b"",
+    );
+    assert_eq!((done.code, done.stderr.as_str()), (0, ""), "{}", done.text());
+    done.text().lines().map(str::to_owned).collect()
 }
 
 /// A request that a [`slow_server`] got: its first line, and the bytes of its body.

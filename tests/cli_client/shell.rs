@@ -137,6 +137,37 @@ fn at_a_terminal_there_is_a_prompt_completion_and_history() {
 }
 
 #[test]
+fn a_line_can_be_edited_before_it_is_carried_out() {
+    const LEFT: &str = "\x1b[D";
+    const RIGHT: &str = "\x1b[C";
+    const HOME: &str = "\x1b[H";
+    const END: &str = "\x1b[F";
+    const DELETE: &str = "\x1b[3~";
+    const BACKSPACE: &str = "\x7f";
+    let server = Server::start();
+    let state = tempfile::tempdir().unwrap();
+    let Some(mut terminal) = Terminal::open(&server, "shell", state.path()) else {
+        return;
+    };
+    terminal.shows("metcd> ");
+    for (key, typed) in [
+        ("left", format!("set left 124{LEFT}3\r")),
+        ("right", format!("set right 14{LEFT}{LEFT}{RIGHT}23\r")),
+        ("backspace", format!("set backspace 12x{BACKSPACE}34\r")),
+        ("delete", format!("set delete 12x34{LEFT}{LEFT}{LEFT}{DELETE}\r")),
+        ("home", format!("et home 123{HOME}s{END}4\r")),
+        ("ctrl", "et ctrl 123\x01s\x054\r".to_owned()),
+        // Ctrl-U takes all that is before the cursor.
+        ("kill", "del everything\x15set kill 1234\r".to_owned()),
+    ] {
+        terminal.types(&typed);
+        terminal.shows("revision ");
+        terminal.shows("metcd> ");
+        assert_eq!(server.ok(&["get", key]), "1234", "{key}");
+    }
+}
+
+#[test]
 fn a_list_that_a_limit_cut_short_says_so_at_a_terminal_only() {
     let server = Server::start();
     server.ok(&["put", "a", "1"]);

@@ -134,3 +134,31 @@ fn a_backup_at_a_terminal_shows_how_much_of_about_how_much_has_arrived() {
     // `ok` sees to it that nothing is on stderr.
     server.ok(&["snapshot", "save", file]);
 }
+
+#[test]
+fn an_export_and_an_import_at_a_terminal_show_how_much_of_how_much_is_done() {
+    let server = Server::start();
+    let line = |n: u32| format!("{{\"key\":\"k{n}\",\"value\":\"{}\"}}\n", "v".repeat(10_000));
+    let lines: String = (0..300).map(line).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let (given, taken) = (dir.path().join("given.jsonl"), dir.path().join("taken.jsonl"));
+    std::fs::write(&given, format!("{lines}{{\"end\":true}}\n")).unwrap();
+    let Some(import) = Terminal::open(&server, &format!("import {}", given.display()), dir.path()) else {
+        return;
+    };
+    let shown = import.end();
+    let progress = shown.split("imported 300 keys").next().unwrap_or_default();
+    // Ten thousand bytes of value and what is around it, three hundred times.
+    assert!(progress.contains("import ") && progress.contains(" of 2.87 MiB, "), "{shown:?}");
+    assert!(shown.contains("imported 300 keys"), "{shown:?}");
+
+    let export = Terminal::open(&server, &format!("export --file {}", taken.display()), dir.path()).unwrap();
+    let shown = export.end();
+    let progress = shown.split("exported 300 keys").next().unwrap_or_default();
+    assert!(progress.contains("export ") && progress.contains(" of 300 keys, "), "{shown:?}");
+    assert!(shown.contains("exported 300 keys"), "{shown:?}");
+
+    // `ok` sees to it that nothing is on stderr.
+    server.ok(&["import", given.to_str().unwrap()]);
+    server.ok(&["export", "--file", taken.to_str().unwrap()]);
+}

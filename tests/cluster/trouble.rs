@@ -382,6 +382,13 @@ async fn status_of_put(cluster: &Cluster, key: &str) -> Option<u16> {
 /// Values of a MiB that are deleted on a full disk.
 const BULK: u64 = 40;
 
+/// What the metric says of member 1's disk.
+async fn disk_full(cluster: &Cluster) -> String {
+    let (status, page) = cluster.get(1, "metrics").await;
+    let line = page.lines().find_map(|line| line.strip_prefix("metcd_disk_full "));
+    line.unwrap_or_else(|| panic!("{status}: {page}")).to_owned()
+}
+
 /// Nearly full: writes get 507, deletes and compaction go on, and room heals it. Full to the last byte: a member that is started on it
 /// serves what it has, and room heals that too.
 async fn lives_through_a_full_disk(wal: &'static str, store: &'static str) {
@@ -403,6 +410,7 @@ async fn lives_through_a_full_disk(wal: &'static str, store: &'static str) {
         (status_of_put(&cluster, "k2").await? == 507).then_some(())
     })
     .await;
+    assert_eq!(disk_full(&cluster).await, "1");
     assert_eq!(cluster.get(1, "k").await.0, 200);
     let deleted = cluster.http.delete(format!("{}/k", cluster.url(1))).send().await.unwrap();
     assert_eq!(deleted.status(), 204);
@@ -413,6 +421,7 @@ async fn lives_through_a_full_disk(wal: &'static str, store: &'static str) {
         (status_of_put(&cluster, "k3").await? == 201).then_some(())
     })
     .await;
+    assert_eq!(disk_full(&cluster).await, "0");
 
     // sled's files keep their size.
     if store != "sled" {
@@ -429,11 +438,13 @@ async fn lives_through_a_full_disk(wal: &'static str, store: &'static str) {
         (status_of_put(&cluster, "k4").await? == 507).then_some(())
     })
     .await;
+    assert_eq!(disk_full(&cluster).await, "1");
     disk.make_room();
     eventually("writes to be taken again", SOON, async || {
         (status_of_put(&cluster, "k5").await? == 201).then_some(())
     })
     .await;
+    assert_eq!(disk_full(&cluster).await, "0");
     cluster.node(1).kill();
     drop(disk);
 }

@@ -102,7 +102,9 @@ impl Server {
             .arg("--data-dir")
             .arg(data.path().join("d"))
             .args(["--listen-client", &client, "--listen-peer", &peer]);
-        command.args(["--set", "wal.sync=false"]);
+        if !settings.iter().any(|setting| setting.starts_with("wal.sync=")) {
+            command.args(["--set", "wal.sync=false"]);
+        }
         for setting in settings {
             command.args(["--set", setting]);
         }

@@ -36,6 +36,9 @@ pub(crate) trait Backend: Send {
     /// Carries the unit out. Atomic, and durable on return (unless the log was opened without sync).
     fn commit(&mut self, unit: Unit) -> Result<(), WalError>;
 
+    /// As in [`Wal::check_background`].
+    fn check_background(&self) -> Result<(), WalError>;
+
     /// As in [`Wal::stats`].
     fn stats(&self) -> WalStats;
 }
@@ -270,6 +273,10 @@ impl<B: Backend> Wal for Checked<B> {
     fn reset(&mut self, start: LogStart, hard_state: &HardState) -> Result<(), WalError> {
         self.check_usable()?;
         self.restart_at(start, plain(hard_state))
+    }
+
+    fn check_background(&self) -> Result<(), WalError> {
+        self.backend.check_background()
     }
 
     fn stats(&self) -> WalStats {

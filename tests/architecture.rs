@@ -1,4 +1,4 @@
-//! ARCHITECTURE.md promises tests by name: they must exist.
+//! ARCHITECTURE.md promises tests by name: they must exist. And what the program relies on in its own build must be there.
 
 use std::path::Path;
 
@@ -32,5 +32,17 @@ fn every_test_that_is_named_as_a_proof_exists() {
                 "rule {number}: {file} has no test {function}"
             );
         }
+    }
+}
+
+/// A panic in one thread leaves the others with what it was at half done: raft-rs and the engines panic where nothing may go on (rule 5).
+#[test]
+fn a_panic_ends_the_program_that_is_shipped() {
+    let manifest = include_str!("../Cargo.toml").parse::<toml::Table>().unwrap();
+    let profiles = manifest["profile"].as_table().unwrap();
+    assert_eq!(profiles["release"]["panic"].as_str(), Some("abort"));
+    for (name, profile) in profiles.iter().filter(|(name, _)| *name != "release") {
+        let inherits_it = profile.get("inherits").is_some_and(|of| of.as_str() == Some("release"));
+        assert!(!inherits_it || profile.get("panic").is_none(), "profile {name} takes it back");
     }
 }

@@ -1,4 +1,5 @@
-//! What the kernel saw: between the receipt of a PUT and the first byte of its answer lies an fdatasync of the log, begun and ended.
+//! What the kernel saw: between the receipt of a PUT and the first byte of its answer lies an fdatasync of the log, begun and ended. A sync
+//! that fails ends the process (`failing_sync`), and what is created or renamed is durable by name (`durable_names`).
 //!
 //! Needs strace, and leave to trace: where either is missing this fails and says what to do.
 
@@ -9,119 +10,18 @@
 )]
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-const SOON: Duration = Duration::from_secs(60);
+#[path = "syscall_trace/durable_names.rs"]
+mod durable_names;
+#[path = "syscall_trace/failing_sync.rs"]
+mod failing_sync;
+#[path = "syscall_trace/traced.rs"]
+mod traced;
+
+use traced::{Line, Place, parse};
+
 const CALLS: &str = "trace=fsync,fdatasync,read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg";
-
-/// A single node under strace; ended when dropped.
-struct Traced {
-    strace: Child,
-    client: String,
-    dir: tempfile::TempDir,
-}
-
-impl Drop for Traced {
-    fn drop(&mut self) {
-        // strace ends with what it traces, and would only let go of it if it were killed itself.
-        let pid = self.strace.id();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        for child in children.split_whitespace() {
-            let _ = Command::new("kill").args(["-KILL", child]).status();
-        }
-        let _ = self.strace.wait();
-    }
-}
-
-fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
-}
-
-impl Traced {
-    fn start(engine: &str) -> Traced {
-        let dir = tempfile::tempdir().unwrap();
-        let (client, peer) = (free_address(), free_address());
-        let started = Command::new("strace")
-            .args(["-f", "-y", "-s", "64", "-e", CALLS, "-e", "signal=none", "-o"])
-            .arg(dir.path().join("trace"))
-            .arg(env!("CARGO_BIN_EXE_metcd"))
-            .args([
-                "serve",
-                "--wal",
-                engine,
-                "--listen-client",
-                &client,
-                "--listen-peer",
-                &peer,
-                "--data-dir",
-            ])
-            .arg(dir.path().join("data"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let strace = started.unwrap_or_else(|error| panic!("strace cannot be run ({error}): install it, e.g. apt-get install strace"));
-        let mut traced = Traced { strace, client, dir };
-        let deadline = Instant::now() + SOON;
-        while !traced
-            .request("GET /readyz")
-            .is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
-        {
-            let ended = traced.strace.try_wait().unwrap();
-            assert!(
-                ended.is_none(),
-                "strace ended with {ended:?}: tracing must be allowed (in a container: --cap-add SYS_PTRACE)"
-            );
-            assert!(Instant::now() < deadline, "the node is not ready");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        traced
-    }
-
-    /// Sends a request on a connection of its own and reads the whole answer.
-    fn request(&self, line: &str) -> Option<String> {
-        let mut stream = TcpStream::connect(&self.client).ok()?;
-        stream.set_read_timeout(Some(SOON)).ok()?;
-        let request = format!(
-            "{line} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
-            self.client
-        );
-        stream.write_all(request.as_bytes()).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        Some(answer)
-    }
-
-    fn trace(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("trace")).unwrap()
-    }
-}
-
-/// One line of the trace: thread, call and the rest. A call that another thread's line interrupts has two lines.
-#[derive(Debug, PartialEq)]
-enum Line<'a> {
-    Whole(&'a str),
-    Begins(&'a str),
-    Ends(&'a str),
-}
-
-fn parse(line: &str) -> Option<(&str, Line<'_>)> {
-    let (thread, rest) = line.split_once(' ')?;
-    let rest = rest.trim_start();
-    let parsed = if let Some(begin) = rest.strip_suffix("<unfinished ...>") {
-        Line::Begins(begin)
-    } else if rest.starts_with("<... ") {
-        Line::Ends(rest)
-    } else {
-        Line::Whole(rest)
-    };
-    Some((thread, parsed))
-}
 
 /// Whether the request was read, then a sync of a file below `wal` began and ended well, then the answer was written, in this order.
 fn synced_between(trace: &str, wal: &Path, request: &str, answer: &str) -> Result<String, String> {
@@ -160,13 +60,14 @@ fn synced_between(trace: &str, wal: &Path, request: &str, answer: &str) -> Resul
 }
 
 fn a_put_is_answered_after_its_sync(engine: &str) {
-    let traced = Traced::start(engine);
-    let wal = traced.dir.path().join("data").join("wal");
+    let place = Place::new();
+    let traced = place.start(&["--wal", engine], &["-e".to_owned(), CALLS.to_owned()]);
+    let wal = place.data().join("wal");
     for number in 0..5 {
         let line = format!("PUT /traced-{number}");
-        let answer = traced.request(&line).unwrap();
+        let answer = traced.request(&line, "").unwrap();
         assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
-        let trace = traced.trace();
+        let trace = place.trace();
         // Whatever follows the last answer is not written yet; this answer is, for it was read.
         match synced_between(&trace, &wal, &line, "HTTP/1.1 201") {
             Ok(sync) => println!("{engine}: {line}: {sync}"),

@@ -5,7 +5,7 @@
 //! copied as a power cut would leave it; the copy is mounted, the log in it is opened by another process and compared with
 //! what the acknowledged operations must have made. Every fourth time the child is killed and goes on from the copy.
 //!
-//! A control without sync shows that the same harness sees losses. Needs root, FUSE and loop devices; elsewhere a weaker test with
+//! Controls without sync, of a log, a store and a cluster, show that the same harness sees losses. Needs root, FUSE and loop devices; elsewhere a weaker test with
 //! `kill -9` runs instead and says so.
 //!
 //! `scripts/power-cut --engine sled --cuts 500` runs it for long.
@@ -495,6 +495,16 @@ fn without_sync_this_test_sees_losses() {
     sees_losses("raft-engine");
 }
 
+#[test]
+fn without_sync_this_test_sees_losses_of_sled() {
+    sees_losses("sled");
+}
+
+#[test]
+fn without_sync_this_test_sees_losses_of_a_cluster() {
+    sees_losses("cluster-raft-engine-sled");
+}
+
 #[cfg(feature = "rocksdb")]
 #[test]
 fn without_sync_this_test_sees_losses_of_a_store() {
@@ -502,7 +512,9 @@ fn without_sync_this_test_sees_losses_of_a_store() {
 }
 
 fn sees_losses(engine: &str) {
-    match cut_power(engine, 6, false) {
+    // Of a cluster, each cut takes something; and each takes its time.
+    let cuts = if cluster::engines(engine).is_some() { 2 } else { 6 };
+    match cut_power(engine, cuts, false) {
         Outcome::Lost => {}
         Outcome::NothingLost => panic!("nothing was lost without a single sync: the test proves nothing"),
         Outcome::NoDisk(why) => say_loudly(&format!("NOT TESTED: whether the power-cut test sees losses. {why}")),

@@ -131,6 +131,8 @@ fn type_name(entry: &Entry) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, path::PathBuf};
+
     use raft::eraftpb::HardState;
 
     use super::*;
@@ -139,8 +141,16 @@ mod tests {
         wal::{self, WalBatch},
     };
 
-    fn written(dir: &Path) {
-        let mut log = wal::open(WalEngine::Sled, dir, false).unwrap();
+    /// The engines of this build, each with what is its own in a log's directory.
+    const ENGINES: &[(WalEngine, &[&str])] = &[
+        (WalEngine::Sled, &["sled", "journal-0", "journal-1"]),
+        (WalEngine::RaftEngine, &["raft-engine"]),
+        #[cfg(feature = "rocksdb")]
+        (WalEngine::RocksDb, &["rocksdb"]),
+    ];
+
+    fn written(engine: WalEngine, dir: &Path) {
+        let mut log = wal::open(engine, dir, false).unwrap();
         let entries = (1..=3)
             .map(|index| Entry {
                 index,
@@ -152,71 +162,107 @@ mod tests {
         log.append(&WalBatch { entries, hard_state: None }).unwrap();
     }
 
+    /// Every file below `dir`, with its content.
+    fn content(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => found.extend(content(&path)),
+                false => drop(found.insert(path.clone(), std::fs::read(&path).unwrap())),
+            }
+        }
+        found
+    }
+
+    /// The exit code and what was written.
+    fn looked(look: fn(&Path, &mut dyn Write) -> Result<u8, LookError>, dir: &Path) -> (u8, String) {
+        let mut out = Vec::new();
+        let code = look(dir, &mut out).unwrap();
+        (code, String::from_utf8(out).unwrap())
+    }
+
     #[test]
     fn dump_lists_every_entry_and_leaves_the_log_as_it_is() {
-        let place = tempfile::tempdir().unwrap();
-        let dir = place.path().join("log");
-        written(&dir);
-        let before = std::fs::read(dir.join("journal-0")).unwrap();
-        for _ in 0..2 {
-            let mut out = Vec::new();
-            assert_eq!(dump(&dir, &mut out).unwrap(), EXIT_WHOLE);
-            let text = String::from_utf8(out).unwrap();
-            assert_eq!(text.matches("normal").count(), 3, "{text}");
-            assert!(text.contains("last index 3"), "{text}");
+        for (engine, _) in ENGINES {
+            let place = tempfile::tempdir().unwrap();
+            let dir = place.path().join("log");
+            written(*engine, &dir);
+            let before = content(&dir);
+            for _ in 0..2 {
+                let (code, text) = looked(dump, &dir);
+                assert_eq!(code, EXIT_WHOLE);
+                assert_eq!(text.matches("normal").count(), 3, "{text}");
+                assert!(text.contains("last index  3"), "{text}");
+                assert!(text.contains(&format!("engine      {}\n", engine.name())), "{text}");
+            }
+            assert!(content(&dir) == before, "{} was changed", engine.name());
         }
-        assert!(std::fs::read(dir.join("journal-0")).unwrap() == before);
     }
 
     #[test]
     fn the_hard_state_is_shown_with_and_without_the_entries() {
-        let place = tempfile::tempdir().unwrap();
-        let dir = place.path().join("log");
-        written(&dir);
-        let mut log = wal::open(WalEngine::Sled, &dir, false).unwrap();
-        let hard_state = HardState {
-            term: 5,
-            vote: 3,
-            commit: 2,
-            ..HardState::default()
-        };
-        log.append(&WalBatch {
-            entries: Vec::new(),
-            hard_state: Some(hard_state),
-        })
-        .unwrap();
-        drop(log);
-        for look in [dump, verify] {
-            let mut out = Vec::new();
-            assert_eq!(look(&dir, &mut out).unwrap(), EXIT_WHOLE);
-            let text = String::from_utf8(out).unwrap();
-            assert!(text.contains("hard state  term 5, vote 3, commit 2\n"), "{text}");
+        for (engine, _) in ENGINES {
+            let place = tempfile::tempdir().unwrap();
+            let dir = place.path().join("log");
+            written(*engine, &dir);
+            let mut log = wal::open(*engine, &dir, false).unwrap();
+            let hard_state = HardState {
+                term: 5,
+                vote: 3,
+                commit: 2,
+                ..HardState::default()
+            };
+            log.append(&WalBatch {
+                entries: Vec::new(),
+                hard_state: Some(hard_state),
+            })
+            .unwrap();
+            drop(log);
+            for look in [dump, verify] {
+                let (code, text) = looked(look, &dir);
+                assert_eq!(code, EXIT_WHOLE);
+                assert!(text.contains("hard state  term 5, vote 3, commit 2\n"), "{text}");
+            }
         }
     }
 
     #[test]
     fn verify_names_what_was_lost() {
+        for (engine, own_files) in ENGINES {
+            let place = tempfile::tempdir().unwrap();
+            let dir = place.path().join("log");
+            written(*engine, &dir);
+            let fence = std::fs::read(dir.join("fence")).unwrap();
+            let (code, text) = looked(verify, &dir);
+            assert_eq!(code, EXIT_WHOLE);
+            assert!(!text.contains("damaged"), "{text}");
+            std::fs::write(dir.join("fence"), &fence[..fence.len() / 2]).unwrap();
+            let (code, text) = looked(verify, &dir);
+            assert_eq!(code, EXIT_WHOLE);
+            assert!(text.contains("one of its two copies is damaged"), "{text}");
+            std::fs::write(dir.join("fence"), &fence).unwrap();
+            for name in *own_files {
+                let path = dir.join(name);
+                match path.is_dir() {
+                    true => std::fs::remove_dir_all(&path).unwrap(),
+                    false => std::fs::write(&path, vec![0; 4096]).unwrap(),
+                }
+            }
+            let (code, text) = looked(verify, &dir);
+            assert_eq!(code, EXIT_DAMAGED, "{text}");
+            assert!(text.contains("entry 3") && text.contains("new id"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_lost_sled_is_restored_by_its_journal() {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("log");
-        written(&dir);
-        let fence = std::fs::read(dir.join("fence")).unwrap();
-        let mut out = Vec::new();
-        assert_eq!(verify(&dir, &mut out).unwrap(), EXIT_WHOLE);
-        assert!(!String::from_utf8(out).unwrap().contains("damaged"));
-        std::fs::write(dir.join("fence"), &fence[..fence.len() / 2]).unwrap();
-        let mut out = Vec::new();
-        assert_eq!(verify(&dir, &mut out).unwrap(), EXIT_WHOLE);
-        assert!(String::from_utf8(out).unwrap().contains("one of its two copies is damaged"));
-        std::fs::write(dir.join("fence"), &fence).unwrap();
+        written(WalEngine::Sled, &dir);
         std::fs::remove_dir_all(dir.join("sled")).unwrap();
-        let mut out = Vec::new();
-        assert_eq!(verify(&dir, &mut out).unwrap(), EXIT_WHOLE, "the journal restores it");
-        for half in ["journal-0", "journal-1"] {
-            std::fs::write(dir.join(half), vec![0; 4096]).unwrap();
-        }
-        let mut out = Vec::new();
-        assert_eq!(verify(&dir, &mut out).unwrap(), EXIT_DAMAGED);
-        assert!(String::from_utf8(out).unwrap().contains("new id"));
+        let (code, text) = looked(verify, &dir);
+        assert_eq!(code, EXIT_WHOLE, "{text}");
     }
 
     #[test]

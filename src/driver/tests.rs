@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ struct WatchedWal {
     compactions: Compactions,
     /// Held by a test: appends hang.
     gate: Arc<Mutex<()>>,
+    /// Set by a test: what is written behind the appends has failed.
+    is_broken_behind: Arc<AtomicBool>,
 }
 
 impl Wal for WatchedWal {
@@ -73,6 +76,12 @@ impl Wal for WatchedWal {
     }
     fn reset(&mut self, start: LogStart, hard_state: &HardState) -> Result<(), WalError> {
         self.wal.reset(start, hard_state)
+    }
+    fn check_background(&self) -> Result<(), WalError> {
+        match self.is_broken_behind.load(Ordering::Relaxed) {
+            true => Err(WalError::Engine("the fence cannot be written".to_owned())),
+            false => self.wal.check_background(),
+        }
     }
     fn stats(&self) -> WalStats {
         self.wal.stats()
@@ -125,6 +134,8 @@ struct Member {
     disk: Disk,
     /// Held by a test: appends to the log hang.
     log_gate: Arc<Mutex<()>>,
+    /// Set by a test: what the log writes behind its appends has failed.
+    is_log_broken_behind: Arc<AtomicBool>,
     /// Held by a test: writes of the store hang.
     store_gate: Arc<Mutex<()>>,
     compactions: Compactions,
@@ -188,11 +199,13 @@ fn begin() -> Member {
     };
     let transport = Transport::start(identity, TransportLimits::default(), Arc::new(Nobody), Handle::current()).expect("a client");
     let compactions = Compactions::default();
+    let is_log_broken_behind = Arc::<AtomicBool>::default();
     let wal = WatchedWal {
         wal,
         snapshots: snapshots.path().to_owned(),
         compactions: compactions.clone(),
         gate: log_gate.clone(),
+        is_broken_behind: is_log_broken_behind.clone(),
     };
     let options = Options {
         tick,
@@ -219,6 +232,7 @@ fn begin() -> Member {
         node: Node::new(shared, leader),
         disk,
         log_gate,
+        is_log_broken_behind,
         store_gate,
         compactions,
         snapshots,
@@ -363,6 +377,19 @@ async fn rule_5_a_failed_sync_ends_the_member_and_is_not_tried_again() {
 #[tokio::test]
 async fn rule_5_a_failed_write_ends_the_member() {
     ends_at(FaultAt::Write, "write").await;
+}
+
+#[tokio::test]
+async fn rule_5_a_sync_that_failed_behind_the_appends_ends_a_member_that_appends_nothing() {
+    let member = begin();
+    member.put().await.expect("a healthy disk");
+    member.is_log_broken_behind.store(true, Ordering::Relaxed);
+    let mut phases = member.node.shared().phases();
+    let failed = phases.wait_for(|phase| matches!(phase, Phase::Failed(_)));
+    let ended = tokio::time::timeout(PATIENCE, failed).await;
+    assert!(ended.is_ok_and(|phase| phase.is_ok()), "it goes on");
+    member.has_failed_with("the fence cannot be written");
+    member.end().await;
 }
 
 /// Whoever hangs is named, and nobody is told that the command was not applied.

@@ -1,9 +1,9 @@
 //! The WAL thread: whatever is queued goes into one sync (group commit).
 
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use raft::eraftpb::Entry;
 
@@ -15,6 +15,9 @@ use crate::wal::{LogStart, Wal, WalBatch, WalError};
 
 /// Bytes of entries that go into one sync at most; more waits for the next.
 const MAX_BATCH_BYTES: usize = 8 << 20;
+
+/// A log that has nothing to do is asked so often whether what it writes behind its appends failed.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Work for the WAL thread, done in order.
 pub enum WalJob {
@@ -57,8 +60,15 @@ impl WalThread {
     }
 
     fn work(&mut self, jobs: &Receiver<WalJob>) -> Result<(), WalError> {
-        while let Ok(job) = jobs.recv() {
-            let mut next = Some(job);
+        loop {
+            let mut next = match jobs.recv_timeout(CHECK_INTERVAL) {
+                Ok(job) => Some(job),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.wal.check_background()?;
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            };
             while let Some(job) = next.take() {
                 self.shared.wal_metrics.turns.begin();
                 match job {
@@ -85,7 +95,6 @@ impl WalThread {
             self.flush()?;
             self.shared.wal_metrics.turns.end();
         }
-        Ok(())
     }
 
     fn gather(&mut self, unit: Persist) {

@@ -132,9 +132,10 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     };
     let client_server = clients.started(api, member.shared.clone());
 
+    let shared = member.shared.clone();
     let failure = tokio::select! {
         () = &mut stop => None,
-        fatal = failed(&member.shared) => Some(fatal),
+        fatal = failed(&shared) => Some(fatal),
     };
     let noted = match failure.as_ref().map(|fatal| fatal.verdict) {
         Some(driver::Verdict::Removed) => data_dir.note_departure(),
@@ -149,9 +150,17 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     if tokio::time::timeout(STOP_WITHIN, orderly).await.is_err() {
         tracing::warn!("the orderly stop took too long and was cut short; nothing acknowledged is lost");
     }
-    match failure {
+    match failure.or_else(|| failed_in_stopping(&shared)) {
         None => Ok(()),
         Some(fatal) => Err(ServerError::Failed(fatal.reason)),
+    }
+}
+
+/// The last syncs are made while a member stops: one that fails is no orderly end (rule 5).
+fn failed_in_stopping(shared: &Shared) -> Option<driver::Fatal> {
+    match &*shared.phases().borrow() {
+        Phase::Failed(fatal) if fatal.verdict == driver::Verdict::Startable => Some(fatal.clone()),
+        Phase::Failed(_) | Phase::Running | Phase::Stopping | Phase::GivenUp | Phase::Closed => None,
     }
 }
 

@@ -113,13 +113,15 @@ pub fn init(config: &LogConfig, node: &str) -> Result<LogHandle, TelemetryError>
     Ok(handle)
 }
 
-/// A panic ends the process at once: its text must be in the log first, and the log on disk.
+/// A panic ends the process at once, in every build: unwinding would run the destructors of engines, and raft-engine's sync a file whose
+/// sync has just failed (rule 5). Its text must be in the log first, and the log on disk.
 fn log_panics(handle: LogHandle) {
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         default_hook(panic);
         tracing::error!(panic = %panic, "a bug: the process ends");
         handle.close();
+        std::process::abort();
     }));
 }
 

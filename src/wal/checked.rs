@@ -36,6 +36,9 @@ pub(crate) trait Backend: Send {
     /// Carries the unit out. Atomic, and durable on return (unless the log was opened without sync).
     fn commit(&mut self, unit: Unit) -> Result<(), WalError>;
 
+    /// As in [`Wal::check_background`].
+    fn check_background(&self) -> Result<(), WalError>;
+
     /// As in [`Wal::stats`].
     fn stats(&self) -> WalStats;
 }
@@ -212,7 +215,9 @@ impl<B: Backend> Wal for Checked<B> {
         if low >= high {
             return Ok(entries);
         }
-        let (mut bytes, mut chain, mut full) = (0_u64, None, false);
+        // What is before `low` is not read for this alone: elsewhere the first record's predecessor is not known.
+        let before = (low == self.meta.start.index + 1).then_some(self.meta.start_chain);
+        let (mut bytes, mut chain, mut full) = (0_u64, before, false);
         self.backend.read(low, high, &mut |index, record| {
             let expected = low + entries.len() as u64;
             if index != expected {
@@ -232,10 +237,16 @@ impl<B: Backend> Wal for Checked<B> {
             Ok(ControlFlow::Continue(()))
         })?;
         let next = low + entries.len() as u64;
-        match full || next == high {
-            true => Ok(entries),
-            false => Err(WalError::Corrupt(format!("entry {next} is missing"))),
+        if !full && next != high {
+            return Err(WalError::Corrupt(format!("entry {next} is missing")));
         }
+        if next > self.meta.last_index && chain != Some(self.meta.last_chain) {
+            return Err(WalError::Corrupt(format!(
+                "entry {} is not the one that was acknowledged",
+                self.meta.last_index
+            )));
+        }
+        Ok(entries)
     }
 
     fn compact(&mut self, to: LogStart) -> Result<(), WalError> {
@@ -270,6 +281,10 @@ impl<B: Backend> Wal for Checked<B> {
     fn reset(&mut self, start: LogStart, hard_state: &HardState) -> Result<(), WalError> {
         self.check_usable()?;
         self.restart_at(start, plain(hard_state))
+    }
+
+    fn check_background(&self) -> Result<(), WalError> {
+        self.backend.check_background()
     }
 
     fn stats(&self) -> WalStats {
@@ -354,4 +369,137 @@ pub(crate) fn lost(what: String) -> WalError {
         "{what}; this member may have voted for or promised what it no longer knows, so it must not go on under its id: \
          remove it from the cluster, empty its data directory and let it join under a new id"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Arc};
+
+    use bytes::Bytes;
+    use parking_lot::Mutex;
+    use raft::eraftpb::Entry;
+
+    use super::*;
+    use crate::wal::record::HEADER_BYTES;
+
+    const LAST: u64 = 5;
+
+    /// Records by index, which a test changes under an open log.
+    type Records = Arc<Mutex<BTreeMap<u64, Bytes>>>;
+
+    /// An engine that believes everything.
+    struct Credulous(Records);
+
+    impl Backend for Credulous {
+        fn name(&self) -> &'static str {
+            "credulous"
+        }
+        fn meta(&self) -> Result<Option<Vec<u8>>, WalError> {
+            Ok(None)
+        }
+        fn fence(&self) -> Result<Option<Meta>, WalError> {
+            Ok(None)
+        }
+        fn raise_fence(&mut self, _meta: &Meta) -> Result<(), WalError> {
+            Ok(())
+        }
+        fn read(&self, low: u64, high: u64, visit: &mut Visit<'_>) -> Result<(), WalError> {
+            let records = self.0.lock().clone();
+            for (index, record) in records.range(low..high) {
+                if visit(*index, record)?.is_break() {
+                    break;
+                }
+            }
+            Ok(())
+        }
+        fn commit(&mut self, unit: Unit) -> Result<(), WalError> {
+            self.0.lock().extend(unit.records);
+            Ok(())
+        }
+        fn check_background(&self) -> Result<(), WalError> {
+            Ok(())
+        }
+        fn stats(&self) -> WalStats {
+            WalStats::default()
+        }
+    }
+
+    fn entry(index: u64, content: &'static [u8]) -> Entry {
+        Entry {
+            index,
+            term: 7,
+            data: Bytes::from_static(content),
+            ..Entry::default()
+        }
+    }
+
+    /// An open log of [`LAST`] entries, and what its engine holds.
+    fn opened() -> (Checked<Credulous>, Records) {
+        let records = Records::default();
+        let mut log = Checked::open(Credulous(records.clone())).unwrap();
+        let entries = (1..=LAST).map(|index| entry(index, b"as it was written")).collect();
+        log.append(&WalBatch { entries, hard_state: None }).unwrap();
+        (log, records)
+    }
+
+    fn is_corrupt(log: &Checked<Credulous>, low: u64, high: u64) -> bool {
+        match log.entries(low, high, u64::MAX) {
+            Err(WalError::Corrupt(_)) => true,
+            Ok(_) => false,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    /// The record with another checksum: as if it had been written like this.
+    fn sealed(mut record: Vec<u8>) -> Bytes {
+        let crc = crc32c::crc32c(&record[4..]);
+        record[..4].copy_from_slice(&crc.to_le_bytes());
+        Bytes::from(record)
+    }
+
+    #[test]
+    fn rule_8_every_bit_that_flips_under_an_open_log_is_noticed_when_it_is_read() {
+        let (log, records) = opened();
+        let intact = records.lock().clone();
+        for (index, record) in &intact {
+            for bit in 0..8 * record.len() {
+                let mut flipped = record.to_vec();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                records.lock().insert(*index, Bytes::from(flipped));
+                assert!(is_corrupt(&log, *index, index + 1), "bit {bit} of entry {index}");
+            }
+            records.lock().insert(*index, record.clone());
+        }
+        assert_eq!(log.entries(1, LAST + 1, u64::MAX).unwrap().len() as u64, LAST);
+    }
+
+    #[test]
+    fn rule_8_a_record_with_a_fitting_checksum_in_the_wrong_place_is_noticed_when_it_is_read() {
+        let (log, records) = opened();
+        let intact = records.lock().clone();
+        let fields = [
+            ("length", 4),
+            ("index", 8),
+            ("term", 16),
+            ("predecessor", 24),
+            ("payload", HEADER_BYTES),
+        ];
+        for index in 1..=LAST {
+            for (field, at) in fields {
+                let mut other = intact[&index].to_vec();
+                other[at] ^= 1;
+                records.lock().insert(index, sealed(other));
+                assert!(is_corrupt(&log, 1, LAST + 1), "{field} of entry {index}");
+            }
+            // One of another history, whole in itself: its successor does not fit, or behind the last one the end of the log.
+            let prev = decode_entry(index, &intact[&index]).unwrap().prev;
+            let (other, _) = encode_entry(&entry(index, b"of another history"), prev).unwrap();
+            records.lock().insert(index, other);
+            assert!(is_corrupt(&log, 1, LAST + 1), "content of entry {index}");
+            records.lock().remove(&index);
+            assert!(is_corrupt(&log, 1, LAST + 1), "entry {index} is gone");
+            records.lock().insert(index, intact[&index].clone());
+        }
+        assert_eq!(log.entries(1, LAST + 1, u64::MAX).unwrap().len() as u64, LAST);
+    }
 }

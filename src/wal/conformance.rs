@@ -13,6 +13,7 @@ use raft::eraftpb::{Entry, HardState};
 use super::{
     LogStart, Wal, WalBatch, WalError,
     checked::Checked,
+    fence,
     inspect::copy_tree,
     memory::{self, Disk},
     raft_engine::RaftEngineBackend,
@@ -618,6 +619,29 @@ fn an_engine_behind_its_fence_is_a_lost_disk(open: fn(&Path) -> Opened) {
     }
 }
 
+fn the_fence_of_an_open_log_follows_it(open: fn(&Path) -> Opened) {
+    let place = tempfile::tempdir().unwrap();
+    let (dir, old) = (place.path().join("log"), place.path().join("old"));
+    let mut wal = open(&dir).unwrap();
+    wal.append(&batch(entries(1, 3, 1))).unwrap();
+    drop(wal);
+    copy_tree(&dir, &old).unwrap();
+    let mut wal = open(&dir).unwrap();
+    wal.append(&batch(entries(4, 4, 1))).unwrap();
+    let fence = dir.join("fence");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while fence::read(&fence).unwrap().0.last_index < 4 {
+        assert!(Instant::now() < deadline, "the fence stays behind while the log is open");
+        std::thread::yield_now();
+    }
+    std::fs::copy(&fence, old.join("fence")).unwrap();
+    match open(&old).err() {
+        Some(WalError::Lost(reason)) => assert!(reason.contains("entry 4"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    drop(wal);
+}
+
 macro_rules! in_a_child {
     ($test:ident, $body:expr) => {
         crate::test_child::run(
@@ -665,6 +689,7 @@ macro_rules! suite {
                 a_cut_file_is_refused_or_harmless
                 a_directory_of_another_engine_or_format_is_refused
                 an_engine_behind_its_fence_is_a_lost_disk
+                the_fence_of_an_open_log_follows_it
             );
         }
     };

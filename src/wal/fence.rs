@@ -56,6 +56,15 @@ struct State {
     syncs: u64,
 }
 
+impl State {
+    fn check(&self) -> Result<(), WalError> {
+        match &self.failed {
+            Some(reason) => Err(WalError::Engine(format!("the fence cannot be written: {reason}"))),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Fence {
     /// Creates the file of an empty log. The caller syncs the directory.
     pub(crate) fn create(path: &Path) -> Result<(), WalError> {
@@ -93,14 +102,17 @@ impl Fence {
     /// Notes `meta` as durable; an error if an earlier write of the file failed.
     pub(crate) fn raise(&self, meta: &Meta) -> Result<(), WalError> {
         let mut state = self.shared.state.lock();
-        if let Some(reason) = &state.failed {
-            return Err(WalError::Engine(format!("the fence cannot be written: {reason}")));
-        }
+        state.check()?;
         let was_idle = state.newest.replace(meta.clone()).is_none();
         if was_idle {
             self.shared.changed.notify_all();
         }
         Ok(())
+    }
+
+    /// An error if a write of the file failed.
+    pub(crate) fn check(&self) -> Result<(), WalError> {
+        self.shared.state.lock().check()
     }
 
     /// fdatasyncs of the file so far.

@@ -192,6 +192,9 @@ impl Wal for MemoryWal {
     fn reset(&mut self, start: LogStart, hard_state: &HardState) -> Result<(), WalError> {
         self.0.reset(start, hard_state)
     }
+    fn check_background(&self) -> Result<(), WalError> {
+        self.0.check_background()
+    }
     fn stats(&self) -> WalStats {
         self.0.stats()
     }
@@ -312,6 +315,11 @@ impl Backend for MemoryBackend {
         if matches!(unit.remove, Remove::Prefix { .. } | Remove::All) {
             self.rewrite(unit.seq);
         }
+        Ok(())
+    }
+
+    fn check_background(&self) -> Result<(), WalError> {
+        // Nothing is written behind an append.
         Ok(())
     }
 

@@ -117,6 +117,10 @@ pub trait Wal: Send {
     /// Empties the log after a snapshot was installed: it begins anew after `start`, with `hard_state`. One atomic unit, durable on return.
     fn reset(&mut self, start: LogStart, hard_state: &HardState) -> Result<(), WalError>;
 
+    /// An error if what is written behind the appends (the fence, what sled is given) could not be made durable. The next append says so,
+    /// too: this is for a log to which nothing is appended (rule 5).
+    fn check_background(&self) -> Result<(), WalError>;
+
     /// The figures; cheap. Sizes of files may be a second old.
     fn stats(&self) -> WalStats;
 

@@ -179,6 +179,10 @@ impl Backend for RaftEngineBackend {
         Ok(())
     }
 
+    fn check_background(&self) -> Result<(), WalError> {
+        self.fence.check()
+    }
+
     fn stats(&self) -> WalStats {
         WalStats {
             bytes: self.files.get(),

@@ -140,6 +140,10 @@ impl Backend for RocksDbBackend {
         Ok(())
     }
 
+    fn check_background(&self) -> Result<(), WalError> {
+        self.fence.check()
+    }
+
     fn stats(&self) -> WalStats {
         WalStats {
             bytes: self.files.get(),

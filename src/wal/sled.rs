@@ -152,9 +152,7 @@ impl SledBackend {
         while state.failed.is_none() && (state.durable_seq < needed_seq || state.queued_bytes > backlog_bytes) {
             self.shared.done.wait(&mut state);
         }
-        if let Some(reason) = &state.failed {
-            return Err(WalError::Engine(reason.clone()));
-        }
+        state.check()?;
         let put_seq = state.put_seq;
         drop(state);
         while self.tail.front().is_some_and(|(_, seq, _)| *seq <= put_seq) {
@@ -219,6 +217,11 @@ impl Backend for SledBackend {
         Ok(())
     }
 
+    fn check_background(&self) -> Result<(), WalError> {
+        self.fence.check()?;
+        self.shared.state.lock().check()
+    }
+
     fn stats(&self) -> WalStats {
         let syncs = self.journal.syncs() + self.table.syncs.load(Ordering::Relaxed) + self.fence.syncs();
         WalStats {
@@ -236,6 +239,10 @@ impl Drop for SledBackend {
         if let Some(keeper) = self.keeper.take() {
             // Whatever the keeper did not get done is in the journal.
             let _ = keeper.join();
+        }
+        if self.shared.state.lock().failed.is_some() {
+            // The last handle of sled syncs its file once more, whose sync may be what has failed (rule 5): it is not given up.
+            std::mem::forget(self.table.db.clone());
         }
     }
 }
@@ -286,6 +293,14 @@ impl Shared {
 }
 
 impl KeeperState {
+    /// An error once the keeper has failed.
+    fn check(&self) -> Result<(), WalError> {
+        match &self.failed {
+            Some(reason) => Err(WalError::Engine(reason.clone())),
+            None => Ok(()),
+        }
+    }
+
     /// Takes units off the queue until they have `enough_bytes`.
     fn take(&mut self, enough_bytes: u64) -> Vec<Unit> {
         let (mut units, mut taken_bytes) = (Vec::new(), 0);

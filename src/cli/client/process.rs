@@ -156,6 +156,16 @@ pub(super) async fn interrupted() -> u8 {
     }
 }
 
+/// Works, unless a signal comes first: then what has been begun is dropped, and with it what cleans up after it.
+pub(super) async fn unless_interrupted<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    tokio::select! {
+        // The signals first: they are listened to before anything begins.
+        biased;
+        number = interrupted() => Err(CliError::Interrupted(number)),
+        done = work => done,
+    }
+}
+
 async fn unless_ignored(kind: SignalKind) -> u8 {
     if is_ignored(kind) {
         return std::future::pending().await;

@@ -119,8 +119,8 @@ fn positive(text: &str) -> Result<f64, String> {
 
 fn theta(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(number) if number > 0.0 && number < 1.0 => Ok(number),
-        _ => Err("it must be above 0 and below 1".to_owned()),
+        Ok(number) if (0.0..1.0).contains(&number) => Ok(number),
+        _ => Err("it must be at least 0 and below 1".to_owned()),
     }
 }
 

@@ -93,6 +93,10 @@ fn wrong_usage_is_exit_code_2() {
     }
     assert!(fails_with(2, &["serve", "--data_dir", "x"]).contains("'--data-dir'"));
     assert!(fails_with(2, &["serve", "--id", "zero"]).contains("--id: "));
+    assert!(fails_with(2, &["serve", "--store", "slde"]).starts_with("metcd: --store: \"slde\" is not one of"));
+    assert!(fails_with(2, &["watch", "a", "--only", "puts"]).contains("put, delete"));
+    assert!(fails_with(2, &["get", "a", "--endpoints", "http://a:99999"]).contains("a number from 1 to 65535"));
+    assert!(fails_with(2, &["zzzzz"]).ends_with(": see --help\n"));
     assert!(fails_with(2, &["serve", "--member", "http://a:1"]).contains("write it like 2=http://10.0.0.2:3380"));
     assert!(fails_with(1, &["serve", "--set", "raft.tik=1s"]).contains("did you mean \"raft.tick\"?"));
     assert_eq!(metcd(&[]).status.code(), Some(2));

@@ -1,9 +1,11 @@
 //! `metcd serve`: flags → configuration → logging → runtime → server → exit code.
 
+use std::ffi::OsStr;
 use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::signals::is_ignored;
@@ -70,14 +72,30 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "CLIENT_URL")]
     join: Vec<String>,
     /// memory, sled or rocksdb [store.backend].
-    #[arg(long, value_name = "BACKEND")]
+    #[arg(long, value_name = "BACKEND", value_parser = WellKnown(config::store_backends), hide_possible_values = true)]
     store: Option<String>,
     /// sled, raft-engine or rocksdb [wal.engine].
-    #[arg(long, value_name = "ENGINE")]
+    #[arg(long, value_name = "ENGINE", value_parser = WellKnown(config::wal_engines), hide_possible_values = true)]
     wal: Option<String>,
     /// Set any key; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     sets: Vec<String>,
+}
+
+/// A text whose usual values completions offer. Whether it is one of them is for the configuration's own check to say.
+#[derive(Debug, Clone)]
+struct WellKnown(fn() -> Vec<&'static str>);
+
+impl TypedValueParser for WellKnown {
+    type Value = String;
+
+    fn parse_ref(&self, command: &clap::Command, arg: Option<&clap::Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new((self.0)().into_iter().map(PossibleValue::new)))
+    }
 }
 
 impl ConfigArgs {

@@ -321,7 +321,7 @@ fn completions_know_the_client_commands() {
 fn offered_by_bash(script: &[u8], words: &str) -> Vec<String> {
     let ask = format!(
         "source /dev/stdin && complete -p metcd && COMP_WORDS=({words}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)) && \
-         _metcd metcd \"${{COMP_WORDS[COMP_CWORD]}}\" && printf '%s\\n' \"${{COMPREPLY[@]}}\""
+         _metcd metcd \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD - 1]}}\" && printf '%s\\n' \"${{COMPREPLY[@]}}\""
     );
     let done = run(Command::new("bash").args(["--norc", "--noprofile", "-c", &ask]), script);
     assert_eq!((done.code, done.stderr.as_str()), (0, ""), "{ask}: {}", done.text());
@@ -357,6 +357,16 @@ fn the_shells_take_their_completions() {
         assert_eq!(offered_by_bash(&bash, "metcd le"), ["lease", "leader"]);
         assert_eq!(offered_by_bash(&bash, "metcd lease k"), ["keepalive"]);
         assert_eq!(offered_by_bash(&bash, "metcd put --if-a"), ["--if-absent"]);
+        for (words, values) in [
+            ("metcd serve --store \"\"", &["memory", "sled", "rocksdb"][..]),
+            ("metcd serve --wal r", &["raft-engine", "rocksdb"]),
+            ("metcd config show --store s", &["sled"]),
+            ("metcd watch --only \"\"", &["put", "delete"]),
+            ("metcd ls --output t", &["table"]),
+            ("metcd bench put --distribution \"\"", &["uniform", "zipf"]),
+        ] {
+            assert_eq!(offered_by_bash(&bash, words), values, "{words}");
+        }
     }
     let dir = tempfile::tempdir().unwrap();
     for (shell, only_check) in [("zsh", "-n"), ("fish", "--no-execute")] {

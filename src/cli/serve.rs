@@ -16,17 +16,20 @@ use crate::telemetry::{self, LogHandle};
 
 const EXAMPLES: &str = "\
 Examples:
+  # A single node: clients on 127.0.0.1:3379, data in ./metcd-data
   metcd serve
-      a single node: clients on 127.0.0.1:3379, data in ./metcd-data
+  # A file, with one key changed
   metcd serve --config config/node2.toml --data-dir /var/lib/metcd
-      a file, with one key changed
-  metcd serve --id 1 --member 1=http://10.0.0.1:3380 --member 2=http://10.0.0.2:3380 --member 3=http://10.0.0.3:3380 \\
-      --listen-client 10.0.0.1:3379 --listen-peer 10.0.0.1:3380
-      the first of three founding members
-  metcd serve --id 4 --data-dir d4 --listen-client 127.0.0.1:6379 --listen-peer 127.0.0.1:6380 --join http://127.0.0.1:3379
-      one more member for a running cluster
+  # The first of three founding members
+  metcd serve --id 1 --listen-client 10.0.0.1:3379 --listen-peer 10.0.0.1:3380 \\
+      --member 1=http://10.0.0.1:3380 \\
+      --member 2=http://10.0.0.2:3380 \\
+      --member 3=http://10.0.0.3:3380
+  # One more member for a running cluster
+  metcd serve --id 4 --data-dir d4 --join http://127.0.0.1:3379 \\
+      --listen-client 127.0.0.1:6379 --listen-peer 127.0.0.1:6380
+  # Any key; all of them are in config/metcd.toml
   metcd serve --set raft.tick=100ms --set log.level=debug
-      any key; all of them are in config/metcd.toml
 
 Layers, later ones win: built-in defaults, --config, METCD__SECTION__KEY in the environment, flags.";
 

@@ -45,7 +45,7 @@ pub struct ExportArgs {
 /// `metcd import`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  metcd import all.jsonl\n  zcat then.jsonl.gz | metcd import\n\nKeys that are there already are overwritten; leases are not restored. Lines need a key and a value, as in {\"key\":\"a\",\"value\":\"b\"};\nthe last one is {\"end\":true}, without which the input counts as cut off: exit code 1."
+    after_help = "Examples:\n  metcd import all.jsonl\n  zcat then.jsonl.gz | metcd import\n\nKeys that are there already are overwritten; leases are not restored. Lines need a key and a value, as in {\"key\":\"a\",\"value\":\"b\"}; the last one is {\"end\":true}, without which the input counts as cut off: exit code 1."
 )]
 pub struct ImportArgs {
     /// The file; standard input if left out.

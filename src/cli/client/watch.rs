@@ -20,9 +20,9 @@ use crate::client::watch::{Event, EventKind, Message, WatchOptions};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  metcd watch greeting\n  metcd watch --prefix session/ --output json\n  metcd watch --prefix config/ -- ./reload.sh\n\n\
-                        The command is run once for each change of a key, one after another, with METCD_EVENT (put or delete), METCD_KEY and\n\
-                        METCD_REVISION in its environment and the value on its standard input. A watch with --count ends with 1 if it failed for one of them.\n\
-                        A watch that is interrupted stops the command first: SIGTERM, 5 s later SIGKILL."
+                        The command is run once for each change of a key, one after another, with METCD_EVENT (put or delete), METCD_KEY and \
+                        METCD_REVISION in its environment and the value on its standard input. A watch with --count ends with 1 if it failed \
+                        for one of them. A watch that is interrupted stops the command first: SIGTERM, 5 s later SIGKILL."
 )]
 pub struct WatchArgs {
     /// The key.

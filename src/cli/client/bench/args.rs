@@ -11,7 +11,7 @@ use super::super::args::{duration, duration_or_none};
 #[command(
     after_help = "Examples:\n  metcd bench put --connections 64 --duration 30s\n  metcd bench get --distribution zipf --serializable\n  \
                         metcd bench mixed --reads 90 --rate 5000\n  metcd bench watch --watchers 100 --rate 200\n  \
-                        metcd bench put --endpoints http://127.0.0.1:8080/kv   any server with PUT and GET of a path"
+                        metcd bench put --endpoints http://127.0.0.1:8080/kv    # any server with PUT and GET of a path"
 )]
 pub enum BenchCommand {
     /// Writes.

@@ -232,6 +232,27 @@ fn one_problem_of_a_file_is_one_line() {
 }
 
 #[test]
+fn a_section_that_is_not_built_yet_is_named_with_its_line() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let file = directory.path().join("tls.toml");
+    for (text, named) in [
+        (
+            "[node]\nid = 1\n\n[tls.client]\ncert = \"x\"\n",
+            "tls.toml:4: \"tls.client\" sets TLS",
+        ),
+        ("[node]\nid = 1\n[tls]\n", "tls.toml:3: \"tls\" sets TLS"),
+        (
+            "[node]\nid = 1\n[auth]\n\nusers = 1\n",
+            "tls.toml:5: \"auth.users\" sets TLS or users",
+        ),
+    ] {
+        std::fs::write(&file, text).expect("write");
+        let line = fails_with(1, &["config", "check", file.to_str().expect("UTF-8")]);
+        assert!(line.contains(named), "{line}");
+    }
+}
+
+#[test]
 fn a_log_that_cannot_be_looked_at_is_an_error_on_stderr() {
     for command in ["dump", "verify"] {
         let output = metcd(&["wal", command, "/nonexistent"]);

@@ -89,7 +89,7 @@ pub fn recover(args: &RecoverArgs) -> Result<(), CliError> {
     ))?;
     warn(
         "warning: writes that only the other members of the old cluster had are gone. Those that are left must stay stopped: empty their data \
-         directories, and they can join this cluster as new members, with new ids",
+         directories, and they can join this cluster as new members, with their old ids or with others",
     );
     Ok(())
 }

@@ -240,7 +240,10 @@ fn usage(error: &clap::Error, command: &clap::Command, args: &[OsString]) -> Res
         .or(tips)
         .or_else(|| meant(error, command, args));
     let advice = advice.map(|advice| format!(" ({advice})")).unwrap_or_default();
-    Err(CliError::Usage(format!("{}{advice}: see --help", one_line(what))))
+    // In the shell that would be a command of its own.
+    let is_no_command = command.is_no_binary_name_set() && error.kind() == ErrorKind::InvalidSubcommand;
+    let help = if is_no_command { "help" } else { "--help" };
+    Err(CliError::Usage(format!("{}{advice}: see {help}", one_line(what))))
 }
 
 /// What other programs call a command, and what it is called here.

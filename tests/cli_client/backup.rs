@@ -271,7 +271,12 @@ fn the_last_member_becomes_a_cluster_of_its_own_and_keeps_what_it_was() {
         assert!(!dir.path().join("d3.before-recovery-1").exists(), "nothing was touched");
         let recovered = tool(&["recover", "--data-dir", last_name, "--force-new-cluster"]);
         assert_eq!(recovered.code, 0, "{}", recovered.stderr);
-        for part in ["warning: ", "are gone", "must stay stopped", "new members"] {
+        for part in [
+            "warning: ",
+            "are gone",
+            "must stay stopped",
+            "new members, with their old ids or with others",
+        ] {
             assert!(recovered.stderr.contains(part), "{part}: {}", recovered.stderr);
         }
         let kept = dir.path().join("d3.before-recovery-1");
@@ -284,6 +289,19 @@ fn the_last_member_becomes_a_cluster_of_its_own_and_keeps_what_it_was() {
         assert_eq!(alone.ok(&["put", "a", "2"]), "revision 1000000003\n");
         let members = alone.json(&["member", "list"]);
         assert_eq!((members["members"].as_array().unwrap().len(), &members["leader"]), (1, &3.into()));
+        // As a survivor comes back, under the id it had.
+        alone.ok(&["member", "update", "3", "--peer-url", &format!("http://127.0.0.1:{peer}")]);
+        let again = dir.path().join("again");
+        let _again = Server::with(
+            free_port(),
+            free_port(),
+            &["--id=1", "--data-dir", again.to_str().unwrap(), "--join", &alone.url],
+        );
+        until("the old id is a voter again", || {
+            let members = alone.json(&["member", "list", "--timeout", "20s"]);
+            let mut members = members["members"].as_array().unwrap().iter();
+            members.any(|member| member["id"] == 1 && member["role"] == "voter")
+        });
     }
 }
 

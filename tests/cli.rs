@@ -93,6 +93,10 @@ fn wrong_usage_is_exit_code_2() {
     }
     assert!(fails_with(2, &["serve", "--data_dir", "x"]).contains("'--data-dir'"));
     assert!(fails_with(2, &["serve", "--id", "zero"]).contains("--id: "));
+    assert!(fails_with(2, &["serve", "--store", "slde"]).starts_with("metcd: --store: \"slde\" is not one of"));
+    assert!(fails_with(2, &["watch", "a", "--only", "puts"]).contains("put, delete"));
+    assert!(fails_with(2, &["get", "a", "--endpoints", "http://a:99999"]).contains("a number from 1 to 65535"));
+    assert!(fails_with(2, &["zzzzz"]).ends_with(": see --help\n"));
     assert!(fails_with(2, &["serve", "--member", "http://a:1"]).contains("write it like 2=http://10.0.0.2:3380"));
     assert!(fails_with(1, &["serve", "--set", "raft.tik=1s"]).contains("did you mean \"raft.tick\"?"));
     assert_eq!(metcd(&[]).status.code(), Some(2));
@@ -225,6 +229,27 @@ fn one_problem_of_a_file_is_one_line() {
     std::fs::write(&file, "[raft]\ntik = \"50ms\"\n").expect("write");
     let line = fails_with(1, &["config", "check", file.to_str().expect("UTF-8")]);
     assert!(line.contains("bad.toml:2: unknown key \"raft.tik\""), "{line}");
+}
+
+#[test]
+fn a_section_that_is_not_built_yet_is_named_with_its_line() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let file = directory.path().join("tls.toml");
+    for (text, named) in [
+        (
+            "[node]\nid = 1\n\n[tls.client]\ncert = \"x\"\n",
+            "tls.toml:4: \"tls.client\" sets TLS",
+        ),
+        ("[node]\nid = 1\n[tls]\n", "tls.toml:3: \"tls\" sets TLS"),
+        (
+            "[node]\nid = 1\n[auth]\n\nusers = 1\n",
+            "tls.toml:5: \"auth.users\" sets TLS or users",
+        ),
+    ] {
+        std::fs::write(&file, text).expect("write");
+        let line = fails_with(1, &["config", "check", file.to_str().expect("UTF-8")]);
+        assert!(line.contains(named), "{line}");
+    }
 }
 
 #[test]

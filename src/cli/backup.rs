@@ -15,10 +15,12 @@ use crate::snapshot::{SnapshotError, verify_file};
 /// `metcd snapshot restore`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  metcd snapshot restore backup.snap --data-dir metcd-data\n  \
-                        metcd snapshot restore backup.snap --config config/node1.toml      and so on for each of its members\n  \
+                        # The first of its members, and so on for each\n  \
+                        metcd snapshot restore backup.snap --config config/node1.toml\n  \
                         metcd snapshot restore backup.snap --id 1 --data-dir d1 --listen-peer 127.0.0.1:3380 \\\n      \
-                        --member 1=http://127.0.0.1:3380 --member 2=http://127.0.0.1:4380 --member 3=http://127.0.0.1:5380\n\n\
-                        Run it once for each new member with the same file and the same members, then start them as usual. It is a new\n\
+                        --member 1=http://127.0.0.1:3380 --member 2=http://127.0.0.1:4380 \\\n      \
+                        --member 3=http://127.0.0.1:5380\n\n\
+                        Run it once for each new member with the same file and the same members, then start them as usual. It is a new \
                         cluster: revisions jump by 1,000,000,000, and watches and pages of the old one end with 410.")]
 pub struct RestoreArgs {
     /// The snapshot.
@@ -30,7 +32,7 @@ pub struct RestoreArgs {
 /// `metcd recover`
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  metcd recover --data-dir metcd-data --force-new-cluster\n\n\
-                        Only when a quorum of members is lost for ever. All other members must stay stopped and be joined anew with empty\n\
+                        Only when a quorum of members is lost for ever. All other members must stay stopped and be joined anew with empty \
                         directories. What only they had is lost.")]
 pub struct RecoverArgs {
     /// The directory of the member that is left; it must be stopped.
@@ -87,7 +89,7 @@ pub fn recover(args: &RecoverArgs) -> Result<(), CliError> {
     ))?;
     warn(
         "warning: writes that only the other members of the old cluster had are gone. Those that are left must stay stopped: empty their data \
-         directories, and they can join this cluster as new members, with new ids",
+         directories, and they can join this cluster as new members, with their old ids or with others",
     );
     Ok(())
 }

@@ -34,13 +34,13 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  metcd serve                                   a single node on 127.0.0.1:3379, data in ./metcd-data
-  metcd serve --config config/node1.toml        the first of three
-  metcd config check config/node1.toml          would this file be accepted?
-  metcd put greeting hello                      set a key
-  metcd get greeting                            read it
-  metcd status                                  how every member is
-  metcd shell                                   an interactive console
+  metcd serve                               # a single node on 127.0.0.1:3379, data in ./metcd-data
+  metcd serve --config config/node1.toml    # the first of three
+  metcd config check config/node1.toml      # would this file be accepted?
+  metcd put greeting hello                  # set a key
+  metcd get greeting                        # read it
+  metcd status                              # how every member is
+  metcd shell                               # an interactive console
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found or condition not met.";
 
@@ -240,7 +240,10 @@ fn usage(error: &clap::Error, command: &clap::Command, args: &[OsString]) -> Res
         .or(tips)
         .or_else(|| meant(error, command, args));
     let advice = advice.map(|advice| format!(" ({advice})")).unwrap_or_default();
-    Err(CliError::Usage(format!("{}{advice}: see --help", one_line(what))))
+    // In the shell that would be a command of its own.
+    let is_no_command = command.is_no_binary_name_set() && error.kind() == ErrorKind::InvalidSubcommand;
+    let help = if is_no_command { "help" } else { "--help" };
+    Err(CliError::Usage(format!("{}{advice}: see {help}", one_line(what))))
 }
 
 /// What other programs call a command, and what it is called here.
@@ -378,36 +381,73 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// The words of the commands of this program in a piece of shell, without its comments. Whatever the shell would put in the place of
+    /// `$name` is 7.
+    fn commands(script: &str) -> Vec<Vec<String>> {
+        let mut words: Vec<Option<String>> = Vec::new();
+        let mut rest = script.chars().peekable();
+        let mut word: Option<String> = None;
+        while let Some(c) = rest.next() {
+            match c {
+                '\'' | '"' => {
+                    let quoted = rest.by_ref().take_while(|next| *next != c);
+                    word.get_or_insert_default().extend(quoted);
+                }
+                '\\' if rest.next_if_eq(&'\n').is_some() => {}
+                '$' if rest.peek().is_some_and(char::is_ascii_alphabetic) => {
+                    while rest.next_if(char::is_ascii_alphabetic).is_some() {}
+                    word.get_or_insert_default().push('7');
+                }
+                '#' if word.is_none() => while rest.next_if(|next| *next != '\n').is_some() {},
+                ' ' => words.extend(word.take().map(Some)),
+                '\n' | '|' | '&' | ';' | '<' | '>' | '(' | ')' => {
+                    words.extend(word.take().map(Some));
+                    words.push(None);
+                }
+                c => word.get_or_insert_default().push(c),
+            }
+        }
+        words.extend(word.map(Some));
+        let simple = words.split(Option::is_none).map(|words| words.iter().flatten());
+        let own = simple.map(|words| words.skip_while(|word| *word != "metcd").cloned().collect::<Vec<_>>());
+        own.filter(|words| !words.is_empty()).collect()
+    }
+
     #[test]
-    fn the_examples_of_every_command_can_be_typed() {
-        fn examples(command: &clap::Command, found: &mut Vec<String>) {
+    fn the_examples_of_every_command_can_be_pasted_into_a_shell() {
+        /// Each command's path with the lines of its help that are indented, as they come when nobody knows how wide they may be.
+        fn examples(command: &clap::Command, path: &str, found: &mut Vec<(String, String)>) {
+            let path = format!("{path} {}", command.get_name());
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            found.extend(
-                help.lines()
-                    .map(str::trim)
-                    .filter(|line| line.starts_with("metcd "))
-                    .map(str::to_owned),
-            );
-            command.get_subcommands().for_each(|command| examples(command, found));
+            let lines: Vec<&str> = help.lines().filter(|line| line.starts_with("  ")).collect();
+            let shown = command.clone().term_width(100).render_long_help().to_string();
+            for line in &lines {
+                assert!(line.chars().count() <= 100, "{path}: {line}");
+                assert!(shown.lines().any(|shown| shown == *line), "{path}: it is broken: {line}");
+            }
+            found.push((path.clone(), lines.iter().map(|line| format!("{}\n", line.trim())).collect()));
+            command.get_subcommands().for_each(|command| examples(command, &path, found));
         }
         let mut found = Vec::new();
-        examples(&Cli::command(), &mut found);
-        assert!(found.len() > 30, "{found:?}");
-        for line in found {
-            // Two blanks begin an explanation.
-            let plain = line.split(['|', '&', '<', '>', '#']).next().unwrap_or_default();
-            let plain = plain.split("  ").next().unwrap_or_default();
-            // What a shell would take apart differently is for the tests that run the commands.
-            if plain.contains(['\'', '"', '\\', '$']) {
-                continue;
-            }
-            let parsed = Cli::try_parse_from(plain.split_whitespace());
-            assert!(
-                parsed.is_ok(),
-                "{line}: {}",
-                parsed.err().map(|error| error.to_string()).unwrap_or_default()
-            );
+        examples(&command(), "", &mut found);
+        let found: Vec<(String, Vec<String>)> = found
+            .into_iter()
+            .flat_map(|(path, script)| commands(&script).into_iter().map(move |words| (path.clone(), words)))
+            .collect();
+        assert!(found.len() > 70, "{found:?}");
+        for (path, words) in found {
+            let parsed = command().try_get_matches_from(&words);
+            let why = parsed.err().map(|error| error.to_string());
+            assert_eq!(why, None, "the help of{path}: {words:?}");
         }
+    }
+
+    #[test]
+    fn the_commands_of_an_example_are_what_a_shell_makes_of_it() {
+        let script = "id=$(metcd lease grant 30s) && A=1 metcd put a 'b # c' --lease $id # why\nzcat x | metcd a \\\nb > c\n# metcd x\n";
+        let words = commands(script);
+        let words: Vec<String> = words.iter().map(|words| words.join(",")).collect();
+        assert_eq!(words, ["metcd,lease,grant,30s", "metcd,put,a,b # c,--lease,7", "metcd,a,b"]);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! `metcd serve`: flags → configuration → logging → runtime → server → exit code.
 
+use std::ffi::OsStr;
 use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::signals::is_ignored;
@@ -14,17 +16,20 @@ use crate::telemetry::{self, LogHandle};
 
 const EXAMPLES: &str = "\
 Examples:
+  # A single node: clients on 127.0.0.1:3379, data in ./metcd-data
   metcd serve
-      a single node: clients on 127.0.0.1:3379, data in ./metcd-data
+  # A file, with one key changed
   metcd serve --config config/node2.toml --data-dir /var/lib/metcd
-      a file, with one key changed
-  metcd serve --id 1 --member 1=http://10.0.0.1:3380 --member 2=http://10.0.0.2:3380 --member 3=http://10.0.0.3:3380 \\
-      --listen-client 10.0.0.1:3379 --listen-peer 10.0.0.1:3380
-      the first of three founding members
-  metcd serve --id 4 --data-dir d4 --listen-client 127.0.0.1:6379 --listen-peer 127.0.0.1:6380 --join http://127.0.0.1:3379
-      one more member for a running cluster
+  # The first of three founding members
+  metcd serve --id 1 --listen-client 10.0.0.1:3379 --listen-peer 10.0.0.1:3380 \\
+      --member 1=http://10.0.0.1:3380 \\
+      --member 2=http://10.0.0.2:3380 \\
+      --member 3=http://10.0.0.3:3380
+  # One more member for a running cluster
+  metcd serve --id 4 --data-dir d4 --join http://127.0.0.1:3379 \\
+      --listen-client 127.0.0.1:6379 --listen-peer 127.0.0.1:6380
+  # Any key; all of them are in config/metcd.toml
   metcd serve --set raft.tick=100ms --set log.level=debug
-      any key; all of them are in config/metcd.toml
 
 Layers, later ones win: built-in defaults, --config, METCD__SECTION__KEY in the environment, flags.";
 
@@ -70,14 +75,30 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "CLIENT_URL")]
     join: Vec<String>,
     /// memory, sled or rocksdb [store.backend].
-    #[arg(long, value_name = "BACKEND")]
+    #[arg(long, value_name = "BACKEND", value_parser = WellKnown(config::store_backends), hide_possible_values = true)]
     store: Option<String>,
     /// sled, raft-engine or rocksdb [wal.engine].
-    #[arg(long, value_name = "ENGINE")]
+    #[arg(long, value_name = "ENGINE", value_parser = WellKnown(config::wal_engines), hide_possible_values = true)]
     wal: Option<String>,
     /// Set any key; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     sets: Vec<String>,
+}
+
+/// A text whose usual values completions offer. Whether it is one of them is for the configuration's own check to say.
+#[derive(Debug, Clone)]
+struct WellKnown(fn() -> Vec<&'static str>);
+
+impl TypedValueParser for WellKnown {
+    type Value = String;
+
+    fn parse_ref(&self, command: &clap::Command, arg: Option<&clap::Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new((self.0)().into_iter().map(PossibleValue::new)))
+    }
 }
 
 impl ConfigArgs {

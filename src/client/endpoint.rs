@@ -83,9 +83,11 @@ fn parse_url(text: &str) -> Result<String, ClientError> {
     if authority.as_str().contains('@') {
         return Err(wrong("has user information"));
     }
-    let has_bad_port = authority.port_u16().is_none_or(|port| port == 0) && authority.as_str() != authority.host();
-    if has_bad_port || authority.host().is_empty() {
-        return Err(wrong("has no host or no port"));
+    if authority.host().is_empty() {
+        return Err(wrong("has no host"));
+    }
+    if authority.port_u16().is_none_or(|port| port == 0) && authority.as_str() != authority.host() {
+        return Err(wrong("has a port that is not a number from 1 to 65535"));
     }
     if uri.path() != "/" || uri.query().is_some() {
         return Err(wrong("has more than host and port"));

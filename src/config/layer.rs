@@ -85,7 +85,9 @@ impl Layer {
         let DeValue::Table(table) = content.into_inner() else {
             return problems.push(place.problem(section_span, schema::explain_unknown(&section)));
         };
-        if !schema::is_section(&section) {
+        // Of what is reserved, each thing in it is named at its own line.
+        let names_more = schema::RESERVED.contains(&&*section) && !table.is_empty();
+        if !schema::is_section(&section) && !names_more {
             return problems.push(place.problem(section_span, schema::explain_unknown(&section)));
         }
         for (name, value) in table {

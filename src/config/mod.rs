@@ -175,6 +175,11 @@ const WAL_ENGINES: [(&str, WalEngine); 3] = [
     ("rocksdb", WalEngine::RocksDb),
 ];
 
+/// The names of all WAL engines.
+pub fn wal_engines() -> Vec<&'static str> {
+    WAL_ENGINES.iter().map(|(name, _)| *name).collect()
+}
+
 impl WalEngine {
     /// The name in configuration files, `/status` and data directories.
     pub fn name(self) -> &'static str {
@@ -208,6 +213,11 @@ const STORE_BACKENDS: [(&str, StoreBackend); 3] = [
     ("sled", StoreBackend::Sled),
     ("rocksdb", StoreBackend::RocksDb),
 ];
+
+/// The names of all store backends.
+pub fn store_backends() -> Vec<&'static str> {
+    STORE_BACKENDS.iter().map(|(name, _)| *name).collect()
+}
 
 impl StoreBackend {
     /// The name in configuration files, `/status` and data directories.

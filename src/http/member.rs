@@ -359,10 +359,12 @@ pub(super) fn check_url(name: &str, url: &str) -> Result<String, ApiError> {
     if !matches!(parsed.path(), "" | "/") || parsed.query().is_some() || url.contains('#') {
         return Err(refuse("has more than host and port"));
     }
-    if parsed.port_u16().is_none_or(|port| port == 0) {
-        return Err(refuse("has no port"));
-    }
     let host = authority.host();
+    match (parsed.port_u16(), authority.as_str().trim_start_matches(host)) {
+        (Some(1..), _) => {}
+        (None, "" | ":") => return Err(refuse("has no port")),
+        (Some(0) | None, _) => return Err(refuse("has a port that is not a number from 1 to 65535")),
+    }
     let address: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
     if host.is_empty() || host == "*" || address.is_some_and(|ip| ip.to_canonical().is_unspecified()) {
         return Err(refuse("has no host that others can reach"));
@@ -383,8 +385,10 @@ mod tests {
         for (bad, why) in [
             ("https://127.0.0.1:6380", "https"),
             ("127.0.0.1:6380", "URL"),
-            ("http://127.0.0.1", "port"),
-            ("http://127.0.0.1:0", "port"),
+            ("http://127.0.0.1", "has no port"),
+            ("http://127.0.0.1:", "has no port"),
+            ("http://127.0.0.1:0", "1 to 65535"),
+            ("http://a:99999", "1 to 65535"),
             ("http://0.0.0.0:6380", "reach"),
             ("http://[::]:6380", "reach"),
             ("http://[::ffff:0.0.0.0]:6380", "reach"),

@@ -193,6 +193,10 @@ impl Activity {
         self.unflushed.store(true, Relaxed);
         self.wait_for(NEXT_REQUEST);
         self.in_flight.fetch_sub(1, Relaxed);
+        if self.is_half_closed() {
+            // Nothing comes in that would have hyper look for the end that was kept from it.
+            self.waker.wake();
+        }
     }
 
     /// Bytes came in.

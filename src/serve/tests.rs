@@ -616,6 +616,22 @@ async fn a_client_that_closes_its_side_is_answered() {
 }
 
 #[tokio::test]
+async fn a_client_that_closes_its_side_long_before_its_answer_gets_it_and_the_end_of_the_connection() {
+    let (router, running, go) = gated();
+    let server = Server::start(router, ServeLimits::default()).await;
+    let mut stream = server.connect().await;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("sent");
+    running.notified().await;
+    stream.shutdown().await.expect("closed");
+    // Until the server has read that it was closed; should it not have, then this proves less.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    go.notify_one();
+    assert!(read_to_end(&mut stream).await.ends_with(b"done"));
+}
+
+#[tokio::test]
 async fn a_client_that_closes_its_side_is_not_waited_for_for_ever() {
     let (router, running, _go) = gated();
     let watch = get(|| async {

@@ -1,8 +1,14 @@
 //! snapshot save, status, restore; recover; wal.
 
 use std::fs;
+<<<<<<< HEAD
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+=======
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+>>>>>>> cli10
 use std::path::Path;
 use std::process::Stdio;
 
@@ -321,7 +327,12 @@ fn the_last_member_becomes_a_cluster_of_its_own_and_keeps_what_it_was() {
         assert!(!dir.path().join("d3.before-recovery-1").exists(), "nothing was touched");
         let recovered = tool(&["recover", "--data-dir", last_name, "--force-new-cluster"]);
         assert_eq!(recovered.code, 0, "{}", recovered.stderr);
-        for part in ["warning: ", "are gone", "must stay stopped", "new members"] {
+        for part in [
+            "warning: ",
+            "are gone",
+            "must stay stopped",
+            "new members, with their old ids or with others",
+        ] {
             assert!(recovered.stderr.contains(part), "{part}: {}", recovered.stderr);
         }
         let kept = dir.path().join("d3.before-recovery-1");
@@ -334,6 +345,19 @@ fn the_last_member_becomes_a_cluster_of_its_own_and_keeps_what_it_was() {
         assert_eq!(alone.ok(&["put", "a", "2"]), "revision 1000000003\n");
         let members = alone.json(&["member", "list"]);
         assert_eq!((members["members"].as_array().unwrap().len(), &members["leader"]), (1, &3.into()));
+        // As a survivor comes back, under the id it had.
+        alone.ok(&["member", "update", "3", "--peer-url", &format!("http://127.0.0.1:{peer}")]);
+        let again = dir.path().join("again");
+        let _again = Server::with(
+            free_port(),
+            free_port(),
+            &["--id=1", "--data-dir", again.to_str().unwrap(), "--join", &alone.url],
+        );
+        until("the old id is a voter again", || {
+            let members = alone.json(&["member", "list", "--timeout", "20s"]);
+            let mut members = members["members"].as_array().unwrap().iter();
+            members.any(|member| member["id"] == 1 && member["role"] == "voter")
+        });
     }
 }
 
@@ -405,6 +429,103 @@ fn a_backup_and_an_export_go_to_where_a_link_leads_and_replace_no_pipe_or_direct
         .collect();
     left.sort();
     assert_eq!(left, ["link", "pipe", "real"]);
+}
+
+/// Names in a directory.
+fn listed(dir: &Path) -> Vec<String> {
+    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+const TO_A_FILE: [&[&str]; 2] = [&["snapshot", "save"], &["export", "--file"]];
+
+#[test]
+fn a_link_to_a_pipe_or_to_nothing_is_not_replaced() {
+    let server = Server::start();
+    server.ok(&["put", "a", "1"]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::os::unix::fs::symlink("/proc/self/fd/1", path("stdout")).unwrap();
+    for command in TO_A_FILE {
+        for place in [path("stdout"), "/proc/self/fd/1".to_owned()] {
+            // The harness reads it from a pipe.
+            let refused = server.fails(1, &[command, &[&place]].concat());
+            assert!(refused.contains("is a device or a pipe: name a file"), "{refused}");
+            assert_eq!(refused.contains("- for standard output"), command[0] == "export", "{refused}");
+        }
+        std::os::unix::fs::symlink("target", path("dangling")).unwrap();
+        server.ok(&[command, &[&path("dangling")]].concat());
+        assert_eq!(fs::read_link(path("dangling")).unwrap(), Path::new("target"));
+        assert!(fs::symlink_metadata(path("target")).unwrap().is_file());
+        fs::remove_file(path("dangling")).unwrap();
+        fs::remove_file(path("target")).unwrap();
+    }
+    assert_eq!(fs::read_link(path("stdout")).unwrap(), Path::new("/proc/self/fd/1"));
+    assert_eq!(listed(dir.path()), ["stdout"]);
+}
+
+#[test]
+fn a_backup_and_an_export_touch_no_other_file_and_keep_the_mode_of_the_one_they_replace() {
+    let server = Server::start();
+    server.ok(&["put", "a", "1"]);
+    let dir = tempfile::tempdir().unwrap();
+    // Nothing can be put behind a name of this length.
+    let long = "f".repeat(255);
+    for command in TO_A_FILE {
+        let file = dir.path().join(&long);
+        let neighbour = dir.path().join("f.partial");
+        fs::write(&neighbour, "somebody's").unwrap();
+        for name in [&long, "f"] {
+            server.ok(&[command, &[dir.path().join(name).to_str().unwrap()]].concat());
+        }
+        let mode = || fs::metadata(&file).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(), 0o600, "all that there is is in it");
+        for kept in [0o640, 0o600] {
+            fs::set_permissions(&file, fs::Permissions::from_mode(kept)).unwrap();
+            server.ok(&[command, &[file.to_str().unwrap()]].concat());
+            assert_eq!(mode(), kept);
+        }
+        assert_eq!(fs::read_to_string(&neighbour).unwrap(), "somebody's");
+        assert_eq!(listed(dir.path()), ["f", "f.partial", &long]);
+        fs::remove_file(file).unwrap();
+    }
+}
+
+/// A server that begins to answer and goes no further.
+fn stalled() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // The other side may have given up.
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\nbegun");
+            kept.push(stream);
+        }
+    });
+    url
+}
+
+#[test]
+fn what_is_interrupted_leaves_nothing_behind() {
+    let url = stalled();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    for command in TO_A_FILE {
+        for (signal, number) in [("-INT", 2), ("-TERM", 15), ("-HUP", 1)] {
+            let mut child = metcd();
+            child.args(["--endpoints", &url, "--timeout", "1h"]).args(command).arg(&file);
+            let mut child = Running(child.stdin(Stdio::null()).spawn().unwrap());
+            until("it is being written", || listed(dir.path()).len() == 1);
+            let pid = child.0.id().to_string();
+            assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+            assert_eq!(child.0.wait().unwrap().code(), Some(128 + number), "{command:?}");
+            assert_eq!(listed(dir.path()), [""; 0], "{command:?} {signal}");
+        }
+    }
 }
 
 #[test]

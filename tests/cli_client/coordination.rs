@@ -156,6 +156,41 @@ fn a_lock_runs_one_command_at_a_time_with_growing_tokens_and_passes_exit_codes_o
     assert_eq!(server.ok(&["ls", "lock/", "--count"]), "0\n", "every lease was revoked");
 }
 
+/// The command decides how it ends, and what comes of that.
+#[test]
+fn a_signal_is_passed_on_to_the_command_and_its_exit_code_back() {
+    let server = Server::start();
+    let dir = tempfile::tempdir().unwrap();
+    let began = dir.path().join("began");
+    let cases = [
+        ("-TERM", "trap 'exit 5' TERM", 5),
+        ("-INT", "trap 'exit 6' INT; trap 'exit 9' TERM", 6),
+        ("-HUP", "trap 'exit 7' HUP; trap 'exit 9' TERM", 7),
+        ("-TERM", "trap 'exit 0' TERM", 0),
+        ("-TERM", "true", 128 + 15),
+        ("-HUP", "trap 'exit 9' TERM", 128 + 1),
+        ("-HUP", "trap 'echo read anew' HUP; trap 'exit 8' TERM", 8),
+    ];
+    for hold in [&["lock", "l"][..], &["elect", "l", "me"]] {
+        for (signal, trap, code) in cases {
+            let script = format!("{trap}; touch {}; while :; do sleep 0.05; done", began.display());
+            let mut holder = server.command();
+            holder.args(hold).args(["--ttl", "1h", "--", "sh", "-c", &script]);
+            holder.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+            let mut holder = Running(holder.spawn().unwrap());
+            until("the command runs", || began.exists());
+            let pid = holder.0.id().to_string();
+            assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+            assert_eq!(holder.0.wait().unwrap().code(), Some(code), "{hold:?} {signal} {trap}");
+            let stderr = std::io::read_to_string(holder.0.stderr.take().unwrap()).unwrap();
+            let said = stderr.lines().filter(|line| line.starts_with("metcd: ")).count();
+            assert_eq!(said, usize::from(code != 0), "{stderr}");
+            assert_eq!(server.ok(&["lease", "list"]), "", "it holds nothing any more");
+            std::fs::remove_file(&began).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_lock_that_is_held_is_exit_code_3_and_is_free_when_its_holder_is_told_to_stop() {
     let server = Server::start();

@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -88,9 +88,76 @@ fn a_bench_without_a_server_fails() {
         b"",
     );
     assert_eq!((done.code, done.stderr.contains("refused")), (1, true), "{}", done.stderr);
-    for args in [&["--theta", "1"][..], &["--rate", "0"], &["--key-size", "3"], &["--prefix", "a b"]] {
+    for args in [
+        &["--theta", "1"][..],
+        &["--theta=-0.1"],
+        &["--rate", "0"],
+        &["--key-size", "3"],
+        &["--prefix", "a b"],
+    ] {
         assert_eq!(run(metcd().args(["bench", "put"]).args(args), b"").code, 2, "{args:?}");
     }
+}
+
+#[test]
+fn a_zipf_without_inequality_is_uniform() {
+    let server = Server::start();
+    let load = [
+        "put",
+        "--distribution",
+        "zipf",
+        "--theta",
+        "0",
+        "-n",
+        "400",
+        "--keys",
+        "20",
+        "--warm-up",
+        "0s",
+    ];
+    assert_eq!(report(&server, &load)["requests"], 400);
+    let written = server.json(&["ls", "bench-"])["kvs"].as_array().unwrap().clone();
+    assert_eq!(written.len(), 20, "each key has its share");
+    assert!(
+        written.iter().all(|kv| (4..60).contains(&kv["version"].as_u64().unwrap())),
+        "{written:?}"
+    );
+}
+
+/// A server that accepts and says nothing.
+fn silent() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+#[test]
+fn what_is_tried_for_so_long_is_given_up_then() {
+    let (_listener, url) = silent();
+    for (args, less_than) in [
+        // Twice the time if one question came after the other.
+        (&["status", "--timeout", "6s"][..], 11),
+        (&["bench", "put", "-d", "500ms", "-n", "5", "--warm-up", "0s", "--timeout", "1s"], 9),
+        (&["bench", "get", "--keys", "20", "--timeout", "1s"], 9),
+        (&["bench", "watch", "--timeout", "6s"], 11),
+    ] {
+        let start = Instant::now();
+        let done = run(metcd().args(args).args(["--endpoints", &url]), b"");
+        assert_eq!((done.code, done.stderr.lines().count()), (1, 1), "{}", done.stderr);
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(less_than), "{args:?}: {took:?}");
+    }
+}
+
+#[test]
+fn a_dash_is_standard_output() {
+    let server = Server::start();
+    server.ok(&["put", "a", "1"]);
+    let dir = tempfile::tempdir().unwrap();
+    let mut export = server.command();
+    let done = run(export.args(["export", "--file", "-"]).current_dir(dir.path()), b"");
+    assert_eq!((done.code, done.text()), (0, server.ok(&["export"])), "{}", done.stderr);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]
@@ -255,7 +322,7 @@ fn completions_know_the_client_commands() {
 fn offered_by_bash(script: &[u8], words: &str) -> Vec<String> {
     let ask = format!(
         "source /dev/stdin && complete -p metcd && COMP_WORDS=({words}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)) && \
-         _metcd metcd \"${{COMP_WORDS[COMP_CWORD]}}\" && printf '%s\\n' \"${{COMPREPLY[@]}}\""
+         _metcd metcd \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD - 1]}}\" && printf '%s\\n' \"${{COMPREPLY[@]}}\""
     );
     let done = run(Command::new("bash").args(["--norc", "--noprofile", "-c", &ask]), script);
     assert_eq!((done.code, done.stderr.as_str()), (0, ""), "{ask}: {}", done.text());
@@ -291,6 +358,16 @@ fn the_shells_take_their_completions() {
         assert_eq!(offered_by_bash(&bash, "metcd le"), ["lease", "leader"]);
         assert_eq!(offered_by_bash(&bash, "metcd lease k"), ["keepalive"]);
         assert_eq!(offered_by_bash(&bash, "metcd put --if-a"), ["--if-absent"]);
+        for (words, values) in [
+            ("metcd serve --store \"\"", &["memory", "sled", "rocksdb"][..]),
+            ("metcd serve --wal r", &["raft-engine", "rocksdb"]),
+            ("metcd config show --store s", &["sled"]),
+            ("metcd watch --only \"\"", &["put", "delete"]),
+            ("metcd ls --output t", &["table"]),
+            ("metcd bench put --distribution \"\"", &["uniform", "zipf"]),
+        ] {
+            assert_eq!(offered_by_bash(&bash, words), values, "{words}");
+        }
     }
     let dir = tempfile::tempdir().unwrap();
     let file = |shell: &str| {

@@ -55,7 +55,11 @@ fn a_line_says_how_it_is_printed_and_mistakes_are_told_for_the_shell() {
     assert!(text.starts_with("{\"key\":\"a\",\"value\":\"1\""), "{text}");
     assert!(text.contains("}\n1\n1\n"), "for that line only: {text}");
     assert!(text.contains("  set greeting hello\n") && !text.contains("metcd put"), "{text}");
-    for (line, told) in [("get a --endpoints http://x:1", "start it with --endpoints"), ("rm a", "'del'")] {
+    for (line, told) in [
+        ("get a --endpoints http://x:1", "start it with --endpoints"),
+        ("rm a", "'del'"),
+        ("zzzzz", ": see help\n"),
+    ] {
         let done = server.metcd_with(&["shell"], line.as_bytes());
         assert!(done.code == 2 && done.stderr.contains(told), "{}", done.stderr);
     }

@@ -162,3 +162,26 @@ fn an_export_and_an_import_at_a_terminal_show_how_much_of_how_much_is_done() {
     server.ok(&["import", given.to_str().unwrap()]);
     server.ok(&["export", "--file", taken.to_str().unwrap()]);
 }
+
+/// A second one would tell many programs to drop everything.
+#[test]
+fn ctrl_c_comes_once_to_the_command_of_a_lock_which_ends_as_it_will() {
+    let server = Server::start();
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("script");
+    std::fs::write(
+        &script,
+        "trap 'echo got it' INT; echo ready; sleep 60; sleep 0.5; echo finished; exit 4\n",
+    )
+    .unwrap();
+    let args = format!("lock l -- sh {}", script.display());
+    let Some(mut lock) = Terminal::open(&server, &args, dir.path()) else {
+        return;
+    };
+    lock.shows("ready");
+    lock.types("\x03");
+    let shown = lock.end();
+    assert_eq!(shown.matches("got it").count(), 1, "{shown:?}");
+    assert!(shown.contains("finished") && shown.contains("ended with exit code 4"), "{shown:?}");
+    assert_eq!(server.ok(&["lease", "list"]), "");
+}

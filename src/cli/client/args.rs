@@ -83,6 +83,11 @@ impl ClientArgs {
         })
     }
 
+    /// What was given as `--timeout`.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
     /// How to print.
     pub fn format(&self) -> Format {
         self.output.unwrap_or(Format::Plain)

@@ -47,7 +47,7 @@ pub struct PutArgs {
 /// `metcd get`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  metcd get greeting\n  metcd get greeting --revision 7\n  metcd get greeting --wait 30s      wait for its next change\n  \
+    after_help = "Examples:\n  metcd get greeting\n  metcd get greeting --revision 7\n  metcd get greeting --wait 30s    # wait for its next change\n  \
                         metcd get greeting --output json"
 )]
 pub struct GetArgs {

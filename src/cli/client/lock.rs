@@ -5,6 +5,7 @@
 //! it grows from holder to holder, so that whatever the holder writes to can refuse an earlier one that does not know yet that it lost.
 
 use std::ffi::OsString;
+use std::pin::pin;
 use std::time::Duration;
 
 use clap::Args;
@@ -25,12 +26,14 @@ const CAUTION: f64 = 0.9;
 /// Failed keepalives are repeated after this.
 const RETRY: Duration = Duration::from_millis(200);
 
-const ENVIRONMENT: &str = "The command gets METCD_FENCING_TOKEN (a number that grows from holder to holder), METCD_LOCK_KEY and METCD_LEASE_ID in its\n\
-                           environment. It gets SIGTERM, and SIGKILL 5 s later, if the lease is lost. Its exit code is passed on.";
+const ENVIRONMENT: &str = "The command gets METCD_FENCING_TOKEN (a number that grows from holder to holder), METCD_LOCK_KEY and \
+                           METCD_LEASE_ID in its environment. It gets SIGTERM, and SIGKILL 5 s later, if the lease is lost: exit code 1. \
+                           A signal to metcd (SIGTERM, SIGINT, SIGHUP) is passed on to it, with SIGKILL 5 s later as well. Its exit code is \
+                           passed on; of a command that a signal ended it is 128 and the signal's number.";
 
 /// `metcd lock`
 #[derive(Debug, Args)]
-#[command(after_help = format!("Examples:\n  metcd lock backup -- ./backup.sh\n  metcd lock backup --wait 10s -- ./backup.sh\n  metcd lock backup    hold it until Ctrl-C\n\n{ENVIRONMENT}"))]
+#[command(after_help = format!("Examples:\n  metcd lock backup -- ./backup.sh\n  metcd lock backup --wait 10s -- ./backup.sh\n  metcd lock backup    # hold it until Ctrl-C\n\n{ENVIRONMENT}"))]
 pub struct LockArgs {
     /// The lock.
     name: OsString,
@@ -40,7 +43,7 @@ pub struct LockArgs {
 
 /// `metcd elect`
 #[derive(Debug, Args)]
-#[command(after_help = format!("Examples:\n  metcd elect scheduler node-7 -- ./scheduler\n  metcd elect scheduler           who leads?\n\n{ENVIRONMENT}"))]
+#[command(after_help = format!("Examples:\n  metcd elect scheduler node-7 -- ./scheduler\n  metcd elect scheduler    # who leads?\n\n{ENVIRONMENT}"))]
 pub struct ElectArgs {
     /// The election.
     name: OsString,
@@ -120,11 +123,13 @@ async fn hold(
     lease: &Lease,
     lost: &mut oneshot::Receiver<String>,
 ) -> Result<(), CliError> {
+    // Listened to from here on without a pause, in which one would be lost.
+    let mut stop = pin!(interrupted());
     let acquired = acquire(&session.client, queue, value, lease);
     let claim = tokio::select! {
         claim = within(args.wait, acquired) => claim?,
         why = &mut *lost => return Err(lease_lost(why)),
-        _ = interrupted() => return Err(CliError::Failed("interrupted while waiting".to_owned())),
+        number = &mut stop => return Err(CliError::Interrupted(number)),
     };
     let taken_away = taken_away(&session.client, &claim);
     if args.command.is_empty() {
@@ -132,7 +137,7 @@ async fn hold(
         return tokio::select! {
             why = lost => Err(lease_lost(why)),
             () = taken_away => Err(deleted(&claim)),
-            _ = interrupted() => Ok(()),
+            _ = &mut stop => Ok(()),
         };
     }
     let mut command = Command::new(&args.command)?;
@@ -147,7 +152,7 @@ async fn hold(
         ended = running.wait() => return passed_on(ended?),
         why = &mut *lost => lease_lost(why),
         () = taken_away => deleted(&claim),
-        _ = interrupted() => CliError::Failed("interrupted".to_owned()),
+        number = &mut stop => return passed_on(running.stop_with(number.into()).await?),
     };
     running.stop().await?;
     Err(ended)

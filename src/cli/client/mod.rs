@@ -14,6 +14,7 @@ mod snapshot;
 mod transfer;
 mod txn;
 mod watch;
+mod whole_file;
 
 use std::time::Duration;
 
@@ -114,7 +115,11 @@ pub fn run(args: &ClientArgs, command: &ClientCommand) -> Result<(), CliError> {
     if let ClientCommand::Shell = command {
         return shell::run(args);
     }
-    runtime()?.block_on(dispatch(&args.session()?, command))
+    let runtime = runtime()?;
+    let result = runtime.block_on(dispatch(&args.session()?, command));
+    // Whoever interrupts a command does not wait for what it was still reading or writing.
+    runtime.shutdown_background();
+    result
 }
 
 async fn dispatch(session: &Session, command: &ClientCommand) -> Result<(), CliError> {

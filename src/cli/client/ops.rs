@@ -1,6 +1,6 @@
 //! `status`, `health`, `compact`, `hash`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use futures_util::future::join_all;
@@ -13,6 +13,9 @@ use crate::client::{Client, ClientError, Member};
 
 /// A member that does not answer within this time is shown as unreachable, unless `--timeout` says otherwise.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Of the time that is given, this much is left for members that were heard of late.
+const LEAST_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// `metcd compact`
 #[derive(Debug, Args)]
@@ -75,36 +78,34 @@ fn reason(status: &Result<Value, ClientError>) -> String {
 /// Asks the endpoints given, then the members they know of that were not among them.
 async fn look_at_all(session: &Session) -> Result<Vec<Seen>, CliError> {
     let timeout = session.timeout.unwrap_or(STATUS_TIMEOUT);
+    let deadline = Instant::now() + timeout;
     let given: Vec<String> = session.client.endpoints().map(str::to_owned).collect();
-    let mut seen = look_at(given, timeout).await?;
-    let known = session
-        .client
-        .clone()
-        .with_serializable_reads(true)
-        .with_timeout(timeout)
-        .members()
-        .await;
+    // All at once: one that does not answer uses up no more than its own time.
+    let (seen, rest) = tokio::join!(look_at(given.clone(), timeout), async {
+        let client = session.client.clone().with_serializable_reads(true).with_timeout(timeout);
+        let members = client.members().await.map(|known| known.members).unwrap_or_default();
+        let others: Vec<&Member> = members.iter().filter(|member| is_elsewhere(member, &given)).collect();
+        let urls = others.iter().map(|member| member.client_url.clone()).collect();
+        let left = deadline.saturating_duration_since(Instant::now()).max(LEAST_TIMEOUT);
+        let looks = look_at(urls, left).await?;
+        let ids: Vec<u64> = others.iter().map(|member| member.id).collect();
+        Ok::<_, CliError>((members, ids.into_iter().zip(looks)))
+    });
+    let mut seen = seen?;
+    let (members, others) = rest?;
     let answered: Vec<u64> = seen
         .iter()
         .filter_map(|seen| seen.status.as_ref().ok()?.get("id")?.as_u64())
         .collect();
-    let members = known.map(|known| known.members).unwrap_or_default();
-    let is_at = |member: &Member, url: &str| member.client_url.trim_end_matches('/') == url.trim_end_matches('/');
-    let known = members.clone();
-    let (silent, others): (Vec<_>, Vec<_>) = members
-        .into_iter()
-        .filter(|member| !answered.contains(&member.id))
-        .partition(|member| member.client_url.is_empty());
-    let others = others
-        .into_iter()
-        .map(|member| member.client_url)
-        .filter(|url| seen.iter().all(|seen| seen.url != *url));
-    let others = look_at(others.collect(), timeout).await?;
-    seen.extend(others);
+    // Those that answered by another URL are there already.
+    seen.extend(others.filter(|(id, _)| !answered.contains(id)).map(|(_, seen)| seen));
     for seen in seen.iter_mut().filter(|seen| seen.status.is_err()) {
-        seen.known = known.iter().find(|member| is_at(member, &seen.url)).cloned();
+        seen.known = members.iter().find(|member| is_at(member, &seen.url)).cloned();
     }
-    seen.extend(silent.into_iter().map(|member| Seen {
+    let silent = members
+        .into_iter()
+        .filter(|member| member.client_url.is_empty() && !answered.contains(&member.id));
+    seen.extend(silent.map(|member| Seen {
         url: format!("member {}", member.id),
         status: Err(ClientError::Unreachable("it has not told its client URL yet".to_owned())),
         known: Some(member),
@@ -114,6 +115,15 @@ async fn look_at_all(session: &Session) -> Result<Vec<Seen>, CliError> {
         answered.or(seen.known.as_ref().map(|member| member.id)).unwrap_or(u64::MAX)
     });
     Ok(seen)
+}
+
+fn is_at(member: &Member, url: &str) -> bool {
+    member.client_url.trim_end_matches('/') == url.trim_end_matches('/')
+}
+
+/// It has told where it is, and that is none of these.
+fn is_elsewhere(member: &Member, urls: &[String]) -> bool {
+    !member.client_url.is_empty() && !urls.iter().any(|url| is_at(member, url))
 }
 
 async fn look_at(urls: Vec<String>, timeout: Duration) -> Result<Vec<Seen>, CliError> {

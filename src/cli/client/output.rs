@@ -50,15 +50,18 @@ pub(super) fn visible(bytes: &[u8], keep_lines: bool) -> String {
         for c in chunk.valid().chars() {
             match c {
                 '\n' | '\t' if keep_lines => out.push(c),
-                c if c.is_control() => out.extend(c.escape_default()),
+                '\n' | '\t' | '\r' => out.extend(c.escape_default()),
+                c if c.is_control() => c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| push_byte(&mut out, byte)),
                 c => out.push(c),
             }
         }
-        for byte in chunk.invalid() {
-            out.push_str(&format!("\\x{byte:02x}"));
-        }
+        chunk.invalid().iter().for_each(|&byte| push_byte(&mut out, byte));
     }
     out
+}
+
+fn push_byte(out: &mut String, byte: u8) {
+    out.push_str(&format!("\\x{byte:02x}"));
 }
 
 /// Whether escape sequences may go to stdout: it is a terminal, and `NO_COLOR` is not set.
@@ -197,7 +200,8 @@ mod tests {
 
     #[test]
     fn nothing_printed_on_a_terminal_can_move_its_cursor() {
-        assert_eq!(visible(b"a\x1b[2J\xff\n", false), "a\\u{1b}[2J\\xff\\n");
+        assert_eq!(visible(b"a\x1b[2J\xff\n", false), "a\\x1b[2J\\xff\\n");
+        assert_eq!(visible("\0\t\r\u{85}".as_bytes(), false), "\\x00\\t\\r\\xc2\\x85");
         assert_eq!(visible("ä\n".as_bytes(), true), "ä\n");
     }
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process_group};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::cli::CliError;
-use crate::cli::signals::is_ignored;
+use crate::cli::signals::{is_ignored, is_in_foreground};
 
 /// How often a command is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -102,9 +102,30 @@ impl Running {
 
     /// Sends SIGTERM, and SIGKILL if that does not help in time; returns when it has ended.
     pub(super) async fn stop(&mut self) -> Result<Ended, CliError> {
-        self.signal(Signal::TERM);
-        let deadline = Instant::now() + GRACE;
-        let ended = match tokio::time::timeout_at(deadline, self.wait()).await {
+        self.stop_with(SignalKind::terminate().as_raw_value()).await
+    }
+
+    /// The same with the signal of this number first. A command may take another one than SIGTERM for something else than its end: half of
+    /// its time later it gets that one as well.
+    pub(super) async fn stop_with(&mut self, number: i32) -> Result<Ended, CliError> {
+        // Ctrl-C at a terminal goes to everybody there, and a second one tells many programs to drop everything.
+        let is_from_terminal = [SignalKind::interrupt(), SignalKind::quit()]
+            .map(|kind| kind.as_raw_value())
+            .contains(&number);
+        let has_it = is_from_terminal && !self.leads_group && is_in_foreground();
+        if let Some(signal) = Signal::from_named_raw(number).filter(|_| !has_it) {
+            self.signal(signal);
+        }
+        let begun = Instant::now();
+        let deadline = begun + GRACE;
+        let mut ended = timeout_at(begun + GRACE / 2, self.wait()).await;
+        if ended.is_err() {
+            if number != SignalKind::terminate().as_raw_value() {
+                self.signal(Signal::TERM);
+            }
+            ended = timeout_at(deadline, self.wait()).await;
+        }
+        let ended = match ended {
             Ok(ended) => ended?,
             Err(_elapsed) => {
                 self.signal(Signal::KILL);
@@ -153,6 +174,16 @@ pub(super) async fn interrupted() -> u8 {
         number = arrival(SignalKind::terminate()) => number,
         number = unless_ignored(SignalKind::quit()) => number,
         number = unless_ignored(SignalKind::hangup()) => number,
+    }
+}
+
+/// Works, unless a signal comes first: then what has been begun is dropped, and with it what cleans up after it.
+pub(super) async fn unless_interrupted<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    tokio::select! {
+        // The signals first: they are listened to before anything begins.
+        biased;
+        number = interrupted() => Err(CliError::Interrupted(number)),
+        done = work => done,
     }
 }
 

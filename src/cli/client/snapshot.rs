@@ -1,18 +1,19 @@
 //! `metcd snapshot save`: a backup from a running cluster.
 
-use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 
 use super::output::{self, Format};
-use super::transfer::{Unit, partial_name, progress, target_of};
+use super::process::unless_interrupted;
+use super::transfer::{Unit, progress};
+use super::whole_file::WholeFile;
 use super::{Session, print};
 use crate::cli::{CliError, backup};
 use crate::client::ByteStream;
-use crate::snapshot::{tally_file, verify_file};
+use crate::snapshot::{SnapshotMeta, tally_file, verify_file};
 
 /// `metcd snapshot …`
 #[derive(Debug, Subcommand)]
@@ -45,14 +46,7 @@ pub(super) async fn save(session: &Session, args: &SaveArgs) -> Result<(), CliEr
                 .to_owned(),
         ));
     }
-    let file = target_of(&args.file)?;
-    let partial = partial_name(&file);
-    let saved = write(session, &partial, &file).await;
-    if saved.is_err() {
-        // What is left of it helps nobody.
-        let _ = std::fs::remove_file(&partial);
-    }
-    let meta = saved?;
+    let meta = unless_interrupted(write(session, &args.file)).await?;
     match session.format {
         Format::Json => output::json(&serde_json::json!({
             "file": args.file.display().to_string(), "revision": meta.revision, "bytes": meta.bytes,
@@ -65,20 +59,23 @@ pub(super) async fn save(session: &Session, args: &SaveArgs) -> Result<(), CliEr
     }
 }
 
-async fn write(session: &Session, partial: &Path, file: &Path) -> Result<crate::snapshot::SnapshotMeta, CliError> {
-    let unwritable = |error: io::Error| CliError::Failed(format!("cannot write {}: {error}", file.display()));
+async fn write(session: &Session, file: &Path) -> Result<SnapshotMeta, CliError> {
+    let output = WholeFile::create(file, "name a file, which is written whole or not at all")?;
     let mut stream = session.client.snapshot().await?;
-    let mut output = File::create(partial).map_err(unwritable)?;
-    copy(&mut stream, &mut output).await?.map_err(unwritable)?;
-    output.sync_all().map_err(unwritable)?;
-    // The stream carries its own checksums: what is kept under the name asked for has passed them.
-    let meta = verify_file(partial).map_err(|error| CliError::Failed(format!("what arrived is not whole: {error}")))?;
-    std::fs::rename(partial, file).map_err(unwritable)?;
-    crate::datadir::disk::sync_parent(file).map_err(unwritable)?;
+    copy(&mut stream, &mut output.file())
+        .await?
+        .map_err(|error| output.unwritable(&error))?;
+    // The stream carries its own checksums: what is kept under the name asked for has passed them. To read it all takes its time, and
+    // whoever interrupts it shall not wait.
+    let partial = output.partial().to_owned();
+    let verified = tokio::task::spawn_blocking(move || verify_file(&partial)).await;
+    let verified = verified.map_err(|error| CliError::Failed(format!("the backup could not be checked: {error}")))?;
+    let meta = verified.map_err(|error| CliError::Failed(format!("what arrived is not whole: {error}")))?;
+    output.keep().await?;
     Ok(meta)
 }
 
-async fn copy(stream: &mut ByteStream, output: &mut File) -> Result<io::Result<()>, CliError> {
+async fn copy(stream: &mut ByteStream, output: &mut impl Write) -> Result<io::Result<()>, CliError> {
     let bar = match stream.expected_bytes() {
         Some(bytes) => progress("save", Unit::Bytes, bytes),
         None => progress("save", Unit::EstimatedBytes, stream.estimated_bytes().unwrap_or(0)),

@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use super::args::prefix;
 use super::kv::shortened;
 use super::output::{Format, json as print_json, row, warn};
+use super::process::unless_interrupted;
+use super::whole_file::WholeFile;
 use super::{Session, print};
 use crate::cli::CliError;
 use crate::client::{Client, KeyValue, ListOptions, put_operation};
@@ -32,7 +34,7 @@ const BATCH_BYTES: usize = 1 << 20;
 pub struct ExportArgs {
     /// How the keys begin; all keys if left out.
     prefix: Option<OsString>,
-    /// Write here, whole or not at all; standard output if left out.
+    /// Write here, whole or not at all; standard output for - or if left out.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// As it was at this revision.
@@ -43,7 +45,7 @@ pub struct ExportArgs {
 /// `metcd import`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  metcd import all.jsonl\n  zcat then.jsonl.gz | metcd import\n\nKeys that are there already are overwritten; leases are not restored. Lines need a key and a value, as in {\"key\":\"a\",\"value\":\"b\"};\nthe last one is {\"end\":true}, without which the input counts as cut off: exit code 1."
+    after_help = "Examples:\n  metcd import all.jsonl\n  zcat then.jsonl.gz | metcd import\n\nKeys that are there already are overwritten; leases are not restored. Lines need a key and a value, as in {\"key\":\"a\",\"value\":\"b\"}; the last one is {\"end\":true}, without which the input counts as cut off: exit code 1."
 )]
 pub struct ImportArgs {
     /// The file; standard input if left out.
@@ -52,7 +54,7 @@ pub struct ImportArgs {
 }
 
 pub(super) async fn export(session: &Session, args: &ExportArgs) -> Result<(), CliError> {
-    let Some(file) = &args.file else {
+    let Some(file) = args.file.as_deref().filter(|file| *file != Path::new("-")) else {
         let mut stdout = BufWriter::new(io::stdout().lock());
         let done = write_all(session, args, &mut stdout).await;
         return match done {
@@ -61,13 +63,7 @@ pub(super) async fn export(session: &Session, args: &ExportArgs) -> Result<(), C
             other => other.map(|_| ()).map_err(|trouble| trouble.into_error(Path::new("stdout"))),
         };
     };
-    let file = &target_of(file)?;
-    let partial = partial_name(file);
-    let count = write_file(session, args, &partial, file).await.map_err(|trouble| {
-        // What is left of it helps nobody.
-        let _ = std::fs::remove_file(&partial);
-        trouble.into_error(file)
-    })?;
+    let count = unless_interrupted(write_file(session, args, file)).await?;
     match session.format {
         Format::Json => print_json(&json!({"exported": count, "file": file.display().to_string()})),
         Format::Plain => print(&format!("exported {count} keys\n")),
@@ -75,35 +71,11 @@ pub(super) async fn export(session: &Session, args: &ExportArgs) -> Result<(), C
     }
 }
 
-/// The file to write, behind any symbolic links. What is no file cannot be there whole or not at all, and must not be replaced by one.
-pub(super) fn target_of(file: &Path) -> Result<PathBuf, CliError> {
-    let Ok(target) = file.canonicalize() else {
-        // Nothing is there yet, or nothing that can be reached: creating it says so.
-        return Ok(file.to_owned());
-    };
-    if target.is_file() {
-        return Ok(target);
-    }
-    let what = if target.is_dir() { "a directory" } else { "a device or a pipe" };
-    Err(CliError::Failed(format!(
-        "{} is {what}: name a file, which is written whole or not at all",
-        file.display()
-    )))
-}
-
-pub(super) fn partial_name(file: &Path) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(".partial");
-    name.into()
-}
-
-async fn write_file(session: &Session, args: &ExportArgs, partial: &Path, file: &Path) -> Result<u64, Trouble> {
-    let output = File::create(partial)?;
-    let mut writer = BufWriter::new(&output);
-    let count = write_all(session, args, &mut writer).await?;
-    drop(writer);
-    output.sync_all()?;
-    std::fs::rename(partial, file)?;
+async fn write_file(session: &Session, args: &ExportArgs, file: &Path) -> Result<u64, CliError> {
+    let output = WholeFile::create(file, "name a file, which is written whole or not at all, or - for standard output")?;
+    let written = write_all(session, args, &mut BufWriter::new(output.file())).await;
+    let count = written.map_err(|trouble| trouble.into_error(file))?;
+    output.keep().await?;
     Ok(count)
 }
 

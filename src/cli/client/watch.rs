@@ -5,6 +5,7 @@ use std::pin::{Pin, pin};
 use std::process::Stdio;
 
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use serde_json::{Value, json};
 
 use super::args::{key, prefix};
@@ -19,9 +20,9 @@ use crate::client::watch::{Event, EventKind, Message, WatchOptions};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  metcd watch greeting\n  metcd watch --prefix session/ --output json\n  metcd watch --prefix config/ -- ./reload.sh\n\n\
-                        The command is run once for each change of a key, one after another, with METCD_EVENT (put or delete), METCD_KEY and\n\
-                        METCD_REVISION in its environment and the value on its standard input. A watch with --count ends with 1 if it failed for one of them.\n\
-                        A watch that is interrupted stops the command first: SIGTERM, 5 s later SIGKILL."
+                        The command is run once for each change of a key, one after another, with METCD_EVENT (put or delete), METCD_KEY and \
+                        METCD_REVISION in its environment and the value on its standard input. A watch with --count ends with 1 if it failed \
+                        for one of them. A watch that is interrupted stops the command first: SIGTERM, 5 s later SIGKILL."
 )]
 pub struct WatchArgs {
     /// The key.
@@ -36,8 +37,8 @@ pub struct WatchArgs {
     /// Tell what was there before.
     #[arg(long)]
     prev: bool,
-    /// Only puts, or only deletions.
-    #[arg(long, value_name = "KIND", value_parser = kind)]
+    /// Only puts (put), or only deletions (delete).
+    #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new([PUT, DELETE]).map(|name| kind(&name)), hide_possible_values = true)]
     only: Option<EventKind>,
     /// End after so many changed keys.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -47,11 +48,14 @@ pub struct WatchArgs {
     command: Vec<OsString>,
 }
 
-fn kind(text: &str) -> Result<EventKind, String> {
-    match text {
-        "put" => Ok(EventKind::Put),
-        "delete" => Ok(EventKind::Delete),
-        _ => Err("put or delete".to_owned()),
+const PUT: &str = "put";
+const DELETE: &str = "delete";
+
+/// Which of the two a name is.
+fn kind(name: &str) -> EventKind {
+    match name {
+        PUT => EventKind::Put,
+        _ => EventKind::Delete,
     }
 }
 
@@ -167,8 +171,8 @@ fn cells(revision: u64, event: &Event) -> [String; 5] {
 
 fn name(kind: EventKind) -> &'static str {
     match kind {
-        EventKind::Put => "put",
-        EventKind::Delete => "delete",
+        EventKind::Put => PUT,
+        EventKind::Delete => DELETE,
     }
 }
 

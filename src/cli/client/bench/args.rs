@@ -11,7 +11,7 @@ use super::super::args::{duration, duration_or_none};
 #[command(
     after_help = "Examples:\n  metcd bench put --connections 64 --duration 30s\n  metcd bench get --distribution zipf --serializable\n  \
                         metcd bench mixed --reads 90 --rate 5000\n  metcd bench watch --watchers 100 --rate 200\n  \
-                        metcd bench put --endpoints http://127.0.0.1:8080/kv   any server with PUT and GET of a path"
+                        metcd bench put --endpoints http://127.0.0.1:8080/kv    # any server with PUT and GET of a path"
 )]
 pub enum BenchCommand {
     /// Writes.
@@ -119,8 +119,8 @@ fn positive(text: &str) -> Result<f64, String> {
 
 fn theta(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(number) if number > 0.0 && number < 1.0 => Ok(number),
-        _ => Err("it must be above 0 and below 1".to_owned()),
+        Ok(number) if (0.0..1.0).contains(&number) => Ok(number),
+        _ => Err("it must be at least 0 and below 1".to_owned()),
     }
 }
 

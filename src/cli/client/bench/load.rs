@@ -21,8 +21,8 @@ use crate::cli::CliError;
 
 /// After a connection broke or could not be made.
 const PAUSE: Duration = Duration::from_millis(20);
-/// After the end of the measurement answers still under way get this long.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// After the end of the measurement answers still under way get this long, unless `--timeout` says otherwise.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A server: where to connect, and what stands before the key.
 #[derive(Debug, Clone)]
@@ -53,6 +53,8 @@ pub(super) struct Plan {
     pub(super) rate: Option<f64>,
     pub(super) warm_up: Duration,
     pub(super) duration: Duration,
+    /// How long answers still under way are waited for at the end.
+    pub(super) patience: Duration,
     pub(super) requests: Option<u64>,
     pub(super) seed: u64,
 }
@@ -108,7 +110,7 @@ fn run_thread(plan: &Plan, live: &Arc<Live>, thread: u32, start: Instant) -> std
         let worker = Worker::new(plan.clone(), live.clone(), tally.clone(), number, start);
         local.spawn_local(worker.run());
     }
-    let limit = tokio::time::Instant::from_std(start + plan.warm_up + plan.duration + PATIENCE);
+    let limit = tokio::time::Instant::from_std(start + plan.warm_up + plan.duration + plan.patience);
     runtime.block_on(async {
         // What does not end by then has no latency to report; it is dropped, and missing in the counts.
         tokio::select! {
@@ -171,7 +173,7 @@ impl Worker {
             let Some(ordinal) = self.begin(measured) else { return };
             turn += 1;
             let kind = self.next_request(ordinal);
-            let answered = self.ask(&mut connection).await;
+            let answered = self.ask_in_time(&mut connection).await;
             self.live.answered.fetch_add(1, Ordering::Relaxed);
             let ok = answered
                 .as_ref()
@@ -179,11 +181,16 @@ impl Worker {
             if !ok {
                 self.live.failed.fetch_add(1, Ordering::Relaxed);
             }
+            let is_spoilt = self.plan.fill && !ok;
             if measured {
                 let latency = due.elapsed();
                 self.tally
                     .borrow_mut()
                     .note(kind, answered.as_ref().map_err(ToString::to_string).copied(), ok, latency);
+            }
+            if is_spoilt {
+                // Without this key the measurement does not begin.
+                return;
             }
             if answered.is_err() {
                 sleep(PAUSE).await;
@@ -201,7 +208,7 @@ impl Worker {
                 self.start + Duration::from_secs_f64(number as f64 / rate)
             }
         };
-        if due >= self.end || now >= self.end + PATIENCE {
+        if due >= self.end || now >= self.end + self.plan.patience {
             return None;
         }
         if due <= now {
@@ -247,6 +254,15 @@ impl Worker {
         out.extend_from_slice(b"\r\n\r\n");
         out.extend_from_slice(&self.value);
         Kind::Put
+    }
+
+    /// Nothing bounds the time of a fill, so each of its requests has its own bound.
+    async fn ask_in_time(&self, connection: &mut Option<Connection>) -> std::io::Result<u16> {
+        if !self.plan.fill {
+            return self.ask(connection).await;
+        }
+        let asked = tokio::time::timeout(self.plan.patience, self.ask(connection)).await;
+        asked.unwrap_or_else(|_elapsed| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time")))
     }
 
     async fn ask(&self, connection: &mut Option<Connection>) -> std::io::Result<u16> {

@@ -75,8 +75,8 @@ fn plan(args: &ClientArgs, load: &LoadArgs, reads: u8) -> Result<Plan, CliError>
         reads,
         fill: false,
         distribution: match load.distribution {
-            Choice::Uniform => Distribution::Uniform { keys: load.keys },
-            Choice::Zipf => Distribution::Zipf(Zipf::new(load.keys, load.theta)),
+            Choice::Zipf if load.theta > 0.0 => Distribution::Zipf(Zipf::new(load.keys, load.theta)),
+            Choice::Zipf | Choice::Uniform => Distribution::Uniform { keys: load.keys },
         },
         prefix: load.prefix.clone(),
         key_size: usize::from(load.key_size),
@@ -85,6 +85,7 @@ fn plan(args: &ClientArgs, load: &LoadArgs, reads: u8) -> Result<Plan, CliError>
         rate: load.rate,
         warm_up: load.warm_up,
         duration: load.duration,
+        patience: args.timeout().unwrap_or(load::PATIENCE),
         requests: load.requests,
         seed: load.seed,
     })
@@ -191,9 +192,10 @@ fn draw(bar: &ProgressBar, live: &Live, start: Instant, finished: &std::sync::mp
 fn run_watch(args: &ClientArgs, watch: &WatchArgs) -> Result<(), CliError> {
     let session = args.session()?;
     let measured = runtime()?.block_on(async {
-        let measured = watch::run(&session.client, watch).await;
+        // If this fails, nothing was written.
+        let measured = watch::run(&session.client, watch).await?;
         watch::clean_up(&session.client, watch).await;
-        measured
+        Ok::<_, CliError>(measured)
     })?;
     let title = format!("watch: {} watchers, {} changes/s wanted", watch.watchers, watch.rate);
     conclude(args, "watch", &title, &measured.tally, measured.took, measured.ended)

@@ -413,8 +413,7 @@ mod tests {
         examples(&command(), &mut found);
         assert!(found.len() > 15 && found.contains(&"set greeting hello".to_owned()), "{found:?}");
         for line in found {
-            // Two blanks begin an explanation.
-            let words = words::split(line.split("  ").next().unwrap_or_default()).unwrap();
+            let words = words::split(&line).unwrap();
             let parsed = command().try_get_matches_from(&words);
             assert!(parsed.is_ok(), "{line}: {}", parsed.err().unwrap());
         }

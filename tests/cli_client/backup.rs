@@ -1,14 +1,9 @@
 //! snapshot save, status, restore; recover; wal.
 
 use std::fs;
-<<<<<<< HEAD
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
-=======
-use std::io::Write as _;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
->>>>>>> cli10
 use std::path::Path;
 use std::process::Stdio;
 

@@ -10,6 +10,7 @@ mod harness;
 mod load;
 mod proxy;
 mod small_disk;
+mod wrong_clock;
 
 mod anywhere;
 mod chaos;
@@ -24,3 +25,4 @@ mod replacing;
 mod resuming;
 mod returning;
 mod trouble;
+mod wall_clocks;

@@ -14,6 +14,7 @@ mod wrong_clock;
 
 mod anywhere;
 mod chaos;
+mod compaction;
 mod failover;
 mod figures;
 mod hashes;

@@ -1,9 +1,9 @@
-//! What a count costs: rows of the index, each at most once, and no value.
+//! What reads cost: a count the rows of its span in the index, each at most once, and no value; one key its own rows and no other's.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use metcd::state::command::{Body, DeleteRange, KeySpan};
+use metcd::state::command::{Body, Compact, DeleteRange, KeySpan};
 use metcd::state::outcome::Refusal;
 use metcd::state::reader::RangeQuery;
 use metcd::store::Table;
@@ -163,4 +163,34 @@ fn a_range_delete_over_its_limit_is_refused_without_a_look_at_a_value() {
     // Those that it would have deleted and one more, and then all, to say how many they are.
     assert!(rows(&reads) <= KEYS + 102, "{reads:?}");
     assert_eq!(reads.get(&Table::Revision), None);
+}
+
+#[test]
+fn a_look_at_one_key_ends_with_its_own_rows_whatever_lies_behind() {
+    let (mut node, store) = filled();
+    let reader = node.reader();
+    let index_rows = |step: &dyn Fn()| store.reads_of(step).1.get(&Table::Index).map_or(0, |index| index.rows);
+    let absent = || assert_eq!(reader.get(b"b", None).unwrap().1, None);
+    assert_eq!(index_rows(&absent), 0);
+    let there = || assert!(reader.get(b"a", None).unwrap().1.is_some());
+    assert_eq!(index_rows(&there), 1);
+    let not_yet = || assert_eq!(reader.get(b"z", Some(1)).unwrap().1, None);
+    assert_eq!(index_rows(&not_yet), 0);
+    for (key, rows) in [(b"b", 0), (b"a", 1)] {
+        let (_, reads) = store.reads_of(|| node.put(key, b"v"));
+        assert_eq!(reads.get(&Table::Index).map_or(0, |index| index.rows), rows);
+    }
+}
+
+#[test]
+fn garbage_of_a_key_is_found_without_a_look_at_the_next_key() {
+    let (mut node, store) = filled();
+    put_all(&mut node, (0..KEYS).map(key), b"again");
+    let revision = node.reader().revision();
+    assert!(node.run(Body::Compact(Compact { revision })).result.is_ok());
+    let (is_more, reads) = store.reads_of(|| node.state.collect_garbage(10 * KEYS).unwrap());
+    assert!(!is_more);
+    // Both versions of each key that was overwritten. What made its key ended nothing.
+    assert_eq!(rows(&reads), 2 * KEYS);
+    assert_eq!(node.value(&key(KEYS - 1)), Some(b"again".to_vec()));
 }

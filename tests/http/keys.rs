@@ -186,6 +186,9 @@ fn an_idempotency_key_gets_the_first_answer_again() {
     }
 }
 
+/// Method, target and conditions of a request without a body.
+type Asked<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+
 #[test]
 fn an_idempotency_key_is_bound_to_method_conditions_and_parameters() {
     let server = Server::start();
@@ -193,7 +196,7 @@ fn an_idempotency_key_is_bound_to_method_conditions_and_parameters() {
         let granted = server.post("/v1/leases", &json!({"ttl": 600})).json();
         format!("/l?lease={}", granted["id"].as_str().unwrap())
     });
-    let send = |key: &str, (method, target, condition): (&str, &str, &[(&str, &str)])| {
+    let send = |key: &str, (method, target, condition): Asked<'_>| {
         let headers: Vec<(&str, &str)> = condition.iter().copied().chain([("Idempotency-Key", key)]).collect();
         server.send(method, target, &headers, b"")
     };
@@ -203,7 +206,7 @@ fn an_idempotency_key_is_bound_to_method_conditions_and_parameters() {
     let is_not_2: &[_] = &[("If-None-Match", "\"2\"")];
     let both: &[_] = &[("If-Match", "\"2\""), ("If-None-Match", "\"9\"")];
     // The first of each line is answered and remembered; each of the others, under its key, is another request. No body tells them apart.
-    let lines: [Vec<(&str, &str, &[(&str, &str)])>; 5] = [
+    let lines: [Vec<Asked<'_>>; 5] = [
         vec![
             ("PUT", "/a", none),
             ("DELETE", "/a", none),

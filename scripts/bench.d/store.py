@@ -5,6 +5,7 @@ They use plain sockets: what a client library would cost is not the server's.
 
 import http.client
 import json
+import os
 import select
 import socket
 import statistics
@@ -28,6 +29,12 @@ def status_field(pid, field):
             if line.startswith(field + ":"):
                 return int(line.split()[1]) * 1024
     raise RuntimeError(f"{field} is not in /proc/{pid}/status")
+
+
+def disk_of_store(cluster):
+    """Bytes of the first member's store on disk."""
+    directory = os.path.join(cluster.directory, "data0", "store")
+    return sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(directory) for name in names)
 
 
 def forget_peak(pid):
@@ -114,12 +121,13 @@ def list_million(cluster, wrk, seconds):
 
 
 def reclaim(cluster, wrk, seconds):
-    """A million keys, all deleted, history compacted: what comes back of the memory."""
+    """A million keys, all deleted, history compacted: what comes back of the memory, and what a put takes meanwhile."""
     pid, leader = cluster.processes[0].pid, cluster.leader()
     empty = status_field(pid, "VmRSS")
     fill(cluster, wrk, 1_000_000)
     time.sleep(5)
-    full = status_field(pid, "VmRSS")
+    full, disk_full = status_field(pid, "VmRSS"), disk_of_store(cluster)
+    before = probed(leader, lambda: time.sleep(15))
     connection, begun, deleted = http.client.HTTPConnection(*address(leader), timeout=60), time.perf_counter(), 0
     for number in range(300):
         connection.request("DELETE", f"/v1/kv?prefix=f{number:011}")
@@ -127,14 +135,28 @@ def reclaim(cluster, wrk, seconds):
     delete_s = time.perf_counter() - begun
     revision = json.loads(http_get(leader + "/status"))["revision"]
     cpu = cluster.usage()[0]
-    connection.request("POST", "/v1/compact", json.dumps({"revision": revision}))
-    connection.getresponse().read()
-    time.sleep(15)
+
+    def compact():
+        connection.request("POST", "/v1/compact", json.dumps({"revision": revision}))
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status != 200:
+            raise SystemExit(f"the compaction was answered {answer.status}")
+        time.sleep(15)
+
+    meanwhile = probed(leader, compact)
     after = status_field(pid, "VmRSS")
-    return {
+    figures = {
         "deleted": deleted, "delete_s": delete_s, "rss_empty_mb": empty / 1e6, "rss_full_mb": full / 1e6, "rss_after_mb": after / 1e6,
-        "collect_cpu_s": cluster.usage()[0] - cpu, "left_keys": json.loads(http_get(leader + "/v1/kv?prefix=&count_only=true"))["count"],
+        "disk_full_mb": disk_full / 1e6, "disk_after_mb": disk_of_store(cluster) / 1e6,
+        "collect_cpu_s": cluster.usage()[0] - cpu, "left_keys": json.loads(http_get(leader + "/v1/kv?prefix=f&count_only=true"))["count"],
     }
+    for when, took in (("before", before), ("meanwhile", meanwhile)):
+        figures.update({
+            f"puts_{when}": len(took), f"put_p50_ms_{when}": 1e3 * percentile(took, 50), f"put_p99_ms_{when}": 1e3 * percentile(took, 99),
+            f"put_max_ms_{when}": 1e3 * max(took),
+        })
+    return figures
 
 
 def idle_watchers(cluster, wrk, seconds):
@@ -218,6 +240,16 @@ class Probes(threading.Thread):
         while not self.stopping:
             self.took.append(put_once(self.connection, "/k-probe", f"probe:{time.perf_counter():.6f}:".encode()))
             time.sleep(0.02)
+
+
+def probed(url, work):
+    """Seconds that each put of a probe took while `work` was done."""
+    probes = Probes(url)
+    probes.start()
+    work()
+    probes.stopping = True
+    probes.join()
+    return probes.took
 
 
 def fanout(watchers, rate):

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use raft::eraftpb::{Entry, EntryType};
 use tokio::sync::oneshot;
@@ -17,8 +17,11 @@ use crate::state::{ConfDecision, ProposalId, SnapshotView, State, StateError};
 use crate::wal::LogStart;
 use crate::{snapshot, snapshot_files};
 
-/// Records that one step of garbage collection looks at: about a millisecond.
+/// Records that one step of garbage collection looks at: at most, and at least.
 const GARBAGE_STEP: usize = 512;
+const MIN_GARBAGE_STEP: usize = 16;
+/// About what a step takes: commands that come meanwhile wait for its end. How much is done in it differs from engine to engine.
+const GARBAGE_TURN: Duration = Duration::from_millis(1);
 /// Entries beyond this many bytes are written to the store apart: bounds a batch, and with it what a thread may be at for long.
 const MAX_RUN_BYTES: usize = 4 << 20;
 
@@ -65,6 +68,7 @@ pub(super) fn spawn(state: State, jobs: Receiver<ApplyJob>, shared: Arc<Shared>,
         snapshot_dir,
         settled: Vec::new(),
         garbage: true,
+        garbage_step: MIN_GARBAGE_STEP,
     };
     std::thread::Builder::new().name("apply".into()).spawn(move || thread.run(&jobs))
 }
@@ -76,6 +80,19 @@ struct ApplyThread {
     settled: Vec<u64>,
     /// There may be garbage to collect when nothing else is to do.
     garbage: bool,
+    /// Records that the next step of that looks at.
+    garbage_step: usize,
+}
+
+/// How many records the next step looks at, after one of `step` records took so long.
+fn next_garbage_step(step: usize, took: Duration) -> usize {
+    if took > 2 * GARBAGE_TURN {
+        (step / 2).max(MIN_GARBAGE_STEP)
+    } else if took < GARBAGE_TURN {
+        (step * 2).min(GARBAGE_STEP)
+    } else {
+        step
+    }
 }
 
 impl ApplyThread {
@@ -128,7 +145,9 @@ impl ApplyThread {
                 }
                 Err(TryRecvError::Empty) => {
                     self.shared.apply_turns.begin();
-                    self.garbage = self.state.collect_garbage(GARBAGE_STEP)?;
+                    let begun = Instant::now();
+                    self.garbage = self.state.collect_garbage(self.garbage_step)?;
+                    self.garbage_step = next_garbage_step(self.garbage_step, begun.elapsed());
                 }
                 Err(TryRecvError::Disconnected) => return Ok(false),
             }
@@ -279,6 +298,17 @@ fn run_length(entries: &[Entry]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_of_garbage_collection_is_as_large_as_the_engine_is_fast() {
+        let (fast, slow) = (Duration::from_micros(100), Duration::from_millis(20));
+        let after = |step, times, took| (0..times).fold(step, |step, _| next_garbage_step(step, took));
+        assert_eq!(after(MIN_GARBAGE_STEP, 2, fast), 4 * MIN_GARBAGE_STEP);
+        assert_eq!(after(MIN_GARBAGE_STEP, 100, fast), GARBAGE_STEP);
+        assert_eq!(after(GARBAGE_STEP, 1, slow), GARBAGE_STEP / 2);
+        assert_eq!(after(GARBAGE_STEP, 100, slow), MIN_GARBAGE_STEP);
+        assert_eq!(after(100, 100, GARBAGE_TURN), 100);
+    }
 
     #[test]
     fn a_batch_is_bounded_and_ends_before_a_configuration_change() {

@@ -6,7 +6,7 @@
 use std::ops::{Bound, ControlFlow};
 
 use super::StateError;
-use super::key::{ROW_KEY_LEN, descending, escaped, row_key, split_index_key, split_row_key};
+use super::key::{ROW_KEY_LEN, descending, escaped, last_of, row_key, split_index_key, split_row_key};
 use super::row::{Row, Version};
 use crate::store::{KvStore, Order, Table, WriteBatch};
 
@@ -116,27 +116,23 @@ fn collect(store: &dyn KvStore, candidate: &Candidate, batch: &mut WriteBatch) -
         revision, position, key, ..
     } = candidate;
     let user = escaped(key);
+    let end = last_of(&user);
     let mut from = user.clone();
     from.extend_from_slice(&descending(*revision));
     let mut versions = Vec::new();
     let mut is_damaged = false;
     store.scan(
         Table::Index,
-        (Bound::Included(&from), Bound::Unbounded),
+        (Bound::Included(&from), Bound::Included(&end)),
         Order::Asc,
-        &mut |index_key, record| {
-            match split_index_key(index_key) {
-                Some((found, made)) if found == user => match Version::decode_index(made, record) {
-                    Some(version) => versions.push(version),
-                    None => is_damaged = true,
-                },
-                Some(_) => return ControlFlow::Break(()),
-                None => is_damaged = true,
-            }
-            if is_damaged {
-                ControlFlow::Break(())
-            } else {
+        &mut |index_key, record| match split_index_key(index_key).and_then(|(_, made)| Version::decode_index(made, record)) {
+            Some(version) => {
+                versions.push(version);
                 ControlFlow::Continue(())
+            }
+            None => {
+                is_damaged = true;
+                ControlFlow::Break(())
             }
         },
     )?;

@@ -55,6 +55,12 @@ pub(super) fn descending(revision: u64) -> [u8; REVISION_LEN] {
     (!revision).to_be_bytes()
 }
 
+/// The end of a user key's index keys: behind all of its versions, and before every other key's. Whoever looks for one key stops here. An
+/// engine that keeps deleted records for a while would otherwise go through all that were deleted behind it, to the next one that is there.
+pub(super) fn last_of(user: &[u8]) -> Vec<u8> {
+    [user, &descending(0)].concat()
+}
+
 /// Splits an index key into its escaped user part and its revision.
 pub(super) fn split_index_key(index_key: &[u8]) -> Option<(&[u8], u64)> {
     let (user, revision) = index_key.split_last_chunk::<REVISION_LEN>()?;

@@ -4,7 +4,7 @@ use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
 use super::StateError;
-use super::key::{IndexSpan, REVISION_LEN, as_bound, descending, push_escaped, row_key, split_index_key, unescape};
+use super::key::{IndexSpan, REVISION_LEN, as_bound, descending, last_of, push_escaped, row_key, split_index_key, unescape};
 use super::row::Version;
 use crate::store::{KvStore, Order, Table};
 
@@ -26,19 +26,15 @@ pub(super) fn newest(store: &dyn KvStore, key: &[u8], at: u64, scratch: &mut Vec
 
 /// As [`newest`], for the escaped key in `scratch`. The revision is appended to it and taken away again.
 fn newest_of_escaped(store: &dyn KvStore, at: u64, scratch: &mut Vec<u8>) -> Result<Option<Version>, StateError> {
-    let user_len = scratch.len();
+    let (user_len, end) = (scratch.len(), last_of(scratch));
     scratch.extend_from_slice(&descending(at));
     let mut found = Ok(None);
-    let user = &scratch[..user_len];
     let visit = &mut |index_key: &[u8], record: &[u8]| {
-        if let Some((index_user, revision)) = split_index_key(index_key)
-            && index_user == user
-        {
-            found = Version::decode_index(revision, record).map(Some).ok_or_else(corrupt_index);
-        }
+        let version = split_index_key(index_key).and_then(|(_, revision)| Version::decode_index(revision, record));
+        found = version.map(Some).ok_or_else(corrupt_index);
         ControlFlow::Break(())
     };
-    store.scan(Table::Index, (Bound::Included(scratch), Bound::Unbounded), Order::Asc, visit)?;
+    store.scan(Table::Index, (Bound::Included(scratch), Bound::Included(&end)), Order::Asc, visit)?;
     scratch.truncate(user_len);
     found
 }

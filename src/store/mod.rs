@@ -213,12 +213,6 @@ pub trait KvStore: Send + Sync + 'static {
     /// Removes every record of every table, durably. Used before a snapshot is loaded.
     fn clear(&self) -> Result<(), StoreError>;
 
-    /// Gives space of removed records back, as far as the engine can do so on request. May take long and runs beside reads and writes:
-    /// call it from a thread of its own, rarely (after a compaction of history).
-    fn reclaim(&self) -> Result<(), StoreError> {
-        Ok(())
-    }
-
     /// Bytes held: on disk for a disk engine, an estimate of the heap for memory. For `/status`; cheap.
     fn bytes(&self) -> u64;
 

@@ -11,10 +11,7 @@
 use std::{ops::Bound, path::Path, sync::Arc};
 
 use parking_lot::{Mutex, RwLock};
-use rocksdb::{
-    BlockBasedOptions, BottommostLevelCompaction, Cache, CompactOptions, DB, DBCompressionType, FlushOptions, Options, ReadOptions,
-    WriteOptions,
-};
+use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, Options, ReadOptions, WriteOptions};
 
 use super::files::StoreDir;
 use super::{KeyRange, KvStore, Op, Order, StoreError, Table, Visitor, WriteBatch, check_keys};
@@ -76,7 +73,8 @@ fn options() -> Options {
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(1 << 20);
     options.set_paranoid_checks(true);
-    // History is deleted in the order in which it was written: files that are mostly tombstones are compacted at once.
+    // History is deleted in the order in which it was written: files that are mostly tombstones are compacted at once, which
+    // gives their space back without anybody asking.
     options.add_compact_on_deletion_collector_factory(4096, 1024, 0.5);
     options
 }
@@ -170,13 +168,6 @@ impl KvStore for RocksDbStore {
         drop(std::mem::replace(&mut *db, next));
         *newest = 0;
         self.files.remove_other_generations()
-    }
-
-    fn reclaim(&self) -> Result<(), StoreError> {
-        let mut whole = CompactOptions::default();
-        whole.set_bottommost_level_compaction(BottommostLevelCompaction::ForceOptimized);
-        self.db.read().compact_range_opt::<&[u8], &[u8]>(None, None, &whole);
-        Ok(())
     }
 
     fn bytes(&self) -> u64 {

@@ -143,6 +143,64 @@ async fn rule_16_a_paused_ex_leader_never_answers_stale() {
     cluster.same_content(&cluster.ids()).await;
 }
 
+/// One keepalive on an open connection; its answer is left to be read.
+async fn send_keepalive(connection: &mut TcpStream, lease: &str) {
+    let request = format!("POST /v1/leases/{lease}/keepalive?timeout=20s HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n");
+    connection.write_all(request.as_bytes()).await.unwrap();
+}
+
+/// Status and body of the next answer.
+async fn receive(connection: &mut TcpStream) -> (u16, serde_json::Value) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(connection.read_u8().await.expect("an answer"));
+    }
+    let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let mut body = vec![0; length.unwrap_or_else(|| panic!("{head}")).parse().unwrap()];
+    connection.read_exact(&mut body).await.unwrap();
+    (head[9..12].parse().unwrap(), serde_json::from_slice(&body).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_16_a_paused_ex_leader_renews_no_lease_that_is_gone() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    // More than once: which comes first when it wakes up, the keepalives or its peers' words, is chance.
+    for _ in 0..4 {
+        let leader = cluster.leader().await;
+        let (ids, _) = others(&cluster, leader);
+        let ttl = Some(serde_json::json!({"ttl": 600}));
+        let (status, lease) = cluster.call(reqwest::Method::POST, leader, "/v1/leases", ttl).await;
+        assert_eq!(status, 201, "{lease}");
+        let lease = lease["id"].as_str().unwrap();
+        let mut connections = Vec::new();
+        for _ in 0..16 {
+            let address = ("127.0.0.1", cluster.node(leader).client_port);
+            let mut connection = TcpStream::connect(address).await.unwrap();
+            send_keepalive(&mut connection, lease).await;
+            let (status, renewed) = receive(&mut connection).await;
+            assert_eq!(status, 200, "{renewed}");
+            connections.push(connection);
+        }
+
+        cluster.node(leader).pause();
+        let path = format!("/v1/leases/{lease}?timeout=20s");
+        let (status, revoked) = cluster.call(reqwest::Method::DELETE, ids[0], &path, None).await;
+        assert_eq!(status, 200, "{revoked}");
+        // On loopback what is written is there: the ex-leader finds them when it wakes up, on connections that it knows.
+        for connection in &mut connections {
+            send_keepalive(connection, lease).await;
+        }
+        cluster.node(leader).resume();
+        for connection in &mut connections {
+            let (status, problem) = receive(connection).await;
+            let is_gone = (status, problem["code"].as_str()) == (404, Some("lease_not_found"));
+            assert!(is_gone || problem["outcome"] == "not_applied", "{status} {problem}");
+        }
+        cluster.ready(leader).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_of_the_leader_hands_over_and_answers_what_is_in_flight() {
     let mut cluster = Cluster::start(Setup::of(3)).await;

@@ -102,6 +102,7 @@ pub struct Node {
     pub data_dir: PathBuf,
     pub log: PathBuf,
     args: Vec<String>,
+    envs: Vec<(&'static str, OsString)>,
     child: Option<Child>,
 }
 
@@ -128,6 +129,7 @@ impl Node {
         let child = Command::new(binary())
             .args(&self.args)
             .env_clear()
+            .envs(self.envs.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -190,6 +192,11 @@ impl Node {
 
     pub fn add_args(&mut self, args: &[&str]) {
         self.args.extend(args.iter().map(|&arg| arg.to_owned()));
+    }
+
+    /// Everything else of the environment stays empty.
+    pub fn add_env(&mut self, name: &'static str, value: impl Into<OsString>) {
+        self.envs.push((name, value.into()));
     }
 
     pub fn drop_args(&mut self, flag: &str) {
@@ -312,6 +319,7 @@ impl Cluster {
             data_dir,
             log: self.dir.path().join(format!("{name}.log")),
             args,
+            envs: Vec::new(),
             child: None,
         }
     }

@@ -10,9 +10,11 @@ mod harness;
 mod load;
 mod proxy;
 mod small_disk;
+mod wrong_clock;
 
 mod anywhere;
 mod chaos;
+mod compaction;
 mod failover;
 mod figures;
 mod hashes;
@@ -24,3 +26,4 @@ mod replacing;
 mod resuming;
 mod returning;
 mod trouble;
+mod wall_clocks;

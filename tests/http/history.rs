@@ -1,6 +1,6 @@
 //! History: what is kept, what goes by itself, and what happens when the store is full.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Server, wait_until};
 
@@ -72,4 +72,52 @@ fn a_full_store_takes_deletes_and_compaction_and_then_writes_again() {
     put(0).refused(507, "quota_exceeded");
     assert_eq!(server.post("/v1/compact", &json!({"revision": revision})).status, 200);
     assert_eq!(put(0).status, 201);
+}
+
+/// What is over a limit costs the log, and with it every member and its disk, nothing.
+#[test]
+fn what_is_over_a_limit_is_refused_before_it_is_proposed() {
+    const TIMES: u64 = 100;
+    let server = Server::start_with(&["limits.max_store_bytes=100KiB", "limits.max_value_bytes=1KiB"]);
+    let last_index = || server.get("/status").json()["wal"]["last_index"].as_u64().unwrap();
+    let costs_nothing = |what: &str, refused: &dyn Fn(u64)| {
+        let before = last_index();
+        (0..TIMES).for_each(refused);
+        let grown = last_index() - before;
+        // The cluster has entries of its own now and then.
+        assert!(grown < 10, "{TIMES} times {what}: {grown} entries");
+    };
+    let put = |number: u64| json!({"put": {"key": format!("t{number}"), "value": "x"}});
+    costs_nothing("too many operations", &|_| {
+        let puts: Vec<Value> = (0..129).map(put).collect();
+        server.post("/v1/txn", &json!({"then": puts})).refused(400, "invalid_request");
+    });
+    costs_nothing("too many compares", &|_| {
+        let compare = json!({"key": "a", "target": "version", "op": "=", "value": 0});
+        let txn = json!({"compare": vec![compare; 129], "then": [put(0)]});
+        server.post("/v1/txn", &txn).refused(400, "invalid_request");
+    });
+    costs_nothing("a value that is too large", &|_| {
+        server.put("/large", &"x".repeat(1025)).refused(413, "value_too_large");
+    });
+    let value = "x".repeat(1024);
+    costs_nothing("a value that is too large in a transaction", &|_| {
+        let put = json!({"put": {"key": "t", "value": format!("{value}x")}});
+        server.post("/v1/txn", &json!({"then": [put]})).refused(413, "value_too_large");
+    });
+
+    let before = last_index();
+    let written = (0..200)
+        .take_while(|number| server.put(&format!("/k{number}"), &value).status == 201)
+        .count();
+    assert!((50..200).contains(&written), "{written}");
+    assert!(last_index() - before >= written as u64, "what is written does cost entries");
+    costs_nothing("a put into a full store", &|number| {
+        server.put(&format!("/k{number}"), &value).refused(507, "quota_exceeded");
+    });
+    costs_nothing("a transaction that puts into a full store", &|number| {
+        server
+            .post("/v1/txn", &json!({"then": [put(number)]}))
+            .refused(507, "quota_exceeded");
+    });
 }

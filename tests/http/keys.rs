@@ -76,6 +76,23 @@ fn conditions_are_decided_at_apply_and_leave_everything_as_it_was() {
 }
 
 #[test]
+fn a_delete_takes_if_none_match_as_a_put_does() {
+    let server = Server::start();
+    let delete = |tag| server.send("DELETE", "/a", &[("If-None-Match", tag)], b"");
+    // Nothing is there, as it asks for; and then there is nothing to delete.
+    delete("*").refused(404, "not_found");
+    server.put("/a", "x");
+    for tag in ["*", "\"2\"", "\"2-json\"", "W/\"2\"", "\"9\", \"2\""] {
+        let failed = delete(tag);
+        failed.refused(412, "precondition_failed");
+        assert_eq!((failed.header("etag"), failed.revision()), ("\"2\"", 2), "{tag}");
+    }
+    assert_eq!(server.get("/a").text(), "x");
+    assert_eq!(delete("\"9\"").status, 204);
+    server.get("/a").refused(404, "not_found");
+}
+
+#[test]
 fn conditional_gets_accept_both_forms_and_lists() {
     let server = Server::start();
     server.put("/a", "x");
@@ -166,6 +183,81 @@ fn an_idempotency_key_gets_the_first_answer_again() {
         server
             .send("PUT", "/a", &[("Idempotency-Key", bad)], b"")
             .refused(400, "invalid_request");
+    }
+}
+
+/// Method, target and conditions of a request without a body.
+type Asked<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+
+#[test]
+fn an_idempotency_key_is_bound_to_method_conditions_and_parameters() {
+    let server = Server::start();
+    let leases = [(); 2].map(|()| {
+        let granted = server.post("/v1/leases", &json!({"ttl": 600})).json();
+        format!("/l?lease={}", granted["id"].as_str().unwrap())
+    });
+    let send = |key: &str, (method, target, condition): Asked<'_>| {
+        let headers: Vec<(&str, &str)> = condition.iter().copied().chain([("Idempotency-Key", key)]).collect();
+        server.send(method, target, &headers, b"")
+    };
+    let none: &[(&str, &str)] = &[];
+    let (exists, is_2): (&[_], &[_]) = (&[("If-Match", "*")], &[("If-Match", "\"2\"")]);
+    let (is_3, is_new): (&[_], &[_]) = (&[("If-Match", "\"3\"")], &[("If-None-Match", "*")]);
+    let is_not_2: &[_] = &[("If-None-Match", "\"2\"")];
+    let both: &[_] = &[("If-Match", "\"2\""), ("If-None-Match", "\"9\"")];
+    // The first of each line is answered and remembered; each of the others, under its key, is another request. No body tells them apart.
+    let lines: [Vec<Asked<'_>>; 5] = [
+        vec![
+            ("PUT", "/a", none),
+            ("DELETE", "/a", none),
+            ("PUT", "/a", exists),
+            ("PUT", "/a", is_2),
+            ("PUT", "/a", is_new),
+            ("PUT", "/a", is_not_2),
+            ("PUT", "/a?prev=true", none),
+            ("PUT", "/a?ttl=10m", none),
+            ("PUT", "/a?lease=1", none),
+        ],
+        vec![
+            ("PUT", "/a", is_2),
+            ("PUT", "/a", none),
+            ("PUT", "/a", exists),
+            ("PUT", "/a", is_3),
+            ("PUT", "/a", is_not_2),
+            ("PUT", "/a", both),
+            ("DELETE", "/a", is_2),
+        ],
+        vec![
+            ("PUT", "/t?ttl=10m", none),
+            ("PUT", "/t", none),
+            ("PUT", "/t?ttl=20m", none),
+            ("PUT", "/t?ttl=10m&prev=true", none),
+        ],
+        vec![("PUT", &leases[0], none), ("PUT", "/l", none), ("PUT", &leases[1], none)],
+        vec![("DELETE", "/t", none), ("DELETE", "/t?prev=true", none), ("PUT", "/t", none)],
+    ];
+    for (number, line) in lines.iter().enumerate() {
+        let key = format!("line {number}");
+        let first = send(&key, line[0]);
+        assert!(first.status < 300, "{:?}: {first:?}", line[0]);
+        for &another in &line[1..] {
+            let refused = send(&key, another);
+            refused.refused(422, "idempotency_key_reused");
+            assert_eq!(
+                (refused.header("idempotent-replayed"), refused.revision()),
+                ("", first.revision()),
+                "{another:?}"
+            );
+        }
+        // How long a client waits is not what it asks for.
+        let (method, target, condition) = line[0];
+        let separator = if target.contains('?') { '&' } else { '?' };
+        let again = send(&key, (method, &format!("{target}{separator}timeout=9s"), condition));
+        assert_eq!(
+            (again.status, again.header("idempotent-replayed"), again.revision()),
+            (first.status, "true", first.revision()),
+            "{method} {target}"
+        );
     }
 }
 

@@ -100,6 +100,60 @@ fn a_stream_holds_the_whole_range_and_says_when_it_is_complete() {
 }
 
 #[test]
+fn a_stream_takes_the_order_and_the_parts_that_a_page_takes() {
+    let server = filled(3);
+    let lines = |query: &str| -> Vec<Value> {
+        let streamed = server.send("GET", &format!("/v1/kv?prefix=p/&{query}"), &[NDJSON], b"");
+        assert_eq!((streamed.status, streamed.header("content-type")), (200, "application/x-ndjson"));
+        streamed.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let seen = |query: &str| -> Vec<String> {
+        let mut lines = lines(query);
+        let end = lines.pop().expect("an end line");
+        assert_eq!((&end["end"], &end["count"]), (&json!(true), &json!(lines.len())), "{query}");
+        let key = |line: &Value| format!("{}={}", line["key"].as_str().unwrap(), line.get("value").unwrap_or(&Value::Null));
+        lines.iter().map(key).collect()
+    };
+    assert_eq!(lines("count_only=true"), [json!({"end": true, "count": 3})]);
+    assert_eq!(lines("count_only=true&limit=2"), [json!({"end": true, "count": 3})]);
+    assert_eq!(seen("order=asc"), ["p/0=\"v0\"", "p/1=\"v1\"", "p/2=\"v2\""]);
+    assert_eq!(seen("order=desc"), ["p/2=\"v2\"", "p/1=\"v1\"", "p/0=\"v0\""]);
+    assert_eq!(seen("order=desc&limit=2&keys_only=true"), ["p/2=null", "p/1=null"]);
+    assert_eq!(seen("keys_only=true"), ["p/0=null", "p/1=null", "p/2=null"]);
+    assert_eq!(seen("order=desc&revision=3"), ["p/1=\"v1\"", "p/0=\"v0\""]);
+    assert_eq!(
+        lines("keys_only=true")[0],
+        json!({"key": "p/0", "create_revision": 2, "mod_revision": 2, "version": 1})
+    );
+}
+
+#[test]
+fn a_page_has_a_thousand_keys_unless_told_otherwise_and_never_more_than_ten_thousand() {
+    let server = large(100);
+    server.put("/zzz", "");
+    let page = |query: &str| {
+        let page = server.get(&format!("/v1/kv?keys_only=true{query}")).json();
+        assert_eq!(page["count"], 10_001, "{query}");
+        (page["kvs"].as_array().unwrap().len(), page["more"].as_bool().unwrap())
+    };
+    assert_eq!(page(""), (1000, true));
+    assert_eq!(page("&limit=1001"), (1001, true));
+    assert_eq!(page("&limit=10000"), (10_000, true));
+    server.get("/v1/kv?limit=10001").refused(400, "invalid_request");
+    server.delete("/v1/kv?start=zzz");
+    let all = server.get("/v1/kv?keys_only=true&limit=10000").json();
+    assert_eq!((all["kvs"].as_array().unwrap().len(), &all["more"]), (10_000, &json!(false)));
+    server.delete("/v1/kv?start=010-01");
+    let all = server.get("/v1/kv?keys_only=true&limit=1001").json();
+    assert_eq!((all["kvs"].as_array().unwrap().len(), &all["more"]), (1001, &json!(false)));
+    let page = server.get("/v1/kv?keys_only=true").json();
+    assert_eq!(
+        (page["kvs"].as_array().unwrap().len(), &page["more"], &page["count"]),
+        (1000, &json!(true), &json!(1001))
+    );
+}
+
+#[test]
 fn a_stream_that_a_limit_cuts_short_says_how_to_go_on_in_either_form() {
     let server = filled(5);
     let end_of = |target: &str| -> Value {

@@ -1,8 +1,10 @@
 //! Section 4: watches.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
-use crate::support::{Exchange, Server};
+use crate::support::{Exchange, Server, wait_until};
 
 const NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
 
@@ -102,13 +104,23 @@ fn a_watch_resumes_where_it_stopped() {
 }
 
 #[test]
-fn a_watch_without_changes_reports_progress() {
+fn a_watch_without_changes_reports_progress_ten_seconds_after_its_last_message() {
     let server = Server::start();
     let mut watch = Lines::open(&server, "/v1/watch?key=a", &[NDJSON]);
-    assert_eq!(watch.json()["type"], "open");
+    let opened = Instant::now();
+    assert_eq!(watch.json(), json!({"type": "open", "revision": 1}));
     server.put("/b", "elsewhere");
-    // Nothing of its own happens: the next message is the progress, 10 s later.
-    assert_eq!(watch.json(), json!({"type": "progress", "revision": 2}));
+    // Counted from when it opened, the progress would come too early.
+    wait_until(|| opened.elapsed() > Duration::from_secs(3));
+    let changed = Instant::now();
+    server.put("/a", "x");
+    assert_eq!(watch.json()["revision"], 3);
+    server.put("/b", "elsewhere");
+    assert_eq!(watch.json(), json!({"type": "progress", "revision": 4}));
+    let quiet = changed.elapsed();
+    // 10 s, on a machine that has other work as well.
+    let about_ten = Duration::from_secs(9)..Duration::from_secs(15);
+    assert!(about_ten.contains(&quiet), "progress after {quiet:?}");
 }
 
 #[test]

@@ -5,50 +5,13 @@ use std::sync::Arc;
 
 use metcd::state::command::{Body, LeaseGrant, MembershipChange};
 use metcd::state::{ConfDecision, State};
-use metcd::store::{KeyRange, KvStore, MemoryStore, Op, Order, StoreError, TABLES, Table, Visitor, WriteBatch};
-use parking_lot::Mutex;
+use metcd::store::{KvStore, MemoryStore, Op, Order, TABLES, Table, WriteBatch};
 use prost::Message as _;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType};
 
+use crate::observed::ObservedStore;
 use crate::support::{Node, TERM, command, delete, entry, idempotency, member, payload, put, records_of};
-
-/// A memory store that keeps what it was told to write.
-struct CountingStore {
-    store: MemoryStore,
-    batches: Mutex<Vec<WriteBatch>>,
-}
-
-impl KvStore for CountingStore {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Arc<[u8]>>, StoreError> {
-        self.store.get(table, key)
-    }
-    fn scan(&self, table: Table, range: KeyRange<'_>, order: Order, visit: Visitor<'_>) -> Result<(), StoreError> {
-        self.store.scan(table, range, order, visit)
-    }
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
-        self.batches.lock().push(batch.clone());
-        self.store.write(batch)
-    }
-    fn sync(&self) -> Result<(), StoreError> {
-        self.store.sync()
-    }
-    fn survives_crashes(&self) -> bool {
-        self.store.survives_crashes()
-    }
-    fn keeps_records(&self) -> bool {
-        self.store.keeps_records()
-    }
-    fn clear(&self) -> Result<(), StoreError> {
-        self.store.clear()
-    }
-    fn bytes(&self) -> u64 {
-        self.store.bytes()
-    }
-    fn backend(&self) -> &'static str {
-        self.store.backend()
-    }
-}
 
 /// A copy of what is in a store now.
 fn copy_of(store: &dyn KvStore) -> MemoryStore {
@@ -68,16 +31,13 @@ fn copy_of(store: &dyn KvStore) -> MemoryStore {
 }
 
 /// Members 1 to 3, and the store below them.
-fn counted() -> (Node, Arc<CountingStore>) {
-    let store = Arc::new(CountingStore {
-        store: MemoryStore::new(),
-        batches: Mutex::default(),
-    });
+fn counted() -> (Node, Arc<ObservedStore>) {
+    let store = Arc::new(ObservedStore::default());
     (Node::of(store.clone(), &[1, 2, 3]), store)
 }
 
 /// Runs `step`, which is to make one write: these tables are in it, and with nothing but it the state is what it has become.
-fn makes_one_write(node: &mut Node, store: &CountingStore, tables: &[Table], step: impl FnOnce(&mut Node)) {
+fn makes_one_write(node: &mut Node, store: &ObservedStore, tables: &[Table], step: impl FnOnce(&mut Node)) {
     let before = copy_of(store);
     store.batches.lock().clear();
     step(node);

@@ -2,7 +2,9 @@
 
 mod backends;
 mod batches;
+mod counts;
 mod model;
+mod observed;
 mod property;
 mod rules;
 mod snapshots;

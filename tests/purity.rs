@@ -10,6 +10,7 @@ const PURE: &[&str] = &[
     "state",
     "store/memory",
     "leader/clock.rs",
+    "node/steady.rs",
     "recovery.rs",
     "server/admission.rs",
 ];

@@ -193,7 +193,9 @@ impl<'a> Batch<'a> {
                 "entry {entry_index} holds a command this build does not know"
             )));
         };
+        let is_forgotten = (mutant!(DeleteAgain) && matches!(body, Body::Delete(_))) || (mutant!(TxnAgain) && matches!(body, Body::Txn(_)));
         if let Some(wanted) = &command.idempotency
+            && !is_forgotten
             && let Some(answer) = self.core.idempotency.answer(wanted, self.core.meta.revision)?
         {
             return Ok(answer);

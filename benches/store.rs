@@ -41,7 +41,6 @@ fn main() {
     report(store, "overwrite and compact", keys, || overwrite(store, keys));
     report(store, "sync", 1, || store.sync().expect("sync"));
     report(store, "settle", 1, || std::thread::sleep(settle));
-    report(store, "reclaim", 1, || store.reclaim().expect("reclaim"));
 }
 
 fn report(store: &dyn KvStore, what: &str, operations: u64, run: impl FnOnce()) {

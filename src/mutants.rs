@@ -52,6 +52,8 @@ mod switch {
         ReadBeforeApplied,
         /// A read is answered without asking a quorum.
         ReadWithoutQuorum,
+        /// A new leader answers reads before anything is committed in its term.
+        ReadInAnyTerm,
         /// What is proposed again gets a new sequence.
         NewSequence,
         /// A command that was handed over is reported as never applied.
@@ -60,6 +62,10 @@ mod switch {
         ApplyTwice,
         /// The idempotency table does not recognise a request.
         ForgetIdempotency,
+        /// Nor does it only a delete.
+        DeleteAgain,
+        /// Nor only a transaction.
+        TxnAgain,
         /// A snapshot lacks the sessions.
         SnapshotWithoutSessions,
         /// A snapshot lacks the idempotency records.
@@ -76,6 +82,10 @@ mod switch {
         WatchSkips,
         /// The end of a lease holds in any term.
         ExpireInAnyTerm,
+        /// In the simulation's duties: a follower ends leases by its own clock, which hears of no renewal.
+        ExpireOnFollowers,
+        /// The leap of a clock counts as time that has passed.
+        TrustLeaps,
         /// A new leader does not give leases their full ttl.
         ShortLeases,
         /// A lease whose end is proposed is renewed.
@@ -94,6 +104,8 @@ mod switch {
         CompactTooFar,
         /// In the simulation's driver: the log begins anew before the snapshot is adopted.
         ClearLogFirst,
+        /// Put back, in the simulation's driver: a snapshot is installed in front of entries that are on their way to the state machine.
+        InstallInFront,
         /// What lies below a session's low-water mark counts as new.
         ForgetLowWater,
         /// After a restart learners count as voters.

@@ -4,12 +4,12 @@ mod histogram;
 mod read_gate;
 mod shared;
 mod stages;
+mod steady;
 mod turns;
 mod wal_metrics;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use prost::Message as _;
 use tokio::sync::oneshot;
@@ -29,6 +29,7 @@ pub use read_gate::ReadGate;
 pub use shared::{NodeMetrics, Phase, Shared, SharedParts};
 pub(crate) use stages::Applied;
 pub use stages::{ApplyTimes, StageTimes, Stages};
+pub use steady::SteadyClock;
 pub use wal_metrics::{WalMetrics, WalShare};
 
 /// A member this close to the commit index counts as caught up.
@@ -231,9 +232,7 @@ impl Node {
     /// Where the time of a proposal went, as far as it came.
     fn note_stages(&self, stages: &Stages, queued: std::time::Instant, gate: &Gate, times: Option<ApplyTimes>) {
         // The protocol's clock counts in milliseconds.
-        let handed = gate
-            .handed_ms()
-            .map(|ms| (self.shared.started + Duration::from_millis(ms)).max(queued));
+        let handed = gate.handed_ms().map(|ms| self.shared.moment_of(ms).max(queued));
         let now = std::time::Instant::now();
         stages.note(|noted| {
             noted.queue = handed.unwrap_or(now).saturating_duration_since(queued);

@@ -11,6 +11,7 @@ const PURE: &[&str] = &[
     "state",
     "store/memory",
     "leader/clock.rs",
+    "node/steady.rs",
     "recovery.rs",
     "server/admission.rs",
 ];

@@ -95,6 +95,10 @@ impl Headroom {
     /// # Errors
     /// `StorageFull` if less than [`HEADROOM_BYTES`] are left now.
     pub fn check(&mut self, bytes: usize) -> io::Result<()> {
+        self.check_by(bytes, free_bytes)
+    }
+
+    fn check_by(&mut self, bytes: usize, free_bytes: impl FnOnce(&Path) -> io::Result<u64>) -> io::Result<()> {
         self.unchecked += bytes as u64;
         if self.unchecked < HEADROOM_INTERVAL {
             return Ok(());
@@ -173,6 +177,29 @@ mod tests {
         write_atomically(&path, b"second").expect("write");
         assert_eq!(fs::read(&path).expect("read"), b"second");
         assert_eq!(fs::read_dir(root.path()).expect("read_dir").count(), 1);
+    }
+
+    #[test]
+    fn what_is_large_ends_before_it_takes_the_room_of_the_log() {
+        let interval = HEADROOM_INTERVAL as usize;
+        let mut headroom = Headroom::new(Path::new("/nowhere"));
+        let mut check = |bytes, free| headroom.check_by(bytes, |_| free).map_err(|error| error.kind());
+        assert_eq!(check(interval - 1, Ok(0)), Ok(()), "a small file is written on any disk");
+        assert_eq!(check(1, Ok(HEADROOM_BYTES)), Ok(()));
+        assert_eq!(check(interval - 1, Ok(0)), Ok(()), "not looked at again so soon");
+        assert_eq!(check(1, Ok(HEADROOM_BYTES - 1)), Err(io::ErrorKind::StorageFull));
+        assert_eq!(check(interval, Ok(HEADROOM_BYTES)), Ok(()), "there is room again");
+        let unknown = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert_eq!(check(3 * interval, Err(unknown)), Err(io::ErrorKind::PermissionDenied));
+    }
+
+    #[test]
+    fn headroom_is_that_of_the_disk_that_holds_the_file() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let missing = root.path().join("missing");
+        let is_roomy = free_bytes(root.path()).expect("free") >= 2 * HEADROOM_BYTES;
+        assert!(!is_roomy || Headroom::new(root.path()).check(HEADROOM_INTERVAL as usize).is_ok());
+        assert!(Headroom::new(&missing).check(HEADROOM_INTERVAL as usize).is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use raft::eraftpb::{Entry, HardState, Message};
+use raft::eraftpb::{Entry, HardState, Message, MessageType};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::task::JoinHandle;
@@ -128,7 +128,7 @@ impl KvStore for GatedStore {
     }
 }
 
-/// A sole voter.
+/// A member, the sole voter if it has no other founders.
 struct Member {
     node: Node,
     disk: Disk,
@@ -144,6 +144,24 @@ struct Member {
 }
 
 fn begin() -> Member {
+    begin_among(&[1])
+}
+
+/// A state that these founded.
+fn founded(store: Arc<dyn KvStore>, founders: &[u64]) -> State {
+    let mut state = State::open(store).expect("opens");
+    let founder = |&id: &u64| MemberRecord {
+        id,
+        ..MemberRecord::default()
+    };
+    state
+        .bootstrap(1, &founders.iter().map(founder).collect::<Vec<_>>())
+        .expect("founds");
+    state
+}
+
+/// Member 1 of these founders.
+fn begin_among(founders: &[u64]) -> Member {
     let disk = Disk::new();
     let snapshots = tempfile::tempdir().expect("a directory");
     let (log_gate, store_gate) = (Arc::<Mutex<()>>::default(), Arc::<Mutex<()>>::default());
@@ -151,12 +169,7 @@ fn begin() -> Member {
         store: MemoryStore::new(),
         gate: store_gate.clone(),
     });
-    let mut state = State::open(store.clone()).expect("opens");
-    let founder = MemberRecord {
-        id: 1,
-        ..MemberRecord::default()
-    };
-    state.bootstrap(1, &[founder]).expect("founds");
+    let state = founded(store.clone(), founders);
     let mut wal = memory::open(&disk).expect("opens");
     let applied = state.applied();
     let image = recovery::reconcile(&mut wal, &applied, Some(1)).expect("reconciles");
@@ -347,6 +360,42 @@ async fn rule_11_the_log_is_compacted_only_behind_a_complete_snapshot() {
         later.iter().all(|(to, snapshot)| snapshot.is_some_and(|index| index >= *to)),
         "{later:?}"
     );
+    member.end().await;
+}
+
+#[tokio::test]
+async fn an_installed_snapshot_takes_the_place_of_the_older_file() {
+    let founders = [1, 2];
+    let member = begin_among(&founders);
+    let dir = member.snapshots.path();
+    let mut leaders = founded(Arc::new(MemoryStore::new()), &founders);
+    let older = snapshot_files::path_of(dir, 1);
+    snapshot::write_file(leaders.snapshot_view(), &older).expect("written");
+    let entry = Entry {
+        index: 2,
+        term: 2,
+        ..Entry::default()
+    };
+    leaders.apply(&[entry]).expect("applies");
+    let received = dir.join("incoming-2-2.tmp");
+    snapshot::write_file(leaders.snapshot_view(), &received).expect("written");
+
+    let mut message = Message::default();
+    message.set_msg_type(MessageType::MsgSnapshot);
+    (message.from, message.to, message.term) = (2, 1, 2);
+    let metadata = message.mut_snapshot().mut_metadata();
+    (metadata.index, metadata.term) = (2, 2);
+    metadata.set_conf_state(leaders.applied().conf_state);
+    member.node.shared().send(Event::SnapshotReceived { message, file: received });
+
+    let deadline = Instant::now() + PATIENCE;
+    while older.exists() {
+        assert!(Instant::now() < deadline, "the snapshot that was replaced stays");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let newer = snapshot_files::path_of(dir, 2);
+    assert_eq!(snapshot_files::newest(dir).expect("listed"), Some((2, newer)));
+    assert_eq!(member.node.shared().reader.applied_index(), 2);
     member.end().await;
 }
 

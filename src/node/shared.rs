@@ -19,7 +19,7 @@ use crate::state::StateReader;
 use crate::state::command::HashReport;
 use crate::store::KvStore;
 
-use super::{Applied, BarrierError, Histogram, PeerProgress, ProposeError, ReadGate, WalMetrics, turns::Turns};
+use super::{Applied, BarrierError, Histogram, PeerProgress, ProposeError, ReadGate, SteadyClock, WalMetrics, turns::Turns};
 
 /// A report so long after another one does not go on from it: it may be from an earlier time as the leader.
 const SAME_SERIES_WITHIN: Duration = Duration::from_secs(5);
@@ -70,6 +70,10 @@ pub struct Shared {
     pub(super) max_store_bytes: u64,
     pub(crate) wal_engine: &'static str,
     pub(super) started: std::time::Instant,
+    /// Read together with the clock it follows.
+    pub(super) steady: Mutex<SteadyClock>,
+    /// By how much it is behind that one.
+    pub(super) leapt_ms: AtomicU64,
     /// Who may speak to this member.
     pub(crate) admissions: Mutex<Admissions>,
     /// When leases end; runs only while this member leads.
@@ -178,6 +182,8 @@ impl Shared {
             max_store_bytes: parts.max_store_bytes,
             wal_engine: parts.wal_engine,
             started: std::time::Instant::now(),
+            steady: Mutex::new(SteadyClock::new(0, parts.tick.as_millis() as u64)),
+            leapt_ms: AtomicU64::new(0),
             admissions: Mutex::new(parts.admissions),
             lease_clock: Mutex::default(),
         }
@@ -393,9 +399,18 @@ impl Shared {
         self.published.read().cluster_time_ms
     }
 
-    /// Milliseconds of this process's monotonic clock.
+    /// Milliseconds that have passed for certain by this process's monotonic clock: what leases and cluster time go by.
     pub fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        let mut steady = self.steady.lock();
+        let shown_ms = self.started.elapsed().as_millis() as u64;
+        let passed_ms = steady.at(shown_ms);
+        self.leapt_ms.store(shown_ms.saturating_sub(passed_ms), Ordering::Relaxed);
+        passed_ms
+    }
+
+    /// When [`Self::now_ms`] was this, for figures.
+    pub(super) fn moment_of(&self, now_ms: u64) -> std::time::Instant {
+        self.started + Duration::from_millis(now_ms.saturating_add(self.leapt_ms.load(Ordering::Relaxed)))
     }
 
     /// Known leader, now.

@@ -194,6 +194,8 @@ impl<'a> Batch<'a> {
             )));
         };
         if let Some(wanted) = &command.idempotency
+            && !(mutant!(DeleteAgain) && matches!(body, Body::Delete(_)))
+            && !(mutant!(TxnAgain) && matches!(body, Body::Txn(_)))
             && let Some(answer) = self.core.idempotency.answer(wanted, self.core.meta.revision)?
         {
             return Ok(answer);

@@ -40,6 +40,10 @@ struct Pending {
     /// When it was first sent, and what was known then.
     asked: Micros,
     floor: u64,
+    /// The member it was first sent to, and how many terms had a leader then.
+    slot: usize,
+    elections: usize,
+    /// It was sent before, and nobody knows what became of that.
     is_retried: bool,
 }
 
@@ -84,7 +88,14 @@ enum Intent {
     },
     Revoke,
     Other,
+    /// The same request once more, with its idempotency key: the same answer, and nothing else.
+    Again {
+        first: Box<Outcome>,
+    },
 }
+
+/// No call: the client waits before it asks again.
+const NO_CALL: u64 = 0;
 
 impl World {
     /// Whether every client has heard of everything it asked for.
@@ -112,7 +123,19 @@ impl World {
         if self.is_healed || self.clients[client].pending.is_some() {
             return;
         }
-        let (intent, request) = self.choose(client);
+        let (intent, mut request) = self.choose(client);
+        if let Request::Write(command, _) = &mut request
+            && intent.may_have_key()
+            && self.rng.chance(400)
+        {
+            let id = self.new_value();
+            command.idempotency = Some(Idempotency {
+                key: format!("op-{id}"),
+                fingerprint: Bytes::from(text_of(id)),
+                max_entries: 100_000,
+                max_bytes: 0,
+            });
+        }
         // Whoever keeps leases alive does not wait for long, and asks somebody else.
         let (shortest, longest) = if self.plan.keeps_leases() {
             (300 * MS, 2 * SECOND)
@@ -139,8 +162,27 @@ impl World {
             request,
             asked: self.now,
             floor,
+            slot,
+            elections: self.oracle.raft.elections(),
             is_retried: false,
         });
+    }
+
+    /// The client has waited, perhaps for another leader, and asks again.
+    pub fn ask_again_now(&mut self, client: usize) {
+        if let Some(pending) = self.clients[client].pending.take_if(|pending| pending.call == NO_CALL) {
+            self.retry(client, pending);
+        }
+    }
+
+    /// The same request under the same idempotency key, to any member.
+    fn retry(&mut self, client: usize, mut pending: Pending) {
+        let slot = self.pick_member();
+        pending.call = self.call(client, slot, pending.request.clone(), 5 * SECOND);
+        self.stats.retries += 1;
+        self.stats.retries_elsewhere += u64::from(slot != pending.slot);
+        self.stats.retries_in_later_terms += u64::from(self.oracle.raft.elections() > pending.elections);
+        self.clients[client].pending = Some(pending);
     }
 
     /// In the end every member is asked for every key.
@@ -167,6 +209,8 @@ impl World {
                     request,
                     asked: self.now,
                     floor,
+                    slot,
+                    elections: self.oracle.raft.elections(),
                     is_retried: false,
                 });
             }
@@ -229,18 +273,7 @@ impl World {
             conditions: conditions(expect, revision),
             ..Put::default()
         });
-        let mut request = write(body);
-        if let Request::Write(command, _) = &mut request
-            && self.rng.chance(400)
-        {
-            command.idempotency = Some(Idempotency {
-                key: format!("op-{value}"),
-                fingerprint: Bytes::from(text_of(value)),
-                max_entries: 100_000,
-                max_bytes: 0,
-            });
-        }
-        (Intent::Put { key, value, expect }, request)
+        (Intent::Put { key, value, expect }, write(body))
     }
 
     fn choose_swap(&mut self, key: String, seen: u64) -> (Intent, Request) {
@@ -356,12 +389,14 @@ impl World {
         let failed = matches!(answer, Answer::Unknown | Answer::NotApplied);
         // With an Idempotency-Key a client may simply ask again: whatever comes, it happens once.
         if failed && has_key && (self.is_healed || self.rng.chance(800)) {
-            let slot = self.pick_member();
-            pending.call = self.call(client, slot, pending.request.clone(), 5 * SECOND);
             pending.is_retried |= matches!(answer, Answer::Unknown);
-            self.stats.retries += 1;
+            if self.is_healed || self.rng.chance(700) {
+                return self.retry(client, pending);
+            }
+            pending.call = NO_CALL;
             self.clients[client].pending = Some(pending);
-            return;
+            let at = self.now + self.rng.skewed(100 * MS, 8 * SECOND);
+            return self.schedule(at, Event::Retry { client });
         }
         // What an earlier try may have done is not undone by a later refusal.
         let answer = if pending.is_retried && matches!(answer, Answer::NotApplied) {
@@ -369,10 +404,24 @@ impl World {
         } else {
             answer
         };
+        let outcome = match &answer {
+            Answer::Outcome(outcome) if has_key => Some(outcome.clone()),
+            _ => None,
+        };
         if let Err(fault) = self.judge(client, &pending, answer) {
             self.violation(fault);
         }
         self.clients[client].done += 1;
+        if let Some(outcome) = outcome {
+            if pending.is_retried && outcome.replayed {
+                *self.stats.replays.entry(pending.intent.kind()).or_default() += 1;
+            }
+            // Somebody on the way sends it twice, although it was answered.
+            if is_remembered(&outcome) && !self.is_healed && self.rng.chance(100) {
+                let first = Box::new(outcome);
+                return self.ask(client, Intent::Again { first }, pending.request, 5 * SECOND);
+            }
+        }
         let at = self.now + self.rng.skewed(MS, self.plan.think);
         self.schedule(at, Event::Act { client });
     }
@@ -423,7 +472,10 @@ impl World {
         };
         match &pending.intent {
             Intent::Put { key, value, expect } => note(key, *expect, Some(*value)),
-            Intent::Delete { key, expect } => note(key, *expect, None),
+            Intent::Delete { key, expect } => {
+                note(key, *expect, None);
+                self.oracle.history.note_delete_unknown(key);
+            }
             Intent::Swap {
                 key,
                 seen,
@@ -434,7 +486,13 @@ impl World {
                 note(key, Expect::Is(*seen), Some(*value));
                 note(other, Expect::Anything, Some(*other_value));
             }
-            Intent::DeleteAll => (0..self.plan.keys + 2).for_each(|n| note(&key_name(n), Expect::Anything, None)),
+            Intent::DeleteAll => {
+                (0..self.plan.keys + 2).for_each(|n| {
+                    note(&key_name(n), Expect::Anything, None);
+                    self.oracle.history.note_delete_unknown(&key_name(n));
+                });
+            }
+            Intent::Grant => self.oracle.lease.note_grant_unknown(),
             _ => {}
         }
     }
@@ -477,6 +535,13 @@ impl World {
     }
 
     fn judge_outcome(&mut self, client: usize, pending: &Pending, outcome: &Outcome) -> Result<(), String> {
+        if let Intent::Again { first } = &pending.intent {
+            let is_same = outcome.replayed && (outcome.revision, &outcome.result) == (first.revision, &first.result);
+            return match is_same {
+                true => Ok(()),
+                false => Err(format!("asked again, it was answered with {outcome:?}, and first with {first:?}")),
+            };
+        }
         let revision = outcome.revision;
         let made_change = match &outcome.result {
             Ok(Success::Put { .. } | Success::Delete { .. }) => true,
@@ -509,11 +574,13 @@ impl World {
             (Intent::Delete { key, expect }, Ok(Success::Delete { .. })) => {
                 note(key, write(*expect, None, true, Some(true)));
                 self.oracle.history.note_acknowledged(key, None, revision);
+                self.oracle.history.note_deleted(key, revision)?;
             }
             (Intent::Delete { key, .. }, Err(Refusal::NotFound)) => note(key, Action::Read(None)),
             (Intent::Delete { key, expect }, Err(Refusal::PreconditionFailed { .. })) => note(key, write(*expect, None, false, None)),
-            (Intent::DeleteAll, Ok(Success::DeleteRange { .. })) => {
+            (Intent::DeleteAll, Ok(Success::DeleteRange { deleted })) => {
                 (0..self.plan.keys + 2).for_each(|n| note(&key_name(n), write(Expect::Anything, None, true, None)));
+                self.oracle.history.note_all_deleted(*deleted, revision)?;
             }
             (
                 Intent::Swap {
@@ -530,6 +597,16 @@ impl World {
                     note(other, write(Expect::Anything, Some(*other_value), true, None));
                     self.oracle.history.note_acknowledged(key, Some(&text_of(*value)), revision);
                     self.oracle.history.note_acknowledged(other, Some(&text_of(*other_value)), revision);
+                } else {
+                    self.oracle.history.note_refused(&text_of(*value))?;
+                    self.oracle.history.note_refused(&text_of(*other_value))?;
+                }
+            }
+            (Intent::FoundBank { text }, Ok(Success::Txn { succeeded, .. })) => {
+                if *succeeded {
+                    (0..ACCOUNTS).for_each(|n| self.oracle.history.note_acknowledged(&account(n), Some(text), revision));
+                } else {
+                    self.oracle.history.note_refused(text)?;
                 }
             }
             (Intent::Transfer { texts }, Ok(Success::Txn { succeeded, .. })) => {
@@ -542,6 +619,7 @@ impl World {
                 self.clients[client].bank.clear();
             }
             (Intent::Grant, Ok(Success::LeaseGrant { id, ttl_ms })) => {
+                self.oracle.lease.note_granted(*id)?;
                 self.oracle.lease.note_alive(*id, pending.asked, *ttl_ms);
                 self.clients[client].leases.push(*id);
                 self.stats.leases += 1;
@@ -574,8 +652,51 @@ impl Intent {
             | Intent::Grant
             | Intent::KeepAlive { .. }
             | Intent::Revoke
-            | Intent::Other => Vec::new(),
+            | Intent::Other
+            | Intent::Again { .. } => Vec::new(),
         }
+    }
+
+    /// Whether it may be sent with an idempotency key.
+    fn may_have_key(&self) -> bool {
+        match self {
+            Intent::Put { .. }
+            | Intent::Delete { .. }
+            | Intent::DeleteAll
+            | Intent::Swap { .. }
+            | Intent::FoundBank { .. }
+            | Intent::Transfer { .. }
+            | Intent::Grant
+            | Intent::PutLeased { .. } => true,
+            Intent::Read { .. } | Intent::ReadBank | Intent::KeepAlive { .. } | Intent::Revoke | Intent::Other | Intent::Again { .. } => {
+                false
+            }
+        }
+    }
+
+    /// For the figures.
+    fn kind(&self) -> &'static str {
+        match self {
+            Intent::Put { expect, .. } | Intent::Delete { expect, .. } if matches!(expect, Expect::Is(_) | Expect::Absent) => {
+                "conditional write"
+            }
+            Intent::Put { .. } | Intent::PutLeased { .. } => "put",
+            Intent::Delete { .. } | Intent::DeleteAll => "delete",
+            Intent::Swap { .. } | Intent::FoundBank { .. } | Intent::Transfer { .. } => "transaction",
+            Intent::Grant => "grant",
+            _ => "other",
+        }
+    }
+}
+
+/// Whether an answer is kept for whoever asks again.
+fn is_remembered(outcome: &Outcome) -> bool {
+    match &outcome.result {
+        Ok(_) => true,
+        Err(refusal) => matches!(
+            refusal,
+            Refusal::NotFound | Refusal::PreconditionFailed { .. } | Refusal::LeaseNotFound { .. }
+        ),
     }
 }
 

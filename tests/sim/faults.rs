@@ -9,6 +9,10 @@ use crate::machine::{FASTEST_CLOCK, SLOWEST_CLOCK, Trap};
 use crate::plan::{FaultKind, MS, Micros, SECOND};
 use crate::world::{Event, World};
 
+/// A shorter leap is nothing but a fast clock, and hidden in the time between two ticks: no process can see it.
+const SHORTEST_LEAP: Micros = 1_001 * MS;
+const LONGEST_LEAP: Micros = 300 * SECOND;
+
 /// The end of a fault.
 #[derive(Debug)]
 pub enum Cure {
@@ -107,6 +111,7 @@ impl World {
                 self.machines[slot].clock.set_rate(self.now, rate);
                 self.schedule(until, Event::Cure(Cure::Clock(slot)));
             }
+            FaultKind::ClockJump => self.leap(slot),
             FaultKind::SlowDisk => {
                 self.machines[slot].is_slow = true;
                 self.schedule(until, Event::Cure(Cure::Disk(slot)));
@@ -125,6 +130,16 @@ impl World {
             FaultKind::Wipe => return self.wipe(slot),
         }
         true
+    }
+
+    /// The clock of a machine leaps forward; its driver makes up for a few ticks.
+    fn leap(&mut self, slot: usize) {
+        let by = self.rng.skewed(SHORTEST_LEAP, LONGEST_LEAP);
+        let machine = &mut self.machines[slot];
+        machine.clock.set(self.now, machine.clock.at(self.now) + by);
+        if !machine.is_paused {
+            self.with_process(slot, |process, world| process.tick(world, 3));
+        }
     }
 
     fn cut_where(&mut self, is_cut: impl Fn(usize, usize) -> bool) {

@@ -42,7 +42,9 @@ pub enum FaultKind {
     Clock,
     /// A machine stands still, its monotonic clock too: afterwards that clock is behind by as much.
     Suspend,
-    /// Syncs take long.
+    /// A monotonic clock leaps forward, and nothing else happens meanwhile.
+    ClockJump,
+    /// Syncs take long, and so does whatever the state machine writes.
     SlowDisk,
     /// A disk stops just after a configuration change has become durable on it, and the process dies before anything else does: it
     /// comes back without knowing that the change is committed.
@@ -60,7 +62,7 @@ pub enum FaultKind {
 }
 
 /// All of them.
-pub const FAULT_KINDS: [FaultKind; 20] = [
+pub const FAULT_KINDS: [FaultKind; 21] = [
     FaultKind::Loss,
     FaultKind::Duplication,
     FaultKind::Delay,
@@ -81,10 +83,11 @@ pub const FAULT_KINDS: [FaultKind; 20] = [
     FaultKind::Suspend,
     FaultKind::ChangeTrap,
     FaultKind::FullSnapshotDisk,
+    FaultKind::ClockJump,
 ];
 
 /// What a run is asked to do.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub seed: u64,
     /// Faults end here at the latest (shrinking lowers it).

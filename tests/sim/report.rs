@@ -1,15 +1,19 @@
 //! Running many seeds, and telling about it.
 
+use std::fmt::Debug;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::plan::{FAULT_KINDS, Micros, SECOND, Settings};
+use crate::plan::{FAULT_KINDS, FaultKind, Micros, SECOND, Settings};
 use crate::run::{Report, run};
 use crate::stats::Stats;
 
-/// What somebody wants to see, from `SIM_*` in the environment.
-#[derive(Debug, Clone, Copy)]
+/// Faults end with it anyway.
+const LONGEST_SAFETY_PHASE: Micros = 128 * SECOND;
+
+/// What somebody wants to see, from `SIM_*` in the environment, where `scripts/simulate` puts it.
+#[derive(Debug, Clone)]
 pub struct Asked {
     pub from: u64,
     pub seeds: u64,
@@ -17,6 +21,13 @@ pub struct Asked {
     pub trace: bool,
     pub shrink: bool,
     pub go_on: bool,
+    /// Kinds of fault that do not happen.
+    pub without: Vec<FaultKind>,
+    /// No faults from then on.
+    pub faults_until: Micros,
+    /// A known bug that is put back in.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<metcd::mutants::Mutant>,
 }
 
 impl Default for Asked {
@@ -28,13 +39,25 @@ impl Default for Asked {
             trace: false,
             shrink: true,
             go_on: false,
+            without: Vec::new(),
+            faults_until: Micros::MAX,
+            #[cfg(feature = "mutants")]
+            mutant: None,
         }
     }
 }
 
 impl Asked {
     pub fn from_environment() -> Asked {
-        let number = |name: &str, default| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+        Asked::from(&|name| std::env::var(name).ok())
+    }
+
+    pub fn from(variable: &dyn Fn(&str) -> Option<String>) -> Asked {
+        let text = |name: &str| variable(name).filter(|text| !text.is_empty());
+        let number = |name: &str, default| {
+            let parse = |text: String| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}"));
+            text(name).map_or(default, parse)
+        };
         let default = Asked::default();
         Asked {
             from: number("SIM_FROM", 0),
@@ -43,12 +66,51 @@ impl Asked {
             trace: number("SIM_TRACE", 0) != 0,
             shrink: number("SIM_SHRINK", 1) != 0,
             go_on: number("SIM_GO_ON", 0) != 0,
+            without: text("SIM_WITHOUT").map_or(Vec::new(), |names| names.split(',').map(|name| named(&FAULT_KINDS, name)).collect()),
+            faults_until: number("SIM_FAULTS_UNTIL", Micros::MAX).saturating_mul(SECOND),
+            #[cfg(feature = "mutants")]
+            mutant: text("SIM_MUTANT").map(|name| named(metcd::mutants::ALL, &name)),
+        }
+    }
+
+    /// For one seed of it.
+    pub fn settings(&self, seed: u64) -> Settings {
+        Settings {
+            faults_until: self.faults_until,
+            without: self.without.clone(),
+            trace: self.trace,
+            #[cfg(feature = "mutants")]
+            mutant: self.mutant,
+            ..Settings::new(seed)
         }
     }
 }
 
+fn named<T: Copy + Debug>(all: &[T], name: &str) -> T {
+    let found = all.iter().find(|one| format!("{one:?}") == name);
+    *found.unwrap_or_else(|| panic!("there is no {name}: {all:?}"))
+}
+
+/// What to run to see this history, event by event.
+pub fn command(settings: &Settings) -> String {
+    let mut command = format!("scripts/simulate --seeds 1 --from {}", settings.seed);
+    if !settings.without.is_empty() {
+        let names: Vec<String> = settings.without.iter().map(|kind| format!("{kind:?}")).collect();
+        command.push_str(&format!(" --without {}", names.join(",")));
+    }
+    if settings.faults_until < Micros::MAX {
+        command.push_str(&format!(" --faults-until {}", settings.faults_until / SECOND));
+    }
+    #[cfg(feature = "mutants")]
+    if let Some(mutant) = settings.mutant {
+        command.push_str(&format!(" --mutant {mutant:?}"));
+    }
+    command.push_str(" --trace");
+    command
+}
+
 /// Runs the seeds, prints what happened, and fails with the first violation and the command that repeats it.
-pub fn explore(from: u64, seeds: u64, asked: Asked) -> Stats {
+pub fn explore(from: u64, seeds: u64, asked: &Asked) -> Stats {
     let begun = Instant::now();
     let next = AtomicU64::new(from);
     let total = Mutex::new((Stats::default(), Vec::<(u64, String)>::new()));
@@ -58,13 +120,7 @@ pub fn explore(from: u64, seeds: u64, asked: Asked) -> Stats {
             if seed >= from + seeds {
                 return;
             }
-            let mut settings = Settings::new(seed);
-            settings.trace = asked.trace;
-            #[cfg(feature = "mutants")]
-            {
-                settings.mutant = mutant_of_environment();
-            }
-            let Report { stats, violation, .. } = run(settings);
+            let Report { stats, violation, .. } = run(asked.settings(seed));
             let mut total = total.lock().unwrap();
             total.0.add(&stats);
             if let Some(what) = violation {
@@ -85,20 +141,14 @@ pub fn explore(from: u64, seeds: u64, asked: Asked) -> Stats {
     violations.sort();
     tell(&stats, seeds, begun.elapsed().as_secs_f64());
     if let Some((seed, what)) = violations.first() {
+        let settings = asked.settings(*seed);
         if asked.shrink && !asked.trace {
-            shrink(*seed);
+            let (smaller, what) = shrink(&settings, what);
+            println!("\nA smaller history that fails: {what}\n  {}", command(&smaller));
         }
-        panic!("seed {seed}: {what}\n\nTo see it again:\n  scripts/simulate --seeds 1 --from {seed} --trace\n");
+        panic!("seed {seed}: {what}\n\nTo see it again:\n  {}\n", command(&settings));
     }
     stats
-}
-
-/// The known bug named by `SIM_MUTANT`.
-#[cfg(feature = "mutants")]
-fn mutant_of_environment() -> Option<metcd::mutants::Mutant> {
-    let name = std::env::var("SIM_MUTANT").ok().filter(|name| !name.is_empty())?;
-    let found = metcd::mutants::ALL.iter().find(|mutant| format!("{mutant:?}") == name);
-    Some(*found.unwrap_or_else(|| panic!("there is no mutant {name}")))
 }
 
 /// Puts each known bug back in and counts the seeds until it is found. Fails if one is not.
@@ -131,8 +181,12 @@ fn tell(stats: &Stats, seeds: u64, wall: f64) {
         stats.messages
     );
     println!(
-        "operations: {} asked, {} retried, {} unknown, {} not applied, {} checked for linearizability",
-        stats.operations, stats.retries, stats.unknown, stats.not_applied, stats.checked
+        "operations: {} asked, {} unknown, {} not applied, {} checked for linearizability, {} searches given up",
+        stats.operations, stats.unknown, stats.not_applied, stats.checked, stats.given_up
+    );
+    println!(
+        "retries: {}, of them {} on another member and {} in a later term; answered with what an earlier try came to: {:?}",
+        stats.retries, stats.retries_elsewhere, stats.retries_in_later_terms, stats.replays
     );
     println!(
         "cluster: {} terms with a leader, {} configuration entries, {} snapshots, {} installed, {} introductions, {} removed members, {} equal states compared, {} reads from the log",
@@ -162,32 +216,26 @@ fn cpu_seconds() -> Option<f64> {
     (seconds > 0.0).then_some(seconds)
 }
 
-/// Looks for a smaller history of the same seed that fails too: fewer kinds of fault, and an earlier end of the faults.
-fn shrink(seed: u64) {
-    let mut best = Settings::new(seed);
-    let fails = |settings: &Settings| run(settings.clone()).violation.is_some();
-    for kind in FAULT_KINDS {
-        let mut smaller = best.clone();
+/// Looks for a smaller history of the same seed that fails too: fewer kinds of fault, and an earlier end of the faults. With what is
+/// wrong in it.
+pub fn shrink(failed: &Settings, what: &str) -> (Settings, String) {
+    let mut best = (failed.clone(), what.to_owned());
+    for kind in FAULT_KINDS.into_iter().filter(|kind| !failed.without.contains(kind)) {
+        let mut smaller = best.0.clone();
         smaller.without.push(kind);
-        if fails(&smaller) {
-            best = smaller;
+        if let Some(what) = run(smaller.clone()).violation {
+            best = (smaller, what);
         }
     }
-    let mut until: Micros = 128 * SECOND;
+    let mut until = LONGEST_SAFETY_PHASE;
     while until > SECOND {
-        let smaller = Settings {
-            faults_until: until / 2,
-            ..best.clone()
-        };
-        if !fails(&smaller) {
-            break;
-        }
         until /= 2;
-        best = smaller;
+        let smaller = Settings {
+            faults_until: until.min(best.0.faults_until),
+            ..best.0.clone()
+        };
+        let Some(what) = run(smaller.clone()).violation else { break };
+        best = (smaller, what);
     }
-    println!(
-        "it also fails without {:?}, with faults until {} s",
-        best.without,
-        best.faults_until / SECOND
-    );
+    best
 }

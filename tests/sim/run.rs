@@ -67,7 +67,7 @@ fn play(world: &mut World) {
     }
     if world.violation.is_none() {
         match world.oracle.check_end() {
-            Ok(checked) => world.stats.checked = checked,
+            Ok(checked) => (world.stats.checked, world.stats.given_up) = (checked.operations, checked.given_up),
             Err(fault) => world.violation(fault),
         }
     }
@@ -100,6 +100,10 @@ fn unfinished(world: &World) -> Option<String> {
         let Some(follower) = machine.process.as_ref() else {
             return Some(format!("n{id} does not run"));
         };
+        // What an installed snapshot replaced goes, and what a newer one makes needless.
+        if machine.snapshots.len() > 2 {
+            return Some(format!("n{id} keeps the snapshots {:?}", machine.snapshots.keys()));
+        }
         // A little behind is as it should be: the leader's own duties go on.
         if follower.reader.applied_index() + 3 < applied {
             return Some(format!("n{id} has applied {} of {applied}", follower.reader.applied_index()));

@@ -11,9 +11,15 @@ pub struct Stats {
     pub messages: u64,
     pub operations: u64,
     pub retries: u64,
+    pub retries_elsewhere: u64,
+    pub retries_in_later_terms: u64,
+    /// Retries that were answered with what an earlier try had come to.
+    pub replays: BTreeMap<&'static str, u64>,
     pub unknown: u64,
     pub not_applied: u64,
     pub checked: u64,
+    /// Keys whose search for a linear order was given up.
+    pub given_up: u64,
     pub watched: u64,
     pub renewals: u64,
     pub leases: u64,
@@ -36,9 +42,12 @@ impl Stats {
         self.messages += other.messages;
         self.operations += other.operations;
         self.retries += other.retries;
+        self.retries_elsewhere += other.retries_elsewhere;
+        self.retries_in_later_terms += other.retries_in_later_terms;
         self.unknown += other.unknown;
         self.not_applied += other.not_applied;
         self.checked += other.checked;
+        self.given_up += other.given_up;
         self.watched += other.watched;
         self.renewals += other.renewals;
         self.leases += other.leases;
@@ -51,6 +60,9 @@ impl Stats {
         self.fetches += other.fetches;
         self.removed += other.removed;
         self.compared += other.compared;
+        for (&kind, count) in &other.replays {
+            *self.replays.entry(kind).or_default() += count;
+        }
         for (&kind, count) in &other.faults {
             *self.faults.entry(kind).or_default() += count;
         }

@@ -40,6 +40,7 @@ pub enum Event {
     CallTimeout { call: u64 },
     Answer { client: usize, call: u64, answer: Answer },
     Act { client: usize },
+    Retry { client: usize },
     Watch { watch: usize },
     Admin,
     Fault,
@@ -247,6 +248,7 @@ impl World {
             Event::CallTimeout { call } => self.call_timeout(call),
             Event::Answer { client, call, answer } => self.hear(client, call, answer),
             Event::Act { client } => self.act(client),
+            Event::Retry { client } => self.ask_again_now(client),
             Event::Watch { watch } => self.poll_watch(watch),
             Event::Admin => self.administer(),
             Event::Fault => self.strike(),
@@ -319,7 +321,7 @@ impl World {
             return;
         }
         let seed = self.settings.seed;
-        match Process::start(machine, &self.plan, seed, &mut self.oracle.raft) {
+        match Process::start(machine, &self.plan, seed, self.now, &mut self.oracle.raft) {
             Ok(process) => {
                 let (member, boot) = (machine.member, machine.boot);
                 machine.process = Some(Box::new(process));

@@ -13,7 +13,7 @@ use metcd::wal::{LogStart, Wal as _};
 use raft::eraftpb::{Message, MessageType, Snapshot};
 
 use super::start::{CLUSTER_ID, peer_url};
-use super::{ApplyJob, Failure, Input, Installing, Offer, Process, WalJob};
+use super::{ApplyJob, Chore, Failure, Input, Installing, Offer, Process, WalJob};
 use crate::network::{Packet, PacketBody};
 use crate::plan::MS;
 use crate::world::{Event, World};
@@ -48,7 +48,8 @@ impl Process {
     /// The driver takes everything that is queued and performs what follows.
     pub fn take_inputs(&mut self, world: &mut World) {
         self.is_wake_due = false;
-        self.core.set_now(world.clock_ms(self.slot));
+        let now_ms = self.now_ms(world);
+        self.core.set_now(now_ms);
         while let Some(input) = self.inbox.pop_front() {
             self.handle(world, input);
         }
@@ -85,7 +86,7 @@ impl Process {
                 world.trace(|| format!("n{} proposes a configuration change: {answer:?}", self.id));
             }
             Input::Fetched(wish, entries) => self.core.step(Step::Fetched(wish, entries)),
-            Input::View { view, for_chore: true } => self.begin_chore(world, view),
+            Input::View { view, for_chore: true } => self.chore(world, Chore::Durable(view)),
             Input::View { view, for_chore: false } => self.handle_view(*view),
             Input::SnapshotReceived { message, file } => self.handle_snapshot_received(message, file),
             Input::SnapshotSent { to, ok } => {
@@ -103,6 +104,11 @@ impl Process {
         }
     }
 
+    /// What leases and cluster time go by.
+    pub(super) fn now_ms(&mut self, world: &World) -> u64 {
+        self.steady.at(world.clock_ms(self.slot))
+    }
+
     /// A tick of the driver, then what the duties do at it.
     pub fn tick(&mut self, world: &mut World, ticks: u64) {
         if std::mem::take(&mut self.is_commit_unannounced) {
@@ -112,7 +118,8 @@ impl Process {
             self.ticks += 1;
             self.core.step(Step::Tick);
         }
-        self.core.set_now(world.clock_ms(self.slot));
+        let now_ms = self.now_ms(world);
+        self.core.set_now(now_ms);
         self.after_tick(world);
         self.perform(world);
         if self.failed.is_none() {
@@ -395,6 +402,7 @@ impl Process {
             self.core.step(Step::SnapshotOffered(None));
         }
         self.durable_index = start.index;
+        self.chore(world, Chore::RemoveOlder(start.index));
         self.to_wal(world, WalJob::Persist(installing.persist));
         for unit in installing.deferred {
             self.persist(world, unit);
@@ -431,7 +439,7 @@ impl Process {
     }
 
     fn take_arrived_snapshot(&mut self) {
-        if self.core.is_applying() {
+        if self.core.is_applying() && !known_bug!(InstallInFront) {
             return;
         }
         let Some((message, file)) = self.arrived.take() else { return };
@@ -455,6 +463,9 @@ impl Process {
 
     fn handle_durable(&mut self, world: &mut World, index: u64) {
         self.is_chore_running = false;
+        if index == 0 {
+            return;
+        }
         self.durable_index = self.durable_index.max(index);
         let offered = self.offer.as_ref().map(|offer| offer.index);
         let keep_from = compaction_point(index, world.plan.keep_entries, 0, offered);

@@ -63,11 +63,11 @@ impl Process {
     }
 
     fn run_lease_clock(&mut self, world: &mut World, leads: bool) {
-        if !leads {
+        if !leads && !known_bug!(ExpireOnFollowers) {
             self.lease_clock.follow();
             return;
         }
-        let now_ms = world.clock_ms(self.slot);
+        let now_ms = self.now_ms(world);
         let term = self.view.term;
         if self.lease_clock.term() != Some(term) {
             self.lease_clock.lead(term, &self.reader.leases(), now_ms);

@@ -16,7 +16,7 @@ use metcd::consensus::proposals::Proposal;
 use metcd::consensus::{Consensus, Persist, View};
 use metcd::leader::care::Caretaker;
 use metcd::leader::clock::LeaseClock;
-use metcd::node::PeerProgress;
+use metcd::node::{PeerProgress, SteadyClock};
 use metcd::server::admission::Admissions;
 use metcd::state::{SnapshotView, State, StateReader};
 use metcd::store::MemoryStore;
@@ -82,6 +82,14 @@ pub enum ApplyJob {
     Install { file: Arc<[u8]>, start: LogStart },
 }
 
+/// Work for the chore thread, one at a time.
+pub enum Chore {
+    /// Write a snapshot file of this view; those before it go.
+    Durable(Box<SnapshotView>),
+    /// Remove the snapshot files before this index.
+    RemoveOlder(u64),
+}
+
 /// What the apply thread is in the middle of.
 pub enum Applying {
     /// A configuration entry: the driver is asked.
@@ -114,6 +122,8 @@ pub struct Process {
     pub reader: StateReader,
     store: Arc<MemoryStore>,
     wal: MemoryWal,
+    /// The machine's clock as the process follows it.
+    steady: SteadyClock,
     lease_clock: LeaseClock,
     caretaker: Caretaker,
 
@@ -128,7 +138,8 @@ pub struct Process {
     is_apply_due: bool,
     applying: Option<Applying>,
     settled: Vec<u64>,
-    chore: Option<Box<SnapshotView>>,
+    /// The first one is under way.
+    chores: VecDeque<Chore>,
 
     ticks: u64,
     beats: usize,

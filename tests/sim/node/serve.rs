@@ -156,7 +156,8 @@ impl Process {
     }
 
     fn renew(&mut self, world: &mut World, renewal: Renewal) {
-        match self.lease_clock.renew(renewal.lease, world.clock_ms(self.slot)) {
+        let now_ms = self.now_ms(world);
+        match self.lease_clock.renew(renewal.lease, now_ms) {
             clock::Renewal::Renewed { ttl_ms } => self.answer_renewal(world, renewal, Some(ttl_ms), false),
             clock::Renewal::Gone => self.answer_renewal(world, renewal, None, true),
             // Its end is on its way through the log: the answer is what becomes of that.

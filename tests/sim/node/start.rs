@@ -6,6 +6,7 @@ use std::sync::Arc;
 use metcd::consensus::{Consensus, Input as Step, Options};
 use metcd::leader::care::Caretaker;
 use metcd::leader::clock::LeaseClock;
+use metcd::node::SteadyClock;
 use metcd::recovery::reconcile;
 use metcd::server::admission::Admissions;
 use metcd::snapshot::{self, SnapshotReader, SnapshotWriter};
@@ -18,7 +19,7 @@ use super::{Failure, Process};
 use crate::machine::Machine;
 use crate::oracle::history::Auditor;
 use crate::oracle::raft::{RaftOracle, Written};
-use crate::plan::{ELECTION_TICKS, Plan};
+use crate::plan::{ELECTION_TICKS, MS, Micros, Plan, TICK};
 
 /// A removed member is accompanied, or goes on, so long at most.
 const LINGER_TICKS: u64 = 100;
@@ -62,7 +63,7 @@ pub fn install(file: &[u8], store: &dyn KvStore) -> Result<(), snapshot::Snapsho
 
 impl Process {
     /// Starts on what the machine's disk holds.
-    pub fn start(machine: &mut Machine, plan: &Plan, seed: u64, oracle: &mut RaftOracle) -> Result<Process, Failure> {
+    pub fn start(machine: &mut Machine, plan: &Plan, seed: u64, now: Micros, oracle: &mut RaftOracle) -> Result<Process, Failure> {
         let disk = |error: &dyn std::fmt::Display| Failure::Disk(error.to_string());
         machine.boot += 1;
         let mut wal = memory::open(&machine.disk).map_err(|error| disk(&error))?;
@@ -113,6 +114,7 @@ impl Process {
             reader: reader.clone(),
             store,
             wal,
+            steady: SteadyClock::new(machine.clock.now_ms(now), TICK / MS),
             lease_clock: LeaseClock::default(),
             caretaker: Caretaker::default(),
             inbox: VecDeque::new(),
@@ -124,7 +126,7 @@ impl Process {
             is_apply_due: false,
             applying: None,
             settled: Vec::new(),
-            chore: None,
+            chores: VecDeque::new(),
             ticks: 0,
             beats: 0,
             offer: None,

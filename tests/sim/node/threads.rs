@@ -10,7 +10,7 @@ use metcd::wal::{LogStart, Wal, WalBatch, WalError};
 use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType};
 
 use super::start::{install, write_snapshot};
-use super::{ApplyJob, Applying, Failure, Input, Process, WalJob};
+use super::{ApplyJob, Applying, Chore, Failure, Input, Process, WalJob};
 use crate::oracle::raft::Written;
 use crate::plan::MS;
 use crate::world::{Event, World};
@@ -146,11 +146,11 @@ impl Process {
     fn schedule_apply(&mut self, world: &mut World) {
         if !self.is_apply_due {
             self.is_apply_due = true;
-            // A snapshot is written and synced first.
-            let longest = if matches!(self.applying, Some(Applying::Adopting(..))) {
-                400 * MS
-            } else {
-                4 * MS
+            let longest = match self.applying {
+                // A snapshot is written and synced first.
+                Some(Applying::Adopting(..)) => 400 * MS,
+                _ if world.machines[self.slot].is_slow => 200 * MS,
+                _ => 4 * MS,
             };
             let at = world.now + world.rng.skewed(10, longest);
             world.schedule(at, self.event(|slot, boot| Event::Apply { slot, boot }));
@@ -265,7 +265,7 @@ impl Process {
 
     /// Before anybody hears of a grant, the leader's clock knows it.
     fn follow_leases(&mut self, world: &mut World) {
-        let now_ms = world.clock_ms(self.slot);
+        let now_ms = self.now_ms(world);
         for change in self.state.take_lease_changes() {
             self.lease_clock.handle(change, now_ms);
             world.oracle.lease.note_change(world.now, change);
@@ -371,15 +371,41 @@ impl Process {
 // ---- the chore thread
 
 impl Process {
-    pub(super) fn begin_chore(&mut self, world: &mut World, view: Box<SnapshotView>) {
-        self.chore = Some(view);
-        let at = world.now + world.rng.skewed(MS, 500 * MS);
+    pub(super) fn chore(&mut self, world: &mut World, chore: Chore) {
+        self.chores.push_back(chore);
+        if self.chores.len() == 1 {
+            self.begin_chore(world);
+        }
+    }
+
+    fn begin_chore(&mut self, world: &mut World) {
+        let longest = match self.chores.front() {
+            Some(Chore::Durable(_)) => 500 * MS,
+            Some(Chore::RemoveOlder(_)) => 4 * MS,
+            None => return,
+        };
+        let at = world.now + world.rng.skewed(MS, longest);
         world.schedule(at, self.event(|slot, boot| Event::Chore { slot, boot }));
     }
 
-    /// The snapshot is written, synced and has its name.
+    /// The first chore is done.
     pub fn finish_chore(&mut self, world: &mut World) {
-        let Some(view) = self.chore.take() else { return };
+        match self.chores.pop_front() {
+            Some(Chore::Durable(view)) => self.make_durable(world, view),
+            Some(Chore::RemoveOlder(index)) => self.remove_older(world, index),
+            None => {}
+        }
+        self.begin_chore(world);
+    }
+
+    /// As `snapshot_files::remove_older`.
+    fn remove_older(&self, world: &mut World, index: u64) {
+        let snapshots = &mut world.machines[self.slot].snapshots;
+        *snapshots = snapshots.split_off(&index);
+    }
+
+    /// The snapshot is written, synced and has its name.
+    fn make_durable(&mut self, world: &mut World, view: Box<SnapshotView>) {
         let index = view.applied.index;
         if world.machines[self.slot].is_full {
             // Tried again; until then the log keeps everything.
@@ -387,9 +413,9 @@ impl Process {
         }
         match write_snapshot(*view) {
             Ok(file) => {
-                let snapshots = &mut world.machines[self.slot].snapshots;
-                snapshots.insert(index, file);
-                *snapshots = snapshots.split_off(&index);
+                world.machines[self.slot].snapshots.insert(index, file);
+                world.pass_crash_point(self.slot);
+                self.remove_older(world, index);
                 world.stats.snapshots += 1;
                 world.pass_crash_point(self.slot);
                 self.enqueue(world, Input::Durable { index });

@@ -48,6 +48,17 @@ pub struct History {
     /// Values of writes that were refused for good.
     refused: BTreeSet<String>,
     seen: Vec<Seen>,
+    deletes: Deletes,
+}
+
+/// Whose deletes the history shows. A deletion has no value that would tell, so they are counted: each was answered to somebody, or
+/// belongs to a request of which nobody knows what became of it.
+#[derive(Default)]
+struct Deletes {
+    answered: BTreeSet<(u64, String)>,
+    /// Of all keys at once.
+    all_answered: BTreeSet<u64>,
+    unknown: BTreeMap<String, u64>,
 }
 
 impl History {
@@ -121,6 +132,32 @@ impl History {
         self.acknowledged.push(((key.to_owned(), value.map(str::to_owned)), revision));
     }
 
+    /// The delete of this key was answered with success.
+    pub fn note_deleted(&mut self, key: &str, revision: u64) -> Result<(), String> {
+        match self.deletes.answered.insert((revision, key.to_owned())) && !self.deletes.all_answered.contains(&revision) {
+            true => Ok(()),
+            false => Err(format!("two deletes of {key} are answered with revision {revision}")),
+        }
+    }
+
+    /// A delete of all keys was answered: so many were there.
+    pub fn note_all_deleted(&mut self, deleted: u64, revision: u64) -> Result<(), String> {
+        if deleted == 0 {
+            return Ok(());
+        }
+        let of_this = (revision, String::new())..(revision + 1, String::new());
+        let is_anothers = self.deletes.answered.range(of_this).next().is_some();
+        match self.deletes.all_answered.insert(revision) && !is_anothers {
+            true => Ok(()),
+            false => Err(format!("two deletes are answered with revision {revision}, one of all keys")),
+        }
+    }
+
+    /// Nobody knows whether this key was deleted for a request, once.
+    pub fn note_delete_unknown(&mut self, key: &str) {
+        *self.deletes.unknown.entry(key.to_owned()).or_default() += 1;
+    }
+
     /// A key was read at this revision.
     pub fn note_seen(&mut self, revision: u64, key: &str, value: Option<&str>, who: &str) {
         self.seen.push(Seen {
@@ -158,7 +195,38 @@ impl History {
                 ));
             }
         }
+        self.check_deletes()?;
         self.check_seen()
+    }
+
+    /// Exactly once: no delete happened that nobody asked for.
+    fn check_deletes(&mut self) -> Result<(), String> {
+        let Deletes {
+            answered,
+            all_answered,
+            unknown,
+        } = &mut self.deletes;
+        for (&revision, changes) in &self.revisions {
+            for (key, value) in changes {
+                // Keys that hang on a lease go with it.
+                if value.is_some()
+                    || !key.starts_with('k')
+                    || all_answered.contains(&revision)
+                    || answered.contains(&(revision, key.clone()))
+                {
+                    continue;
+                }
+                match unknown.get_mut(key) {
+                    Some(left) if *left > 0 => *left -= 1,
+                    Some(_) | None => {
+                        return Err(format!(
+                            "{key} was deleted in revision {revision}, for no request that was not answered otherwise"
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_seen(&mut self) -> Result<(), String> {
@@ -212,5 +280,46 @@ pub fn poll_watch(watcher: &mut Watcher) -> Poll<Result<Vec<Change>, ReadError>>
             Poll::Pending if flag.0.swap(false, Ordering::Relaxed) => {}
             Poll::Pending => return Poll::Pending,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A history in which a key is put and deleted twice.
+    fn deleted_twice() -> History {
+        let mut history = History::default();
+        for (revision, value) in [(2, Some("v1")), (3, None), (4, Some("v2")), (5, None)] {
+            history.revisions.insert(revision, vec![("k".to_owned(), value.map(str::to_owned))]);
+        }
+        history
+    }
+
+    #[test]
+    fn a_delete_that_happens_twice_for_one_request_is_noticed() {
+        let mut history = deleted_twice();
+        history.note_deleted("k", 3).unwrap();
+        assert!(history.check_deletes().is_err());
+        // Somebody else's may have been the other one, once.
+        history.note_delete_unknown("k");
+        assert_eq!(history.check_deletes(), Ok(()));
+        let mut history = deleted_twice();
+        history.note_delete_unknown("k");
+        assert!(history.check_deletes().is_err());
+        history.note_all_deleted(1, 5).unwrap();
+        history.note_delete_unknown("k");
+        assert_eq!(history.check_deletes(), Ok(()));
+    }
+
+    #[test]
+    fn one_deletion_answers_one_request() {
+        let mut history = deleted_twice();
+        history.note_deleted("k", 3).unwrap();
+        assert!(history.note_deleted("k", 3).is_err());
+        assert!(history.note_all_deleted(1, 3).is_err());
+        assert_eq!(history.note_all_deleted(0, 3), Ok(()), "it found nothing to delete");
+        history.note_all_deleted(1, 5).unwrap();
+        assert!(history.note_deleted("k", 5).is_err());
     }
 }

@@ -54,8 +54,9 @@ impl Oracle {
     }
 
     /// Everything that can only be seen at the end.
-    pub fn check_end(&mut self) -> Result<u64, String> {
+    pub fn check_end(&mut self) -> Result<linear::Checked, String> {
         self.history.check_end()?;
+        self.lease.check_end()?;
         self.linear.check()
     }
 }

@@ -131,8 +131,8 @@ fn tell(stats: &Stats, seeds: u64, wall: f64) {
         stats.messages
     );
     println!(
-        "operations: {} asked, {} retried, {} unknown, {} not applied, {} checked for linearizability",
-        stats.operations, stats.retries, stats.unknown, stats.not_applied, stats.checked
+        "operations: {} asked, {} retried, {} unknown, {} not applied, {} checked for linearizability, {} given up",
+        stats.operations, stats.retries, stats.unknown, stats.not_applied, stats.checked, stats.given_up
     );
     println!(
         "cluster: {} terms with a leader, {} configuration entries, {} snapshots, {} installed, {} introductions, {} removed members, {} equal states compared, {} reads from the log",

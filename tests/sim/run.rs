@@ -67,7 +67,10 @@ fn play(world: &mut World) {
     }
     if world.violation.is_none() {
         match world.oracle.check_end() {
-            Ok(checked) => world.stats.checked = checked,
+            Ok(checked) => {
+                world.stats.checked = checked.operations;
+                world.stats.given_up = checked.given_up;
+            }
             Err(fault) => world.violation(fault),
         }
     }

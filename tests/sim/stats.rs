@@ -14,6 +14,8 @@ pub struct Stats {
     pub unknown: u64,
     pub not_applied: u64,
     pub checked: u64,
+    /// Operations on keys whose search for an order was given up.
+    pub given_up: u64,
     pub watched: u64,
     pub renewals: u64,
     pub leases: u64,
@@ -39,6 +41,7 @@ impl Stats {
         self.unknown += other.unknown;
         self.not_applied += other.not_applied;
         self.checked += other.checked;
+        self.given_up += other.given_up;
         self.watched += other.watched;
         self.renewals += other.renewals;
         self.leases += other.leases;

@@ -70,6 +70,7 @@ struct Inner {
 
 pub struct Book {
     begun: Instant,
+    last_time: AtomicU64,
     last_value: AtomicU64,
     inner: Mutex<Inner>,
 }
@@ -85,13 +86,20 @@ impl Book {
     pub fn new() -> Book {
         Book {
             begun: Instant::now(),
+            last_time: AtomicU64::new(0),
             last_value: AtomicU64::new(0),
             inner: Mutex::default(),
         }
     }
 
+    /// Later than whatever was noted before, were it within the same microsecond.
     pub fn now(&self) -> Micros {
-        self.begun.elapsed().as_micros() as Micros
+        let elapsed = self.begun.elapsed().as_micros() as Micros;
+        let later = |last: Micros| elapsed.max(last + 1);
+        let last = self
+            .last_time
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |last| Some(later(last)));
+        last.map_or(elapsed, later)
     }
 
     /// A value that nobody else writes.
@@ -462,4 +470,155 @@ pub fn account(n: usize) -> String {
 fn amount_of(text: &str) -> i64 {
     let amount = text.split(':').next().and_then(|amount| amount.parse().ok());
     amount.unwrap_or(i64::MIN / 1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn done(status: u16, revision: u64, body: &str) -> Answer {
+        Answer::Done(Done {
+            status,
+            revision,
+            mod_revision: revision,
+            is_replayed: false,
+            body: body.to_owned().into(),
+        })
+    }
+
+    fn absent(revision: u64) -> Answer {
+        Answer::Refused {
+            code: "not_found".to_owned(),
+            revision,
+        }
+    }
+
+    /// What a watch of everything shows of a put.
+    fn shown(book: &Book, revision: u64, key: &str, value: u64) {
+        book.watched("", revision, vec![(key.to_owned(), Some(text_of(value)))]);
+    }
+
+    /// A key with the values 1 and 2, one after the other.
+    fn two_puts() -> (Book, String) {
+        let book = Book::new();
+        let key = book.key(0);
+        for (value, status) in [(1, 201), (2, 204)] {
+            book.put(book.asked(), &key, value, Expect::Anything, &done(status, value + 1, ""));
+            shown(&book, value + 1, &key, value);
+        }
+        (book, key)
+    }
+
+    #[test]
+    fn what_may_be_is_accepted() {
+        let (book, key) = two_puts();
+        book.read(book.asked(), &key, true, &done(200, 3, "v2"));
+        book.read(book.asked(), &key, false, &done(200, 2, "v1"));
+        book.put(book.asked(), &key, 3, Expect::Anything, &Answer::NotApplied);
+        book.put(book.asked(), &key, 4, Expect::Is(2), &Answer::Unknown);
+        book.read(book.asked(), &key, true, &done(200, 3, "v2"));
+        shown(&book, 4, &key, 4);
+        book.read(book.asked(), &key, true, &done(200, 4, "v4"));
+        let checked = book.check_end(4).unwrap();
+        assert_eq!((checked.operations, checked.given_up), (6, 0));
+    }
+
+    #[test]
+    fn a_stale_read_is_refused_with_whatever_revision_it_comes() {
+        for answer in [done(200, 3, "v1"), done(200, 2, "v1"), absent(3)] {
+            let (book, key) = two_puts();
+            book.read(book.asked(), &key, true, &answer);
+            assert!(book.check_end(3).is_err());
+        }
+    }
+
+    #[test]
+    fn a_stale_read_is_refused_without_a_look_at_revisions() {
+        let (book, key) = two_puts();
+        book.read(book.asked(), &key, true, &done(200, 3, "v1"));
+        assert!(book.inner.lock().linear.check().is_err());
+    }
+
+    #[test]
+    fn a_lost_write_is_refused() {
+        let (book, key) = two_puts();
+        book.put(book.asked(), &key, 3, Expect::Anything, &done(204, 4, ""));
+        assert!(book.check_end(3).is_err(), "no watch has it");
+        book.read(book.asked(), &key, true, &done(200, 4, "v2"));
+        assert!(book.inner.lock().linear.check().is_err(), "nor a read");
+    }
+
+    #[test]
+    fn a_write_that_was_not_applied_and_is_seen_is_refused() {
+        let (book, key) = two_puts();
+        book.put(book.asked(), &key, 3, Expect::Anything, &Answer::NotApplied);
+        book.read(book.asked(), &key, true, &done(200, 4, "v3"));
+        assert!(book.inner.lock().linear.check().is_err(), "a read has it");
+        shown(&book, 4, &key, 3);
+        assert!(book.check_end(4).is_err(), "and a watch");
+    }
+
+    #[test]
+    fn a_write_that_happens_twice_is_refused() {
+        let (book, key) = two_puts();
+        shown(&book, 4, &key, 1);
+        assert!(book.check_end(4).is_err(), "a watch has it");
+        book.read(book.asked(), &key, true, &done(200, 4, "v2"));
+        book.read(book.asked(), &key, true, &done(200, 4, "v1"));
+        assert!(book.inner.lock().linear.check().is_err(), "and two reads");
+    }
+
+    #[test]
+    fn a_condition_that_held_or_failed_against_the_value_is_refused() {
+        let (book, key) = two_puts();
+        book.put(book.asked(), &key, 3, Expect::Is(1), &done(204, 4, ""));
+        assert!(book.inner.lock().linear.check().is_err());
+        let (book, key) = two_puts();
+        let failed = Answer::Refused {
+            code: "precondition_failed".to_owned(),
+            revision: 3,
+        };
+        book.delete(book.asked(), &key, Expect::Is(2), &failed);
+        assert!(book.inner.lock().linear.check().is_err());
+    }
+
+    #[test]
+    fn a_watch_of_a_prefix_that_leaves_something_out_is_refused() {
+        let change = |value| vec![("k0-0".to_owned(), Some(text_of(value)))];
+        let (book, _) = two_puts();
+        book.watched("k", 2, change(1));
+        assert!(book.check_end(3).is_err());
+        book.watched("k", 3, change(2));
+        assert!(book.check_end(3).is_ok());
+        assert_eq!((book.last_change("k", 9), book.last_change("x", 9)), (3, 1));
+    }
+
+    #[test]
+    fn a_bank_with_another_total_is_refused() {
+        let list = |amounts: [i64; ACCOUNTS]| {
+            let kv =
+                |(n, amount): (usize, &i64)| serde_json::json!({ "key": account(n), "value": format!("{amount}:{n}"), "mod_revision": 2 });
+            let kvs: Vec<Value> = amounts.iter().enumerate().map(kv).collect();
+            done(200, 2, &serde_json::json!({ "revision": 2, "kvs": kvs }).to_string())
+        };
+        let book = Book::new();
+        let accounts = book.bank(book.asked(), true, &list([90, 110, 100, 100])).unwrap();
+        assert_eq!(accounts[1].amount, 110);
+        assert_eq!(book.inner.lock().fault, None);
+        book.bank(book.asked(), true, &list([90, 100, 100, 100]));
+        assert!(book.inner.lock().fault.is_some());
+    }
+
+    #[test]
+    fn a_key_is_left_when_too_much_of_it_is_unknown() {
+        let book = Book::new();
+        let first = book.key(0);
+        for value in 0..UNKNOWN_OF_A_KEY {
+            assert_eq!(book.key(0), first);
+            book.put(book.asked(), &first, value, Expect::Anything, &Answer::Unknown);
+        }
+        assert_ne!(book.key(0), first);
+        assert_eq!(book.keys().len(), 2);
+        assert!(book.check_end(1).is_ok());
+    }
 }

@@ -106,7 +106,9 @@ impl Faults {
             3..=4 => self.begin(cluster, id, Fault::Paused),
             5..=6 => self.begin(cluster, id, Fault::Isolated),
             7 => {
-                let other = self.pick(&cluster.ids());
+                let mut others = cluster.ids();
+                others.retain(|&other| other != id);
+                let other = self.pick(&others);
                 self.begin(cluster, id, Fault::CutTo(other));
             }
             8 => self.churn(cluster).await,

@@ -20,6 +20,9 @@ pub const SLOTS: u64 = 6;
 const OPERATIONS_OF_A_KEY: u64 = 300;
 const UNKNOWN_OF_A_KEY: u64 = 6;
 
+/// The server counts a lease's time in whole milliseconds.
+const ROUNDING: Micros = 2_000;
+
 pub const ACCOUNTS: usize = 4;
 pub const DEPOSIT: i64 = 100;
 
@@ -64,8 +67,18 @@ struct Inner {
     keys: BTreeSet<String>,
     /// What watches of a prefix delivered, for the end.
     watched: BTreeMap<String, Vec<(u64, Vec<KeyChange>)>>,
+    /// By the key that is attached to it.
+    leases: BTreeMap<String, Lease>,
     tallies: Tallies,
     fault: Option<String>,
+}
+
+#[derive(Default)]
+struct Lease {
+    /// It must live until then.
+    until: Micros,
+    /// When somebody first heard of its end.
+    gone: Option<Micros>,
 }
 
 pub struct Book {
@@ -307,7 +320,7 @@ impl Book {
             }
             Ok(())
         });
-        Some(accounts)
+        (accounts.len() == ACCOUNTS).then_some(accounts)
     }
 
     /// A transaction that writes these if nothing has changed meanwhile.
@@ -359,6 +372,20 @@ impl Book {
         });
     }
 
+    /// A lease was granted or renewed, and lives until then.
+    pub fn promised(&self, key: &str, until: Micros) {
+        self.judge(|inner, _| {
+            let lease = inner.leases.entry(key.to_owned()).or_default();
+            lease.until = lease.until.max(until);
+            inner.check_lease(key)
+        });
+    }
+
+    /// An answer has shown that a lease has ended.
+    pub fn gone(&self, key: &str) {
+        self.judge(|inner, now| inner.note_gone(key, now));
+    }
+
     pub fn note_acknowledged(&self, key: &str, text: &str, revision: u64) {
         self.inner.lock().history.note_acknowledged(key, Some(text), revision);
     }
@@ -369,8 +396,11 @@ impl Book {
 
     /// A watch of everything, or of a prefix, delivered a revision.
     pub fn watched(&self, prefix: &str, revision: u64, changes: Vec<KeyChange>) {
-        self.judge(|inner, _| {
+        self.judge(|inner, now| {
             inner.tallies.watched += 1;
+            for (key, _) in changes.iter().filter(|(_, value)| value.is_none()) {
+                inner.note_gone(key, now)?;
+            }
             if prefix.is_empty() {
                 return inner.history.take(revision, changes);
             }
@@ -412,6 +442,23 @@ impl Inner {
             slot.unknown += u64::from(key == key_name(number as u64, slot.generation));
         }
         self.linear.note(key, asked.at, Micros::MAX, write(expect, to, None, None));
+    }
+
+    /// Keys without a lease may go at any time.
+    fn note_gone(&mut self, key: &str, now: Micros) -> Result<(), String> {
+        if let Some(lease) = self.leases.get_mut(key) {
+            lease.gone.get_or_insert(now);
+        }
+        self.check_lease(key)
+    }
+
+    fn check_lease(&self, key: &str) -> Result<(), String> {
+        match self.leases.get(key) {
+            Some(&Lease { until, gone: Some(gone) }) if gone + ROUNDING < until => {
+                Err(format!("{key} was gone at {gone} us, and its lease was promised until {until} us"))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn not_applied(&mut self, texts: &[String]) -> Result<(), String> {
@@ -606,6 +653,23 @@ mod tests {
         assert_eq!(accounts[1].amount, 110);
         assert_eq!(book.inner.lock().fault, None);
         book.bank(book.asked(), true, &list([90, 100, 100, 100]));
+        assert!(book.inner.lock().fault.is_some());
+    }
+
+    #[test]
+    fn a_lease_that_ends_early_is_refused_whichever_is_known_first() {
+        let far = 1 << 40;
+        let book = Book::new();
+        book.promised("lease/1", 0);
+        book.gone("lease/1");
+        assert_eq!(book.inner.lock().fault, None);
+        book.promised("lease/1", far);
+        assert!(book.inner.lock().fault.is_some());
+        let book = Book::new();
+        book.promised("lease/1", far);
+        book.watched("", 2, vec![("lease/2".to_owned(), None)]);
+        assert_eq!(book.inner.lock().fault, None);
+        book.watched("", 3, vec![("lease/1".to_owned(), None)]);
         assert!(book.inner.lock().fault.is_some());
     }
 

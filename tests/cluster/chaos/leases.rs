@@ -11,15 +11,10 @@ use super::asking::Answer;
 use super::clients::Client;
 use crate::common::Micros;
 
-/// The server counts whole milliseconds.
-const ROUNDING: Micros = 2_000;
-
-/// A lease and the key that is attached to it, as the client that made them knows them.
+/// A lease and the key that is attached to it.
 struct Lease {
     id: String,
     key: String,
-    /// It must live until then.
-    until: Micros,
 }
 
 impl Client {
@@ -49,11 +44,11 @@ impl Client {
         };
         self.book.tally(|tallies| tallies.leases += 1);
         let key = format!("lease/{id}");
-        let until = asked + promised(&granted);
-        Some(Lease { id, key, until })
+        self.book.promised(&key, asked + ttl_of(&granted));
+        Some(Lease { id, key })
     }
 
-    async fn live(&mut self, mut lease: Lease) {
+    async fn live(&mut self, lease: Lease) {
         let text = format!("lease:{}", lease.id);
         let asked = self.book.asked();
         let request = self.request(Method::PUT, &format!("/{}?lease={}", lease.key, lease.id));
@@ -61,35 +56,35 @@ impl Client {
         self.book.own_put(asked, &lease.key, &text, &answer);
         match answer {
             Answer::Done(_) => {}
-            Answer::Refused { .. } => return self.ended(&lease, "a put"),
+            Answer::Refused { .. } => return self.book.gone(&lease.key),
             Answer::NotApplied | Answer::Unknown => return,
         }
         for _ in 0..self.seed.below(5) {
             self.think(1_500).await;
-            if !self.renew(&mut lease).await {
+            if !self.renew(&lease).await {
                 break;
             }
         }
         while !self.is_gone(&lease).await {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        self.ended(&lease, "a read");
+        self.book.gone(&lease.key);
         self.book.tally(|tallies| tallies.expired += 1);
     }
 
     /// Whether the lease lives, as far as is known.
-    async fn renew(&mut self, lease: &mut Lease) -> bool {
+    async fn renew(&mut self, lease: &Lease) -> bool {
         let asked = self.book.now();
         let request = self.request(Method::POST, &format!("/v1/leases/{}/keepalive", lease.id));
         match self.ask(request).await {
             Answer::Done(done) => {
                 let renewed: Value = serde_json::from_slice(&done.body).unwrap_or(Value::Null);
-                lease.until = lease.until.max(asked + promised(&renewed));
+                self.book.promised(&lease.key, asked + ttl_of(&renewed));
                 self.book.tally(|tallies| tallies.renewals += 1);
                 true
             }
             Answer::Refused { .. } => {
-                self.ended(lease, "a renewal");
+                self.book.gone(&lease.key);
                 false
             }
             Answer::NotApplied | Answer::Unknown => true,
@@ -103,19 +98,8 @@ impl Client {
         self.book.own_read(asked, &lease.key, &answer);
         matches!(answer, Answer::Refused { .. })
     }
-
-    /// An answer has just said that the lease has ended.
-    fn ended(&self, lease: &Lease, what: &str) {
-        let now = self.book.now();
-        if now + ROUNDING < lease.until {
-            self.book.fault(format!(
-                "{what} says at {now} us that lease {} has ended, which was promised until {} us",
-                lease.id, lease.until
-            ));
-        }
-    }
 }
 
-fn promised(lease: &Value) -> Micros {
+fn ttl_of(lease: &Value) -> Micros {
     (lease["ttl"].as_f64().unwrap_or(0.0) * 1e6) as Micros
 }

@@ -25,7 +25,7 @@ use watching::Watch;
 
 const KEY_CLIENTS: u64 = 12;
 const BANK_CLIENTS: u64 = 2;
-const LEASE_CLIENTS: u64 = 2;
+const LEASE_CLIENTS: u64 = 6;
 const COUNTERS: u64 = 4;
 /// What is watched: everything, by three who begin with different members, and two prefixes.
 const WATCHED: [&str; 5] = ["", "", "", "counter", "k"];

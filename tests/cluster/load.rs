@@ -100,9 +100,14 @@ impl Writers {
     }
 }
 
+/// What the writers put there.
+pub fn value_of(key: &str) -> String {
+    format!("value of {key}")
+}
+
 async fn write_one(http: &reqwest::Client, (url, query): (&str, &str), key: &str, record: &Mutex<Record>) {
     let begun = Instant::now();
-    let sent = http.put(format!("{url}/{key}{query}")).body(format!("value of {key}")).send().await;
+    let sent = http.put(format!("{url}/{key}{query}")).body(value_of(key)).send().await;
     let took = begun.elapsed();
     match sent {
         Ok(answer) if answer.status().is_success() => {
@@ -153,7 +158,7 @@ pub async fn check(cluster: &Cluster, id: u64, prefix: &str, record: &Record) {
         );
     }
     for (key, (value, version)) in &found {
-        assert_eq!(*value, format!("value of {key}"));
+        assert_eq!(*value, value_of(key));
         assert_eq!(*version, 1, "{key} was applied more than once");
     }
     let known = record.acknowledged.len() + record.unknown.len();

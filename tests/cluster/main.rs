@@ -6,6 +6,8 @@
 #![allow(clippy::print_stdout, reason = "figures, for whoever looks with --nocapture")]
 #![allow(clippy::disallowed_methods, reason = "processes are polled, with a deadline")]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod harness;
 mod load;
 mod proxy;

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 /// (from, to)
-type Link = (u64, u64);
+pub type Link = (u64, u64);
 
 /// Which links are cut, and which are slow.
 pub struct Links {
@@ -62,6 +62,11 @@ impl Links {
         self.cut.send_modify(|cut| {
             cut.insert((from, to));
         });
+    }
+
+    /// Cuts these directions of links, and heals all others.
+    pub fn cut_exactly(&self, links: HashSet<Link>) {
+        self.cut.send_replace(links);
     }
 
     pub fn heal(&self) {

@@ -474,7 +474,7 @@ impl World {
             Intent::Put { key, value, expect } => note(key, *expect, Some(*value)),
             Intent::Delete { key, expect } => {
                 note(key, *expect, None);
-                self.oracle.history.note_delete_unknown(key);
+                self.oracle.deletes.note_unknown(key);
             }
             Intent::Swap {
                 key,
@@ -489,7 +489,7 @@ impl World {
             Intent::DeleteAll => {
                 (0..self.plan.keys + 2).for_each(|n| {
                     note(&key_name(n), Expect::Anything, None);
-                    self.oracle.history.note_delete_unknown(&key_name(n));
+                    self.oracle.deletes.note_unknown(&key_name(n));
                 });
             }
             Intent::Grant => self.oracle.lease.note_grant_unknown(),
@@ -574,13 +574,13 @@ impl World {
             (Intent::Delete { key, expect }, Ok(Success::Delete { .. })) => {
                 note(key, write(*expect, None, true, Some(true)));
                 self.oracle.history.note_acknowledged(key, None, revision);
-                self.oracle.history.note_deleted(key, revision)?;
+                self.oracle.deletes.note(key, revision)?;
             }
             (Intent::Delete { key, .. }, Err(Refusal::NotFound)) => note(key, Action::Read(None)),
             (Intent::Delete { key, expect }, Err(Refusal::PreconditionFailed { .. })) => note(key, write(*expect, None, false, None)),
             (Intent::DeleteAll, Ok(Success::DeleteRange { deleted })) => {
                 (0..self.plan.keys + 2).for_each(|n| note(&key_name(n), write(Expect::Anything, None, true, None)));
-                self.oracle.history.note_all_deleted(*deleted, revision)?;
+                self.oracle.deletes.note_all(*deleted, revision)?;
             }
             (
                 Intent::Swap {

@@ -22,6 +22,8 @@ macro_rules! known_bug {
 mod admin;
 mod calls;
 mod clients;
+#[path = "../common/mod.rs"]
+mod common;
 mod faults;
 mod machine;
 mod network;

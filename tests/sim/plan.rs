@@ -3,7 +3,7 @@
 use crate::rng::Rng;
 
 /// Microseconds of virtual time.
-pub type Micros = u64;
+pub use crate::common::Micros;
 pub const MS: Micros = 1_000;
 pub const SECOND: Micros = 1_000_000;
 

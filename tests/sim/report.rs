@@ -181,7 +181,7 @@ fn tell(stats: &Stats, seeds: u64, wall: f64) {
         stats.messages
     );
     println!(
-        "operations: {} asked, {} unknown, {} not applied, {} checked for linearizability, {} searches given up",
+        "operations: {} asked, {} unknown, {} not applied, {} checked for linearizability, {} given up",
         stats.operations, stats.unknown, stats.not_applied, stats.checked, stats.given_up
     );
     println!(

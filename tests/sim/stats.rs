@@ -18,7 +18,7 @@ pub struct Stats {
     pub unknown: u64,
     pub not_applied: u64,
     pub checked: u64,
-    /// Keys whose search for a linear order was given up.
+    /// Operations on keys whose search for an order was given up.
     pub given_up: u64,
     pub watched: u64,
     pub renewals: u64,

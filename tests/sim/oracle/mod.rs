@@ -1,13 +1,15 @@
 //! What must hold, whatever happens. Each oracle is small and knows nothing of how the product achieves it.
 
+pub mod deletes;
 pub mod history;
 pub mod lease;
-pub mod linear;
 pub mod raft;
 pub mod state;
 
 use std::collections::BTreeSet;
 
+use crate::common::floor::Floor;
+pub use crate::common::linear;
 use crate::plan::Micros;
 
 /// All oracles of a run.
@@ -16,12 +18,12 @@ pub struct Oracle {
     pub raft: raft::RaftOracle,
     pub state: state::StateOracle,
     pub history: history::History,
+    pub deletes: deletes::Deletes,
     pub lease: lease::LeaseOracle,
     pub linear: linear::Linear,
     /// Members that somebody asked to remove.
     pub removals: BTreeSet<u64>,
-    /// (time of the answer, highest revision that any answer has shown).
-    floor: u64,
+    floor: Floor,
     fault: Option<String>,
 }
 
@@ -39,23 +41,20 @@ impl Oracle {
 
     /// The highest revision that an answer has shown so far: whatever begins now comes after it.
     pub fn floor(&self) -> u64 {
-        self.floor
+        self.floor.known()
     }
 
     /// A linearizable answer showed this revision; the request began when `floor` was known. A change makes a revision above it.
     pub fn note_revision(&mut self, revision: u64, floor: u64, is_change: bool, what: &str) {
-        let is_late = if is_change { revision <= floor } else { revision < floor };
-        if is_late {
-            self.fault(format!(
-                "{what} answered with revision {revision}, though {floor} was known before it began"
-            ));
+        if let Err(late) = self.floor.note(revision, floor, is_change, what) {
+            self.fault(late);
         }
-        self.floor = self.floor.max(revision);
     }
 
     /// Everything that can only be seen at the end.
     pub fn check_end(&mut self) -> Result<linear::Checked, String> {
         self.history.check_end()?;
+        self.deletes.check_end(&self.history)?;
         self.lease.check_end()?;
         self.linear.check()
     }

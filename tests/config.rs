@@ -214,7 +214,8 @@ fn tls_users_and_https_peers_are_refused_until_they_are_built() {
     for (text, line) in [
         ("[tls.client]\ncert = \"a\"", 1),
         ("\n[tls.peer]\ncert = \"a\"", 2),
-        ("[auth]\nusers = []", 1),
+        // The key itself is named, not the section it stands in.
+        ("[auth]\nusers = []", 2),
         ("tls.client.cert = 1", 1),
     ] {
         let refused = refusal(text, &[], &[]);

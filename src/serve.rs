@@ -13,8 +13,8 @@
 //! - A client that closes its side after its request is answered (HTTP/1), except a watch; if nothing is sent to it for `half_closed_timeout`,
 //!   it is taken for gone.
 //! - A failing `accept` (out of descriptors) waits instead of spinning.
-//! - After the shutdown future resolves only who waits to be accepted still is, requests in flight and what was sent before are answered
-//!   (HTTP/2: GOAWAY), and at `shutdown_grace` the rest is cut off. [`serve`] returns when the last connection is gone.
+//! - After the shutdown future resolves only who waits to be accepted still is; requests in flight are answered, and so is the next one that an
+//!   idle connection was sent before (HTTP/2: GOAWAY); at `shutdown_grace` the rest is cut off. [`serve`] returns when the last connection is gone.
 //!
 //! *Cost.* No timer and no clock read belongs to a request: a request moves a few relaxed atomics, and one reaper task per listener
 //! looks at all connections a few times per timeout. Hence a timeout may come up to one reaper period ([`reaper_period`]) late.
@@ -63,7 +63,7 @@ pub struct ServeLimits {
     /// Longest time a peer may take no byte of what is being sent to it.
     pub write_timeout: Duration,
     /// How long one who has closed its side while its request is under way is waited for if nothing is sent to it. It may want its answer, and it
-    /// may be gone: that is known only from sending.
+    /// may be gone: that is known only from sending. For so long its request keeps what it holds.
     pub half_closed_timeout: Duration,
     /// From the shutdown to cutting off what is still in flight.
     pub shutdown_grace: Duration,
@@ -86,7 +86,7 @@ impl Default for ServeLimits {
             idle_timeout: Duration::from_secs(120),
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
-            half_closed_timeout: Duration::from_secs(10),
+            half_closed_timeout: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(8),
             max_header_bytes: 64 * 1024,
             max_streams: 256,

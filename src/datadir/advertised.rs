@@ -1,5 +1,6 @@
 //! What a member last told its cluster of itself out of its configuration: its name and the URL for clients. A flag that has changed since is
-//! told; one that has not does not undo what was said by `PATCH /members/{id}` meanwhile.
+//! told; one that has not does not undo what was said by `PATCH /members/{id}` meanwhile. The note is made once the cluster knows: whoever is killed within
+//! that second, and is started with the flags of before again, is known by those in between.
 
 use std::io;
 use std::path::{Path, PathBuf};

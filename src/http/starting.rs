@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -30,8 +31,8 @@ pub struct Starting(Arc<Inner>);
 
 struct Inner {
     guard: Guard,
-    /// Its id; a joiner may have none yet.
-    member: Option<HeaderValue>,
+    /// Its id; 0 while a joiner has none.
+    member: Arc<AtomicU64>,
     request_timeout: Duration,
     max_timeout: Duration,
     /// `None`: it could not start.
@@ -39,11 +40,11 @@ struct Inner {
 }
 
 impl Starting {
-    /// For a member of this configuration and, if it is known, this id.
-    pub fn new(config: &Config, member: Option<u64>) -> Starting {
+    /// For a member of this configuration and this id, which is 0 until it is known.
+    pub fn new(config: &Config, member: Arc<AtomicU64>) -> Starting {
         Starting(Arc::new(Inner {
             guard: Guard::new(config),
-            member: member.map(HeaderValue::from),
+            member,
             request_timeout: config.limits.request_timeout,
             max_timeout: config.limits.max_timeout,
             api: SetOnce::new(),
@@ -91,8 +92,9 @@ impl Inner {
         let mut response = reply.unwrap_or_else(|error| error.into_response(mutation));
         let headers = response.headers_mut();
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if let Some(member) = &self.member {
-            headers.insert(&respond::METCD_MEMBER, member.clone());
+        match self.member.load(Ordering::Relaxed) {
+            0 => {}
+            id => drop(headers.insert(&respond::METCD_MEMBER, id.into())),
         }
         if parts.method == Method::HEAD {
             super::strip_body(&mut response);
@@ -166,7 +168,7 @@ mod tests {
     use super::*;
 
     fn starting() -> Starting {
-        Starting::new(&Config::default(), None)
+        Starting::new(&Config::default(), Arc::default())
     }
 
     fn put() -> Request<Body> {

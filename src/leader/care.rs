@@ -59,9 +59,13 @@ impl Caretaker {
         }
         let replacing = members
             .iter()
-            .find(|member| view.voters.contains(&member.id) && view.voters.contains(&member.replaces));
+            .find(|member| view.voters.contains(&member.id) && is_there(view, member.replaces));
         replacing.map(|member| complete(own_id, view, peers, member))
     }
+}
+
+fn is_there(view: &View, id: u64) -> bool {
+    view.voters.contains(&id) || view.learners.contains(&id)
 }
 
 /// The replacement votes already; whom it replaces is to go.
@@ -104,7 +108,7 @@ fn best_successor(own_id: u64, view: &View, peers: &[PeerProgress]) -> Option<u6
 }
 
 fn advance(own_id: u64, view: &View, peers: &[PeerProgress], learner: &MemberRecord) -> Care {
-    let replaced = Some(learner.replaces).filter(|id| view.voters.contains(id));
+    let replaced = Some(learner.replaces).filter(|&id| is_there(view, id));
     if replaced == Some(own_id) {
         // A leader never removes itself: it would stop before the others know that the change is committed, and they may need its vote.
         return match best_successor(own_id, view, peers) {
@@ -281,6 +285,27 @@ mod tests {
         let steps: Vec<(ConfChangeType, u64)> = changes.changes.iter().map(|step| (step.change_type, step.node_id)).collect();
         assert_eq!(steps, [(ConfChangeType::AddNode, 4), (ConfChangeType::RemoveNode, 3)]);
         assert_eq!(changes.enter_joint(), Some(true), "left by itself");
+    }
+
+    #[test]
+    fn a_learner_is_replaced_too() {
+        let (mut view, mut members) = replacing();
+        view.learners.push(5);
+        members.push(MemberRecord {
+            id: 5,
+            wanted_role: MemberRole::Learner as i32,
+            ..Default::default()
+        });
+        members[3].replaces = 5;
+        let mut caretaker = Caretaker::default();
+        let done = (0..LOOKS_BEFORE_PROMOTION).find_map(|_| caretaker.look(1, &view, &learner_at(2000), &members));
+        let Some(Care::Change(change)) = done else { panic!("{done:?}") };
+        assert_eq!((&change.promote[..], &change.remove[..]), (&[4][..], &[5][..]));
+        // Promoted by itself before that was asked.
+        (view.voters, view.learners) = (vec![1, 2, 3, 4], vec![5]);
+        let done = caretaker.look(1, &view, &learner_at(2000), &members);
+        let Some(Care::Change(change)) = done else { panic!("{done:?}") };
+        assert_eq!((&change.promote[..], &change.remove[..]), (&[][..], &[5][..]));
     }
 
     #[test]

@@ -280,7 +280,7 @@ impl Round {
             if let Some(write) = duties.advertised.note(told) {
                 tokio::task::spawn_blocking(|| {
                     if let Err(error) = write() {
-                        tracing::warn!(%error, "cannot write down what this member told of itself: the next start may tell it again");
+                        tracing::warn!(%error, "cannot write down what this member told of itself: the next start may tell it again, or not tell a change");
                     }
                 });
             }

@@ -233,7 +233,12 @@ impl LeaderService {
         }
         // Of two requests at once the second one sees what the first one did.
         let held = tokio::time::timeout_at(deadline, self.changing_voters.lock()).await;
-        let Ok(held) = held else { return Err(LeaderError::Timeout) };
+        let Ok(held) = held else {
+            return Err(conflict(
+                ConflictCode::ChangeInProgress,
+                "another replacement is under way: nothing was done for this one; try again".to_owned(),
+            ));
+        };
         let is_new = |member: &MemberRecord| Some(member.id) == add.id || member.peer_url == add.peer_url;
         if let Some(other) = reader
             .members()

@@ -133,7 +133,8 @@ const RETRY: Duration = Duration::from_millis(50);
 pub struct LeaderService {
     shared: Arc<Shared>,
     transport: Transport,
-    /// Held by a replacement by a member that was there before: from its look at the voters to the end of the removal that follows.
+    /// Held by every replacement from its look at the members until the new one has entered; and by one whose new member was there before from its
+    /// look at the voters to the end of the removal that follows.
     changing_voters: tokio::sync::Mutex<()>,
 }
 

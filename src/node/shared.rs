@@ -404,7 +404,15 @@ impl Shared {
         let mut steady = self.steady.lock();
         let shown_ms = self.started.elapsed().as_millis() as u64;
         let passed_ms = steady.at(shown_ms);
-        self.leapt_ms.store(shown_ms.saturating_sub(passed_ms), Ordering::Relaxed);
+        let leapt_ms = shown_ms.saturating_sub(passed_ms);
+        let before_ms = self.leapt_ms.swap(leapt_ms, Ordering::Relaxed);
+        drop(steady);
+        if leapt_ms > before_ms {
+            tracing::warn!(
+                ms = leapt_ms - before_ms,
+                "this member stood still, or its clock leapt: leases and idempotency records last so much longer if it leads"
+            );
+        }
         passed_ms
     }
 

@@ -2,12 +2,12 @@
 //!
 //! A clock that leaps shows time that perhaps nobody lived through: a virtual machine was set forward, or this process stood still. From
 //! within the two look the same. So a leap counts as nothing: leases, idempotency records and history last longer than was promised
-//! for once, and never shorter.
+//! for once, and never shorter. Steps that a slow machine may make are believed.
 
 /// Nothing that happens to a healthy process keeps it from its clock for so long.
 const LONGEST_STEP_MS: u64 = 1_000;
 /// Nor for so many ticks: each tick looks at the clock.
-const LONGEST_STEP_TICKS: u64 = 10;
+const LONGEST_STEP_TICKS: u64 = 3;
 
 /// A monotonic clock without its leaps.
 #[derive(Debug)]

@@ -114,7 +114,7 @@ pub(super) struct Activity {
     background: AtomicBool,
     order: AtomicU8,
     drained_since_ms: AtomicU64,
-    /// Since when the other end has closed its side while its request is under way; also when it last took something since. 0: it has not.
+    /// Since when the other end has closed its side while its request is under way; or when something was last written to it since. 0: it has not.
     half_closed_since_ms: AtomicU64,
     waker: AtomicWaker,
     /// Set when all connections of the listener are told to end.
@@ -193,10 +193,6 @@ impl Activity {
         self.unflushed.store(true, Relaxed);
         self.wait_for(NEXT_REQUEST);
         self.in_flight.fetch_sub(1, Relaxed);
-        if self.is_half_closed() {
-            // Nothing comes in that would have hyper look for the end that was kept from it.
-            self.waker.wake();
-        }
     }
 
     /// Bytes came in.
@@ -209,7 +205,8 @@ impl Activity {
     /// The other end sends nothing more. Whether that is to be kept from hyper, because a request is under way whose answer it may still want: of a
     /// watch it is taken for its end.
     pub(super) fn note_half_closed(&self) -> bool {
-        if self.is_waiting() || self.is_http2() || self.is_background() {
+        let is_answered = self.is_waiting() && !self.unflushed.load(Relaxed);
+        if is_answered || self.is_http2() || self.is_background() {
             return false;
         }
         let _ = self
@@ -240,6 +237,10 @@ impl Activity {
     pub(super) fn note_flushed(&self) {
         if self.unflushed.load(Relaxed) && self.is_waiting() {
             self.unflushed.store(false, Relaxed);
+            if self.is_half_closed() {
+                // Nothing comes in that would have hyper look for the end that was kept from it.
+                self.waker.wake();
+            }
         }
     }
 
@@ -301,7 +302,9 @@ impl Activity {
         }
         if !self.is_waiting() {
             let half_closed_since_ms = self.half_closed_since_ms.load(Relaxed);
-            if half_closed_since_ms != 0 && (self.is_background() || over(half_closed_since_ms, limits.half_closed_timeout)) {
+            // Who has something to take has the time that a stalled write has.
+            let is_gone = stalled_since_ms == 0 && over(half_closed_since_ms, limits.half_closed_timeout);
+            if half_closed_since_ms != 0 && (self.is_background() || is_gone) {
                 self.give(CUT);
             }
             return;

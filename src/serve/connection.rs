@@ -131,10 +131,14 @@ async fn unless_ordered_away<F: Future>(activity: &Activity, future: F) -> Optio
     let mut future = pin!(future);
     poll_fn(|cx| {
         activity.register(cx.waker());
-        if activity.order() != Order::None {
-            return Poll::Ready(None);
+        // A connection that needs nothing before its first request may hold one already.
+        if let Poll::Ready(done) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
         }
-        future.as_mut().poll(cx).map(Some)
+        match activity.order() {
+            Order::None => Poll::Pending,
+            Order::Drain | Order::HeadTimedOut | Order::Cut => Poll::Ready(None),
+        }
     })
     .await
 }

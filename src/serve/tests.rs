@@ -616,6 +616,18 @@ async fn a_client_that_closes_its_side_is_answered() {
 }
 
 #[tokio::test]
+async fn a_client_that_closes_its_side_gets_an_answer_that_fills_every_buffer() {
+    let server = Server::start(router(), ServeLimits::default()).await;
+    let mut stream = server.connect().await;
+    stream.write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("sent");
+    stream.shutdown().await.expect("closed");
+    // Nothing is taken for a while.
+    tokio::time::sleep(SHORT).await;
+    let answer = read_to_end(&mut stream).await;
+    assert!(answer.len() > 64 << 20, "{} bytes", answer.len());
+}
+
+#[tokio::test]
 async fn a_client_that_closes_its_side_long_before_its_answer_gets_it_and_the_end_of_the_connection() {
     let (router, running, go) = gated();
     let server = Server::start(router, ServeLimits::default()).await;

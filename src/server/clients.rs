@@ -30,8 +30,8 @@ impl Clients {
     /// Listens for a member of this configuration and, if it is known already, this id.
     pub async fn listen(config: &Config, id: Option<u64>) -> Result<Clients, ServerError> {
         let listener = bind("clients", "--listen-client", config.listen.client).await?;
-        let api = http::Starting::new(config, id);
         let member = Arc::new(AtomicU64::new(id.unwrap_or(0)));
+        let api = http::Starting::new(config, member.clone());
         let stats = Arc::new(ServeStats::default());
         let (running, is_running) = oneshot::channel();
         let server = tokio::spawn(serve::serve_with(

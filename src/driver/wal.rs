@@ -16,7 +16,7 @@ use crate::wal::{LogStart, Wal, WalBatch, WalError};
 /// Bytes of entries that go into one sync at most; more waits for the next.
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
-/// A log that has nothing to do is asked so often whether what it writes behind its appends failed.
+/// The log is asked so often whether what it writes behind its appends failed.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Work for the WAL thread, done in order.
@@ -60,13 +60,15 @@ impl WalThread {
     }
 
     fn work(&mut self, jobs: &Receiver<WalJob>) -> Result<(), WalError> {
+        let mut checked = Instant::now();
         loop {
+            if checked.elapsed() >= CHECK_INTERVAL {
+                checked = Instant::now();
+                self.wal.check_background()?;
+            }
             let mut next = match jobs.recv_timeout(CHECK_INTERVAL) {
                 Ok(job) => Some(job),
-                Err(RecvTimeoutError::Timeout) => {
-                    self.wal.check_background()?;
-                    continue;
-                }
+                Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
             while let Some(job) = next.take() {
@@ -86,7 +88,10 @@ impl WalThread {
                         self.flush()?;
                         self.fetch(wish)?;
                     }
-                    WalJob::Close => return self.flush(),
+                    WalJob::Close => {
+                        self.flush()?;
+                        return self.wal.check_background();
+                    }
                 }
                 if self.bytes < MAX_BATCH_BYTES {
                     next = jobs.try_recv().ok();

@@ -404,7 +404,7 @@ fn completed_by_zsh(script: &Path, lines: &[&str]) -> Vec<String> {
     const DRIVER: &str = r#"
         zmodload zsh/zpty || exit
         zpty shell zsh -f -i
-        zpty -w shell "PS1=; autoload -U compinit; compinit -D; source $1 || exit"
+        zpty -w shell "PS1=; autoload -U compinit; compinit -u -D; source $1 || exit"
         zpty -w shell 'tell() { print -r -- "line<$BUFFER>"; BUFFER=; }; zle -N tell; bindkey "^X" tell; print re""ady'
         zpty -r shell said '*ready*' || exit
         shift

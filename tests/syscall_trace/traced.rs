@@ -36,7 +36,8 @@ fn free_address() -> String {
 impl Place {
     pub fn new() -> Place {
         Place {
-            dir: tempfile::tempdir().unwrap(),
+            // As the kernel names it: strace compares names, and cannot resolve those of files that are not there yet.
+            dir: tempfile::tempdir_in(std::env::temp_dir().canonicalize().unwrap()).unwrap(),
             client: free_address(),
             peer: free_address(),
         }

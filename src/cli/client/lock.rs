@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_millis(200);
 
 const ENVIRONMENT: &str = "The command gets METCD_FENCING_TOKEN (a number that grows from holder to holder), METCD_LOCK_KEY and \
                            METCD_LEASE_ID in its environment. It gets SIGTERM, and SIGKILL 5 s later, if the lease is lost: exit code 1. \
-                           A signal to metcd (SIGTERM, SIGINT, SIGHUP) is passed on to it, with SIGKILL 5 s later as well. Its exit code is \
+                           A signal to metcd (SIGTERM, SIGINT, SIGQUIT, SIGHUP) is passed on to it, with SIGKILL 5 s later as well. Its exit code is \
                            passed on; of a command that a signal ended it is 128 and the signal's number.";
 
 /// `metcd lock`
@@ -110,8 +110,11 @@ async fn compete(session: &Session, queue: &[u8], value: &[u8], args: &HoldArgs)
     let keeper = tokio::spawn(keep(client.clone(), lease.clone(), lost_tx));
     let result = hold(session, queue, value, args, &lease, &mut lost).await;
     keeper.abort();
-    // At worst the lease ends by itself.
-    let _ = client.revoke_lease(&lease.id).await;
+    // At worst the lease ends by itself: whoever does not want to wait for the answer need not.
+    tokio::select! {
+        _ = client.revoke_lease(&lease.id) => {}
+        _ = interrupted() => {}
+    }
     result
 }
 

@@ -2,7 +2,8 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use rand::RngExt as _;
@@ -14,6 +15,8 @@ use crate::datadir::disk::sync_parent;
 const MOST_LINKS: usize = 40;
 /// All that the server keeps is in it: it is for nobody else, unless the file that it replaces was.
 const MODE: u32 = 0o600;
+/// The part of a mode that is about the owner.
+const OWNER_MODE: u32 = 0o700;
 
 /// A file that is being written. Dropped before [`keep`](WholeFile::keep) it leaves nothing behind.
 #[derive(Debug)]
@@ -58,6 +61,7 @@ impl WholeFile {
     /// Gives it its name, once it is on the disk, and the mode of the file that had it.
     pub(super) async fn keep(self) -> Result<(), CliError> {
         let file = self.file.try_clone().map_err(|error| self.unwritable(&error))?;
+        self.be_for_whom_the_replaced_was().map_err(|error| self.unwritable(&error))?;
         // This takes long for a large file, and whoever interrupts it shall not wait.
         let synced = tokio::task::spawn_blocking(move || file.sync_all()).await;
         synced
@@ -67,12 +71,23 @@ impl WholeFile {
             .map_err(|error| self.unwritable(&error))
     }
 
+    /// Its owner, its group and its mode; where the first two cannot be had, for the owner alone: the mode would let others in.
+    fn be_for_whom_the_replaced_was(&self) -> io::Result<()> {
+        let Ok(replaced) = fs::metadata(&self.target) else {
+            return Ok(());
+        };
+        let own = self.file.metadata()?;
+        let is_anothers = (replaced.uid(), replaced.gid()) != (own.uid(), own.gid());
+        let may_have_mode = !is_anothers || fchown(&self.file, Some(replaced.uid()), Some(replaced.gid())).is_ok();
+        let mode = if may_have_mode {
+            replaced.mode()
+        } else {
+            replaced.mode() & OWNER_MODE
+        };
+        self.file.set_permissions(fs::Permissions::from_mode(mode))
+    }
+
     fn rename(&self) -> io::Result<()> {
-        if let Ok(replaced) = fs::metadata(&self.target)
-            && replaced.permissions().mode() != self.file.metadata()?.permissions().mode()
-        {
-            self.file.set_permissions(replaced.permissions())?;
-        }
         fs::rename(&self.partial, &self.target)?;
         sync_parent(&self.target)
     }
@@ -93,7 +108,17 @@ fn unwritable(named: &Path, error: &io::Error) -> CliError {
 fn target_of(named: &Path, otherwise: &str) -> Result<PathBuf, CliError> {
     let found = match fs::metadata(named) {
         Ok(found) => found,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return end_of_links(named).map_err(|error| unwritable(named, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let end = end_of_links(named).map_err(|error| unwritable(named, &error))?;
+            // Otherwise it would fail when everything is there, and gets its name.
+            if end.as_os_str().as_bytes().ends_with(b"/") || end.file_name().is_none() {
+                return Err(CliError::Failed(format!(
+                    "{} is a directory that does not exist: name a file",
+                    named.display()
+                )));
+            }
+            return Ok(end);
+        }
         Err(error) => return Err(unwritable(named, &error)),
     };
     if found.is_file() {
@@ -183,6 +208,8 @@ mod tests {
         for (link, to) in links {
             assert_eq!(fs::read_link(dir.path().join(link)).unwrap(), Path::new(to));
         }
+        let refused = WholeFile::create(&dir.path().join("absent/"), "").unwrap_err().to_string();
+        assert!(refused.contains("absent/ is a directory that does not exist"), "{refused}");
         let refused = WholeFile::create(&dir.path().join("round"), "").unwrap_err().to_string();
         assert!(refused.starts_with("cannot write ") && refused.contains("round"), "{refused}");
     }

@@ -31,8 +31,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for Ending<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.remaining();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if let Poll::Ready(Ok(())) = result {
-            self.is_over = before > 0 && buf.remaining() == before;
+        if let Poll::Ready(outcome) = &result {
+            // One that fails after it said so is broken, which hyper is to hear.
+            self.is_over = outcome.is_ok() && before > 0 && buf.remaining() == before;
         }
         result
     }

@@ -156,7 +156,8 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     }
 }
 
-/// The last syncs are made while a member stops: one that fails is no orderly end (rule 5).
+/// The last appends, and what the store keeps, are synced while a member stops: a sync that fails then is no orderly end (rule 5). What the log's
+/// engine still does when it is closed, after that, was durable elsewhere before: the next start does it again.
 fn failed_in_stopping(shared: &Shared) -> Option<driver::Fatal> {
     match &*shared.phases().borrow() {
         Phase::Failed(fatal) if fatal.verdict == driver::Verdict::Startable => Some(fatal.clone()),

@@ -602,15 +602,21 @@ fn a_directory_of_another_engine_or_format_is_refused(open: fn(&Path) -> Opened)
     drop(held);
 }
 
+/// An open log in `dir` with an entry more than its copy in `old`.
+fn ahead_of_its_copy(open: fn(&Path) -> Opened, dir: &Path, old: &Path) -> Box<dyn Wal> {
+    let mut wal = open(dir).unwrap();
+    wal.append(&batch(entries(1, 3, 1))).unwrap();
+    drop(wal);
+    copy_tree(dir, old).unwrap();
+    let mut wal = open(dir).unwrap();
+    wal.append(&batch(entries(4, 4, 1))).unwrap();
+    wal
+}
+
 fn an_engine_behind_its_fence_is_a_lost_disk(open: fn(&Path) -> Opened) {
     let place = tempfile::tempdir().unwrap();
     let (dir, old) = (place.path().join("log"), place.path().join("old"));
-    let mut wal = open(&dir).unwrap();
-    wal.append(&batch(entries(1, 3, 1))).unwrap();
-    drop(wal);
-    copy_tree(&dir, &old).unwrap();
-    let mut wal = open(&dir).unwrap();
-    wal.append(&batch(entries(4, 4, 1))).unwrap();
+    let wal = ahead_of_its_copy(open, &dir, &old);
     drop(wal);
     std::fs::copy(dir.join("fence"), old.join("fence")).unwrap();
     match open(&old).err() {
@@ -622,12 +628,7 @@ fn an_engine_behind_its_fence_is_a_lost_disk(open: fn(&Path) -> Opened) {
 fn the_fence_of_an_open_log_follows_it(open: fn(&Path) -> Opened) {
     let place = tempfile::tempdir().unwrap();
     let (dir, old) = (place.path().join("log"), place.path().join("old"));
-    let mut wal = open(&dir).unwrap();
-    wal.append(&batch(entries(1, 3, 1))).unwrap();
-    drop(wal);
-    copy_tree(&dir, &old).unwrap();
-    let mut wal = open(&dir).unwrap();
-    wal.append(&batch(entries(4, 4, 1))).unwrap();
+    let wal = ahead_of_its_copy(open, &dir, &old);
     let fence = dir.join("fence");
     let deadline = Instant::now() + Duration::from_secs(20);
     while fence::read(&fence).unwrap().0.last_index < 4 {

@@ -5,6 +5,8 @@
 //! copied as a power cut would leave it; the copy is mounted, the log in it is opened by another process and compared with
 //! what the acknowledged operations must have made. Every fourth time the child is killed and goes on from the copy.
 //!
+//! The same log on a disk that refuses writes for a moment, [`failing`].
+//!
 //! Controls without sync, of a log, a store and a cluster, show that the same harness sees losses. Needs root, FUSE and loop devices; elsewhere a weaker test with
 //! `kill -9` runs instead and says so.
 //!
@@ -37,6 +39,8 @@ use std::{
 mod cluster;
 #[path = "power_cut/disk.rs"]
 mod disk;
+#[path = "power_cut/failing.rs"]
+mod failing;
 #[path = "power_cut/store.rs"]
 mod store;
 #[path = "power_cut/workload.rs"]
@@ -92,7 +96,7 @@ impl Task {
     fn from_env() -> Option<Self> {
         let text = env::var(ROLE).ok()?;
         let fields: Vec<&str> = text.split('|').collect();
-        let role = ["run", "append", "verify"].into_iter().find(|role| *role == fields[0])?;
+        let role = ["run", "fail", "append", "verify"].into_iter().find(|role| *role == fields[0])?;
         Some(Self {
             role,
             engine: fields[1].to_owned(),
@@ -142,6 +146,7 @@ fn task_of_a_child_process() {
         ("verify", Some(backend)) => println!("\n{}", store::verify(backend, &task.dir, task.seed, task.number)),
         ("append", None) => workload::append(&task.engine, &task.dir, task.seed, task.sync),
         ("verify", None) => workload::verify(&task.engine, &task.dir, task.seed, task.number),
+        ("fail", None) => std::process::exit(failing::run(&task)),
         _ => std::process::exit(run(&task)),
     }
 }
@@ -154,12 +159,18 @@ struct Appender {
 
 impl Appender {
     fn start(task: &Task, dir: &Path) -> Self {
+        // On a disk that is to fail, its last words are no news.
+        let may_say_why = task.role != "fail";
         let task = Task {
             role: "append",
             dir: dir.to_owned(),
             ..task.clone()
         };
-        let mut child = task.command(&[]).stdout(Stdio::piped()).process_group(0).spawn().unwrap();
+        let mut command = task.command(&[]);
+        if !may_say_why {
+            command.stderr(Stdio::null());
+        }
+        let mut child = command.stdout(Stdio::piped()).process_group(0).spawn().unwrap();
         let acknowledged = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&acknowledged);
         let out = BufReader::new(child.stdout.take().unwrap());
@@ -179,10 +190,30 @@ impl Appender {
 
     /// Waits until `op` is acknowledged, so that every cut sees new operations.
     fn wait_for(&mut self, op: u64) {
+        assert!(self.reaches(op), "the appending process ended");
+    }
+
+    /// Waits until `op` is acknowledged; false if it ends before.
+    fn reaches(&mut self, op: u64) -> bool {
         while self.acknowledged() < op {
-            assert!(self.child.try_wait().unwrap().is_none(), "the appending process ended");
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
+        true
+    }
+
+    /// Waits for its end; false if it goes on.
+    fn ends_within(&mut self, patience: Duration) -> bool {
+        let deadline = std::time::Instant::now() + patience;
+        while std::time::Instant::now() < deadline {
+            if self.child.try_wait().unwrap().is_some() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        false
     }
 }
 
@@ -345,10 +376,14 @@ fn number_from_env(name: &str, default: u64) -> u64 {
 }
 
 fn cut_power(engine: &str, default_cuts: u64, sync: bool) -> Outcome {
+    in_a_runner("run", engine, default_cuts, sync)
+}
+
+fn in_a_runner(role: &'static str, engine: &str, default_cuts: u64, sync: bool) -> Outcome {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let place = tempfile::tempdir().unwrap();
     let task = Task {
-        role: "run",
+        role,
         engine: engine.to_owned(),
         dir: place.path().to_owned(),
         seed: number_from_env("METCD_POWER_CUT_SEED", 1),
@@ -488,6 +523,35 @@ fn cluster_raft_engine_sled_loses_nothing_in_a_power_cut() {
 #[test]
 fn cluster_rocksdb_rocksdb_loses_nothing_in_a_power_cut() {
     survives("cluster-rocksdb-rocksdb");
+}
+
+#[test]
+fn sled_goes_on_after_a_failed_write_without_what_the_disk_never_got() {
+    stands_on_the_disk("sled");
+}
+
+#[test]
+fn sled_small_journal_goes_on_after_a_failed_write_without_what_the_disk_never_got() {
+    stands_on_the_disk("sled-small-journal");
+}
+
+#[test]
+fn raft_engine_goes_on_after_a_failed_write_without_what_the_disk_never_got() {
+    stands_on_the_disk("raft-engine");
+}
+
+#[cfg(feature = "rocksdb")]
+#[test]
+fn rocksdb_goes_on_after_a_failed_write_without_what_the_disk_never_got() {
+    stands_on_the_disk("rocksdb");
+}
+
+fn stands_on_the_disk(engine: &str) {
+    match in_a_runner("fail", engine, 4, true) {
+        Outcome::NothingLost => {}
+        Outcome::Lost => panic!("{engine} went on from what only the kernel's memory held"),
+        Outcome::NoDisk(why) => say_loudly(&format!("NOT TESTED: WRITES THAT FAIL, of {engine}. {why}")),
+    }
 }
 
 #[test]

@@ -83,6 +83,9 @@ impl Wal for WatchedWal {
             false => self.wal.check_background(),
         }
     }
+    fn close(&mut self) -> Result<(), WalError> {
+        self.wal.close()
+    }
     fn stats(&self) -> WalStats {
         self.wal.stats()
     }

@@ -90,7 +90,7 @@ impl WalThread {
                     }
                     WalJob::Close => {
                         self.flush()?;
-                        return self.wal.check_background();
+                        return self.wal.close();
                     }
                 }
                 if self.bytes < MAX_BATCH_BYTES {

@@ -39,6 +39,9 @@ pub(crate) trait Backend: Send {
     /// As in [`Wal::check_background`].
     fn check_background(&self) -> Result<(), WalError>;
 
+    /// As in [`Wal::close`].
+    fn close(&mut self) -> Result<(), WalError>;
+
     /// As in [`Wal::stats`].
     fn stats(&self) -> WalStats;
 }
@@ -150,7 +153,9 @@ impl<B: Backend> Checked<B> {
     /// An error once the log is poisoned.
     pub(crate) fn check_usable(&self) -> Result<(), WalError> {
         match self.poisoned {
-            true => Err(WalError::Engine("the log failed before and takes nothing more".to_owned())),
+            true => Err(WalError::Engine(
+                "the log failed before or was closed, and takes nothing more".to_owned(),
+            )),
             false => Ok(()),
         }
     }
@@ -287,6 +292,11 @@ impl<B: Backend> Wal for Checked<B> {
         self.backend.check_background()
     }
 
+    fn close(&mut self) -> Result<(), WalError> {
+        self.poisoned = true;
+        self.backend.close()
+    }
+
     fn stats(&self) -> WalStats {
         self.backend.stats()
     }
@@ -417,6 +427,9 @@ mod tests {
             Ok(())
         }
         fn check_background(&self) -> Result<(), WalError> {
+            Ok(())
+        }
+        fn close(&mut self) -> Result<(), WalError> {
             Ok(())
         }
         fn stats(&self) -> WalStats {

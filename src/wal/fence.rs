@@ -115,6 +115,21 @@ impl Fence {
         self.shared.state.lock().check()
     }
 
+    /// Writes what is newest and ends; an error if that, or a write before it, failed.
+    pub(crate) fn close(&mut self) -> Result<(), WalError> {
+        self.end();
+        self.check()
+    }
+
+    fn end(&mut self) {
+        self.shared.state.lock().closing = true;
+        self.shared.changed.notify_all();
+        if let Some(writer) = self.writer.take() {
+            // A panic of the writer leaves the fence behind the log, which is allowed.
+            let _ = writer.join();
+        }
+    }
+
     /// fdatasyncs of the file so far.
     pub(crate) fn syncs(&self) -> u64 {
         self.shared.state.lock().syncs
@@ -123,12 +138,7 @@ impl Fence {
 
 impl Drop for Fence {
     fn drop(&mut self) {
-        self.shared.state.lock().closing = true;
-        self.shared.changed.notify_all();
-        if let Some(writer) = self.writer.take() {
-            // A panic of the writer leaves the fence behind the log, which is allowed.
-            let _ = writer.join();
-        }
+        self.end();
     }
 }
 

@@ -62,6 +62,28 @@ pub(crate) fn sync_tree(dir: &Path) -> Result<(), WalError> {
     sync_dir(dir)
 }
 
+/// Lets the kernel forget what it holds of the files below `dir`, so that what is read next comes from the disk.
+///
+/// After a write failed the kernel may keep the pages and call them clean: they are read, and synced, as if the disk had them (rule 5). A log
+/// that came back from such pages would be acknowledged on top of what is lost with the next power cut. With `sync`, what waits to be
+/// written is written first; without, it stays.
+pub(crate) fn forget_cached(dir: &Path, sync: bool) -> Result<(), WalError> {
+    for entry in fs::read_dir(dir).map_err(io_error("list", dir))? {
+        let path = entry.map_err(io_error("list", dir))?.path();
+        if path.is_dir() {
+            forget_cached(&path, sync)?;
+            continue;
+        }
+        let file = File::open(&path).map_err(io_error("open", &path))?;
+        if sync {
+            file.sync_data().map_err(io_error("fdatasync", &path))?;
+        }
+        // Advice: a file system without a cache of this kind has nothing to forget.
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+    Ok(())
+}
+
 /// How long a size that was looked up is good enough for a status page.
 const SIZE_GOOD_FOR: Duration = Duration::from_secs(1);
 
@@ -111,7 +133,8 @@ pub(crate) struct Claim {
 
 impl Claim {
     /// Locks `dir` (created if need be) for `engine`. `Refused` if it is in use, of another engine, of a newer format, or no log directory.
-    pub(crate) fn take(dir: &Path, engine: &'static str) -> Result<Self, WalError> {
+    /// A log that exists is read from the disk, whatever an earlier process left in memory, unless `sync` is false.
+    pub(crate) fn take(dir: &Path, engine: &'static str, sync: bool) -> Result<Self, WalError> {
         make_dir(dir)?;
         let lock = lock(dir)?;
         let format_path = dir.join("FORMAT");
@@ -119,6 +142,9 @@ impl Claim {
         if format_path.exists() {
             let id = read_format(&format_path, Some(engine))?.id;
             remove_if_there(&creating_path)?;
+            if sync {
+                forget_cached(dir, true)?;
+            }
             return Ok(Self {
                 dir: dir.to_owned(),
                 engine,

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Wal, WalError, fence,
-    files::{io_error, read_format},
+    files::{forget_cached, io_error, read_format},
 };
 use crate::config::WalEngine;
 
@@ -79,6 +79,7 @@ fn in_place_of(error: WalError, copy: &Path, dir: &Path) -> WalError {
 pub fn inspect(dir: &Path) -> Result<Inspected, WalError> {
     let format = read_format(&dir.join("FORMAT"), None)?;
     let _lock = lock_shared(&dir.join("LOCK"))?;
+    forget_cached(dir, false)?;
     let copy = Copy::of(dir)?;
     let fence = fence::read(&dir.join("fence"))
         .map_err(|e| e.to_string())

@@ -195,6 +195,9 @@ impl Wal for MemoryWal {
     fn check_background(&self) -> Result<(), WalError> {
         self.0.check_background()
     }
+    fn close(&mut self) -> Result<(), WalError> {
+        self.0.close()
+    }
     fn stats(&self) -> WalStats {
         self.0.stats()
     }
@@ -320,6 +323,10 @@ impl Backend for MemoryBackend {
 
     fn check_background(&self) -> Result<(), WalError> {
         // Nothing is written behind an append.
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), WalError> {
         Ok(())
     }
 

@@ -5,7 +5,8 @@
 //!   an fdatasync that covers it has returned. The fence, which guards it against later damage, follows within 50 ms.
 //! - Entries and hard state of one batch are one atomic unit (rule 6); appending at index i removes all entries ≥ i in the same unit (rule 10).
 //! - Every record is checksummed and verified whenever it is read (rule 8). Damage is an error, never a shorter log.
-//! - A failed write or sync poisons the log: the caller ends the process, nothing is retried (rule 5).
+//! - A failed write or sync poisons the log: the caller ends the process, nothing is retried (rule 5), and the next one reads from the disk,
+//!   not what the kernel kept of a write that failed.
 //!
 //! The parts, downwards: [`open`] chooses an engine · `checked` is what all engines share (records in a hash chain, a meta record in each
 //! atomic unit, verification) · `record` is the bytes · `fence` is a witness outside the engine of what was acknowledged · `files` is
@@ -120,6 +121,10 @@ pub trait Wal: Send {
     /// An error if what is written behind the appends (the fence, what sled is given) could not be made durable. The next append says so,
     /// too: this is for a log to which nothing is appended (rule 5).
     fn check_background(&self) -> Result<(), WalError>;
+
+    /// The end: makes durable what is still written behind the appends, and says so if that fails. Nothing may be appended afterwards. A log that
+    /// is dropped without it does the same and says nothing.
+    fn close(&mut self) -> Result<(), WalError>;
 
     /// The figures; cheap. Sizes of files may be a second old.
     fn stats(&self) -> WalStats;

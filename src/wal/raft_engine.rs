@@ -60,7 +60,7 @@ pub(crate) struct RaftEngineBackend {
 impl RaftEngineBackend {
     /// Opens or creates the log.
     pub(crate) fn open(dir: &Path, sync: bool) -> Result<Self, WalError> {
-        let mut claim = Claim::take(dir, "raft-engine")?;
+        let mut claim = Claim::take(dir, "raft-engine", sync)?;
         let fence_path = dir.join("fence");
         if claim.fresh {
             Fence::create(&fence_path)?;
@@ -181,6 +181,10 @@ impl Backend for RaftEngineBackend {
 
     fn check_background(&self) -> Result<(), WalError> {
         self.fence.check()
+    }
+
+    fn close(&mut self) -> Result<(), WalError> {
+        self.fence.close()
     }
 
     fn stats(&self) -> WalStats {

@@ -39,7 +39,7 @@ pub(crate) struct RocksDbBackend {
 impl RocksDbBackend {
     /// Opens or creates the log.
     pub(crate) fn open(dir: &Path, sync: bool) -> Result<Self, WalError> {
-        let mut claim = Claim::take(dir, "rocksdb")?;
+        let mut claim = Claim::take(dir, "rocksdb", sync)?;
         let fence_path = dir.join("fence");
         if claim.fresh {
             Fence::create(&fence_path)?;
@@ -142,6 +142,10 @@ impl Backend for RocksDbBackend {
 
     fn check_background(&self) -> Result<(), WalError> {
         self.fence.check()
+    }
+
+    fn close(&mut self) -> Result<(), WalError> {
+        self.fence.close()
     }
 
     fn stats(&self) -> WalStats {

@@ -95,7 +95,7 @@ pub(crate) struct SledBackend {
 impl SledBackend {
     /// Opens or creates the log and brings sled up to the journal.
     pub(crate) fn open(dir: &Path, options: Options) -> Result<Self, WalError> {
-        let mut claim = Claim::take(dir, "sled")?;
+        let mut claim = Claim::take(dir, "sled", options.sync)?;
         let fence_path = dir.join("fence");
         if claim.fresh {
             journal::create(dir, options.half_bytes)?;
@@ -161,6 +161,15 @@ impl SledBackend {
         Ok(())
     }
 
+    /// Waits until the keeper has put what is queued, or failed. Whatever it did not get done is in the journal.
+    fn end_keeper(&mut self) {
+        self.shared.state.lock().closing = true;
+        self.shared.work.notify_all();
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+    }
+
     /// Does to the tail what `unit` does to the log.
     fn apply_to_tail(&mut self, unit: &Unit) {
         let from = removed_at_once(unit.remove).map_or(u64::MAX, |(from, _)| from);
@@ -222,6 +231,12 @@ impl Backend for SledBackend {
         self.shared.state.lock().check()
     }
 
+    fn close(&mut self) -> Result<(), WalError> {
+        self.end_keeper();
+        self.fence.close()?;
+        self.shared.state.lock().check()
+    }
+
     fn stats(&self) -> WalStats {
         let syncs = self.journal.syncs() + self.table.syncs.load(Ordering::Relaxed) + self.fence.syncs();
         WalStats {
@@ -234,16 +249,7 @@ impl Backend for SledBackend {
 
 impl Drop for SledBackend {
     fn drop(&mut self) {
-        self.shared.state.lock().closing = true;
-        self.shared.work.notify_all();
-        if let Some(keeper) = self.keeper.take() {
-            // Whatever the keeper did not get done is in the journal.
-            let _ = keeper.join();
-        }
-        if self.shared.state.lock().failed.is_some() {
-            // The last handle of sled syncs its file once more, whose sync may be what has failed (rule 5): it is not given up.
-            std::mem::forget(self.table.db.clone());
-        }
+        self.end_keeper();
     }
 }
 
@@ -526,12 +532,21 @@ impl Table {
 
     /// Flush, then our own fdatasync, without which the flush is not durable.
     fn checkpoint(&self) -> Result<(), WalError> {
-        self.db.flush().map_err(sled_error)?;
+        let synced = self.db.flush().map_err(sled_error).and_then(|_| self.sync());
+        if synced.is_err() {
+            // The last handle of sled syncs its file once more when it is given up, whose sync has failed (rule 5): it is kept to the end.
+            std::mem::forget(self.db.clone());
+        }
+        synced?;
+        self.check_blobs()
+    }
+
+    fn sync(&self) -> Result<(), WalError> {
         if self.sync {
             self.file.sync_data().map_err(io_error("fdatasync", &self.path))?;
             self.syncs.fetch_add(1, Ordering::Relaxed);
         }
-        self.check_blobs()
+        Ok(())
     }
 
     /// What sled moves to `blobs/` it never syncs. Our records are too small for that; if one is there all the same, nothing is safe.

@@ -1,7 +1,8 @@
 //! A block device with a volatile write cache, as a FUSE file under a loop device.
 //!
 //! The file is served from memory by a thread here, so it is known which writes a flush has covered. A power cut is a copy of what was flushed,
-//! plus some of the writes after the last flush: none, all, the first few, or any of them, torn at a 512-byte sector.
+//! plus some of the writes after the last flush: none, all, the first few, or any of them, torn at a 512-byte sector. It can also fail: what
+//! is written to files is refused for a while.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -18,7 +19,11 @@ use super::Random;
 const MAX_WRITE: usize = 128 * 1024;
 const HEADER_BYTES: usize = 40;
 const SECTOR_BYTES: usize = 512;
+const EIO: i32 = 5;
 const ENOSYS: i32 = 38;
+/// Behind the file system's tables and its journal, which [`format`] puts in front of all files. A file system whose own writes fail takes no
+/// more of them, and shows nothing of what a program does with a failed sync.
+const FILES_FROM: usize = 32 * 1024 * 1024;
 /// For processes that were killed to be gone.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -33,6 +38,9 @@ struct State {
     /// Writes since the last flush.
     pending: Vec<(usize, Vec<u8>)>,
     flushes: u64,
+    /// Writes to files are refused.
+    fails: bool,
+    refused: u64,
 }
 
 impl Disk {
@@ -43,7 +51,16 @@ impl Disk {
             current: content,
             pending: Vec::new(),
             flushes: 0,
+            fails: false,
+            refused: 0,
         }))
+    }
+
+    /// From now on, writes to files are refused, or taken again. Returns how many have been refused.
+    pub fn fail(&self, fails: bool) -> u64 {
+        let mut state = self.0.lock().unwrap();
+        state.fails = fails;
+        state.refused
     }
 
     /// What a power cut at this moment leaves, and how many unflushed writes there were.
@@ -148,7 +165,7 @@ pub fn format(bytes: u64, place: &Path) -> io::Result<Vec<u8>> {
     let file = place.join("new.img");
     File::create(&file)?.set_len(bytes)?;
     let done = Command::new("mkfs.ext4")
-        .args(["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"])
+        .args(["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0,packed_meta_blocks=1"])
         .arg(&file)
         .output()?;
     if !done.status.success() {
@@ -224,6 +241,10 @@ impl Disk {
             }
             16 => {
                 let (offset, bytes) = (u64_at(body, 8) as usize, u32_at(body, 16) as usize);
+                if state.fails && offset >= FILES_FROM {
+                    state.refused += 1;
+                    return Err(EIO);
+                }
                 let data = body[40..40 + bytes].to_vec();
                 state.current[offset..offset + bytes].copy_from_slice(&data);
                 state.pending.push((offset, data));

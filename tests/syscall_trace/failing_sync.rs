@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::traced::{Call, Place, Traced, calls};
+use super::traced::{Call, Place, Traced, calls, wait_for};
 
 const SYNCS: [&str; 4] = ["fsync", "fdatasync", "sync_file_range", "msync"];
 
@@ -168,6 +168,86 @@ fn rule_5_a_failed_sync_of_what_sled_is_given_ends_the_member() {
         from: 3,
     };
     a_failed_sync_behind_the_appends_ends_the_member("sled", &fault, &"x".repeat(60_000), "sled took no more entries");
+}
+
+fn fdatasyncs_of(place: &Place, name: &str) -> usize {
+    let file = place.data().join(name);
+    let trace = place.trace();
+    let calls = calls(&trace);
+    let of_file = calls
+        .iter()
+        .filter(|call| call.is_one_of(&["fdatasync"]) && call.file() == Some(&file));
+    of_file.count()
+}
+
+fn put(traced: &Traced<'_>, number: usize, value: &str) {
+    let answer = traced.request(&format!("PUT /k{number}"), value).expect("it answers");
+    assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
+}
+
+/// What is synced last is synced when everything has been acknowledged; without it nothing is lost, but a later loss may not be noticed.
+fn a_stop_says_that_its_last_sync_failed(place: &Place, serve: &[&str], traced: &mut Traced<'_>, puts: usize, value: &str, named: &str) {
+    traced.signal("TERM");
+    ended_and_said_why(traced, place, named);
+    assert!(has_failed(place));
+    failed_once(place);
+    holds(place, serve, puts, value);
+}
+
+#[test]
+fn rule_5_a_stop_whose_last_sync_of_the_fence_failed_says_so() {
+    const FROM: u32 = 12;
+    let place = Place::new();
+    let fault = Fault {
+        calls: "fdatasync",
+        files: files(&["wal/fence"]),
+        from: FROM,
+    };
+    let serve = ["--wal", "raft-engine"];
+    let mut traced = place.start(&serve, &fault.options(&place.data()));
+    let mut puts = 0;
+    loop {
+        let before = fdatasyncs_of(&place, "wal/fence");
+        if before + 1 == FROM as usize {
+            break;
+        }
+        put(&traced, puts, "v");
+        puts += 1;
+        wait_for("a put raises the fence", || {
+            (fdatasyncs_of(&place, "wal/fence") > before).then_some(())
+        });
+    }
+    assert!(!has_failed(&place));
+    // The fence follows within 50 ms, or at the end if that is sooner.
+    put(&traced, puts, "v");
+    a_stop_says_that_its_last_sync_failed(&place, &serve, &mut traced, puts + 1, "v", "the fence cannot be written");
+}
+
+/// The keeper begins when five of these puts wait, and makes four checkpoints of them; another four puts wait for the end.
+#[test]
+fn rule_5_a_stop_whose_last_sync_of_sleds_file_failed_says_so() {
+    let place = Place::new();
+    let fault = Fault {
+        calls: "fdatasync",
+        files: files(&["wal/sled/db"]),
+        // The start makes fewer, and the keeper not as many before the end.
+        from: 6,
+    };
+    let serve = ["--wal", "sled"];
+    let mut traced = place.start(&serve, &fault.options(&place.data()));
+    let value = "x".repeat(60_000);
+    let at_first = fdatasyncs_of(&place, "wal/sled/db");
+    for number in 0..5 {
+        put(&traced, number, &value);
+    }
+    wait_for("the keeper makes its checkpoints", || {
+        (fdatasyncs_of(&place, "wal/sled/db") >= at_first + 4).then_some(())
+    });
+    for number in 5..9 {
+        put(&traced, number, &value);
+    }
+    assert!(!has_failed(&place), "it fails at the end only");
+    a_stop_says_that_its_last_sync_failed(&place, &serve, &mut traced, 9, &value, "sled took no more entries");
 }
 
 #[cfg(feature = "rocksdb")]

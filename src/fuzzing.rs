@@ -5,6 +5,13 @@
 //! targets assert that where they can. What a checksum guards is tried twice, as it comes and with a checksum that fits, because no fuzzer
 //! guesses one.
 
+use std::fmt::Debug;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::leader::{LeaderError, LeaderReply, LeaderRequest};
+use crate::server::admission::MemberTable;
+
 /// A target: its name, which is that of its corpus under `fuzz/corpus/`, and the function.
 pub type Target = (&'static str, fn(&[u8]));
 
@@ -15,7 +22,7 @@ pub const TARGETS: &[Target] = &[
     ("snapshot_stream", crate::snapshot::fuzzing::snapshot_stream),
     ("commands", crate::state::fuzzing::commands),
     ("urls", crate::http::fuzzing::urls),
-    ("json_bodies", crate::http::fuzzing::json_bodies),
+    ("json_bodies", json_bodies),
     ("headers", headers),
     ("config_file", crate::config::fuzzing::config_file),
 ];
@@ -35,6 +42,22 @@ pub fn run(name: &str, data: &[u8]) -> bool {
 fn peer_messages(data: &[u8]) {
     let Some((&role, body)) = data.split_first() else { return };
     crate::consensus::fuzzing::step_all(role, crate::transport::fuzzing::received(body));
+}
+
+/// A body that is JSON: of a client, or of a peer that asks the leader, is answered by it, or tells of the members it knows.
+fn json_bodies(data: &[u8]) {
+    crate::http::fuzzing::json_bodies(data);
+    read_again::<LeaderRequest>(data);
+    read_again::<Result<LeaderReply, LeaderError>>(data);
+    read_again::<MemberTable>(data);
+}
+
+/// What one member writes, another one reads.
+fn read_again<T: Serialize + DeserializeOwned + PartialEq + Debug>(data: &[u8]) {
+    if let Ok(read) = serde_json::from_slice::<T>(data) {
+        let again = serde_json::to_vec(&read).and_then(|written| serde_json::from_slice(&written));
+        assert_eq!(again.map_err(|error| error.to_string()), Ok(read));
+    }
 }
 
 /// Lines of `name: value`, as headers of a client and of a peer.

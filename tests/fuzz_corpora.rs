@@ -426,6 +426,21 @@ fn texts() {
                 ("update", r#"{"peer_url":"http://a:1"}"#),
                 ("transfer", r#"{"id":2}"#),
                 ("compact", r#"{"revision":9}"#),
+                ("call-keep-alive", r#"{"keep_alive":{"lease":7}}"#),
+                (
+                    "call-replace",
+                    r#"{"replace":{"remove":1,"add":{"id":null,"peer_url":"http://a:1","client_url":null,"name":"n","voter":true,"incarnation":null}}}"#,
+                ),
+                ("call-progress", r#""progress""#),
+                (
+                    "table",
+                    r#"{"cluster_id":"c1","applied_index":9,"members":[{"id":1,"peer_url":"http://a:1","client_url":"","name":"","incarnation":7,"wanted_role":1,"replaces":0,"feature_level":1}],"removed":[3],"departed":[3]}"#,
+                ),
+                ("answer-lease", r#"{"Ok":{"lease":{"ttl_ms":1000,"remaining_ms":1}}}"#),
+                (
+                    "answer-conflict",
+                    r#"{"Err":{"conflict":{"code":"change_in_progress","detail":"d"}}}"#,
+                ),
             ],
         ),
         (

@@ -16,6 +16,10 @@ pub const KINDS_AT_ONCE: usize = 3;
 /// The most that a link waits while a member comes and goes: a snapshot has to pass.
 const SLOW_FOR_A_SNAPSHOT: Duration = Duration::from_millis(20);
 const CHURN_WITHIN: Duration = Duration::from_secs(120);
+/// The most that somebody else stands still or is cut off meanwhile.
+const DISTURBED_MILLIS: u64 = 1_000;
+/// Between two who are, looked at so many times in the middle.
+const DISTURBED_EVERY: u64 = 40;
 
 /// What is wrong with a member at the moment.
 #[derive(Clone, Copy, PartialEq)]
@@ -170,10 +174,43 @@ impl Faults {
             (Fault::Full, Some(disk)) => disk.fill(self.seed.below(3) << 20),
             (Fault::Full, None) => return,
         }
-        let until = Instant::now() + Duration::from_millis(200 + self.seed.below(3_000));
-        self.current.insert(id, (fault, until));
+        let millis = 200 + self.seed.below(3_000);
+        self.note(cluster, id, fault, millis);
+    }
+
+    /// It is in force from now on.
+    fn note(&mut self, cluster: &Cluster, id: u64, fault: Fault, millis: u64) {
+        self.current.insert(id, (fault, Instant::now() + Duration::from_millis(millis)));
         self.cut_links(cluster);
         self.count(fault.name());
+    }
+
+    /// While a member comes or goes: one other at a time, besides the dead one, is paused or cut off for a moment. Draws from a seed of its own,
+    /// for how often it is called depends on the machine.
+    fn disturb(&mut self, cluster: &mut Cluster, dead: Option<u64>, seed: &mut Seed) {
+        let now = Instant::now();
+        let disturbed = self.current.iter().find(|(id, _)| Some(**id) != dead);
+        if let Some((&id, &(_, until))) = disturbed {
+            if until <= now {
+                self.end(cluster, id);
+            }
+            return;
+        }
+        if seed.below(DISTURBED_EVERY) != 0 {
+            return;
+        }
+        let mut ids = cluster.ids();
+        ids.retain(|&id| Some(id) != dead && id != self.next_id);
+        let id = ids.swap_remove(seed.below(ids.len() as u64) as usize);
+        let fault = match seed.below(3) {
+            0 => Fault::Paused,
+            1 => Fault::Isolated,
+            _ => Fault::CutTo(ids[seed.below(ids.len() as u64) as usize]),
+        };
+        if fault == Fault::Paused {
+            cluster.node(id).pause();
+        }
+        self.note(cluster, id, fault, 100 + seed.below(DISTURBED_MILLIS));
     }
 
     fn slow_down(&mut self, cluster: &Cluster, id: u64) {
@@ -256,7 +293,8 @@ impl Faults {
         }
     }
 
-    /// A member comes, catches up, and goes for ever. That takes a quorum: one member at the most stays dead meanwhile, and links slow.
+    /// A member comes, catches up, and goes for ever. That takes a quorum, now and then: one member at the most stays dead meanwhile, links stay
+    /// slow, and one after the other of the rest stands still or is cut off for a moment.
     async fn churn(&mut self, cluster: &mut Cluster) {
         let dead = self.current.iter().find(|(_, (fault, _))| *fault == Fault::Killed);
         let dead = dead.map(|(&id, _)| id);
@@ -271,10 +309,12 @@ impl Faults {
         let asked = cluster.ids().into_iter().find(|&id| Some(id) != dead).expect("several members");
         self.next_id += 1;
         let id = self.next_id;
+        let mut seed = Seed(self.seed.next());
         cluster.joiner(Some(id)).start();
         let readyz = format!("{}/readyz", cluster.url(id));
         eventually(&format!("{id} to be ready"), CHURN_WITHIN, async || {
             self.tend(cluster);
+            self.disturb(cluster, dead, &mut seed);
             assert!(cluster.node(id).is_running(), "member {id} ended instead of becoming ready");
             let answer = cluster.http.get(&readyz).send().await.ok()?;
             answer.status().is_success().then_some(())
@@ -284,6 +324,7 @@ impl Faults {
         let path = format!("/members/{id}?timeout=20s");
         eventually(&format!("the removal of {id}"), CHURN_WITHIN, async || {
             self.tend(cluster);
+            self.disturb(cluster, dead, &mut seed);
             let (status, answer) = cluster.call(Method::DELETE, asked, &path, None).await;
             let is_gone = status == 200 || answer["code"] == "member_not_found";
             is_gone.then_some(())
@@ -293,6 +334,9 @@ impl Faults {
         assert_eq!(status.code(), Some(1), "removed member {id}");
         cluster.nodes.retain(|node| node.id != id);
         self.is_churning = false;
+        for id in cluster.ids().into_iter().filter(|&id| Some(id) != dead) {
+            self.end(cluster, id);
+        }
     }
 
     pub fn print(&self) {

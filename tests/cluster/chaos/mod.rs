@@ -122,6 +122,15 @@ async fn chaos() {
     let seconds = parameter("METCD_CHAOS_SECONDS", 60);
     let number = parameter("METCD_CHAOS_SEED", 1);
     let founders = parameter("METCD_CHAOS_NODES", 3);
+    chaos_of(seconds, number, founders).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chaos_for_a_short_while() {
+    chaos_of(25, 7, 3).await;
+}
+
+async fn chaos_of(seconds: u64, number: u64, founders: u64) {
     println!("scripts/chaos --seconds {seconds} --seed {number} --nodes {founders}");
     let setup = Setup::of(founders)
         .proxied()

@@ -1,5 +1,5 @@
-//! When the state is made durable outside the log, so that the log can be cut: in the ordinary course, on a disk that is nearly full, and
-//! after a failure.
+//! When the state is made durable outside the log, so that the log can be cut: in the ordinary course, when the state has shrunk, on a disk that
+//! is nearly full, and after a failure.
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,9 @@ const MIN_BYTES_BETWEEN: u64 = 128 << 20;
 const MIN_REST: Duration = Duration::from_secs(10);
 /// One that failed is tried again after [`MIN_REST`], then after twice that, and so on up to this: one that does not fit fills the disk each time.
 const MAX_REST: Duration = Duration::from_secs(160);
+/// Due, too, when a third of what the last one held is gone, if that was so much: a snapshot is to take no more than half again of what
+/// the state has. Not on the heels of the one before.
+const MIN_SHRUNK_BYTES: u64 = 16 << 20;
 /// What has to be gained for one on a disk that is nearly full.
 const MIN_GAIN: u64 = 1 << 20;
 
@@ -73,7 +76,9 @@ impl Pace {
         // Nothing else gives back what was deleted of a store in memory, and what the log holds.
         let deleted = self.last_state_bytes.saturating_sub(since.state_bytes);
         let gain = deleted.saturating_add(since.log_bytes);
-        let is_worth_it = is_disk_full && gain >= MIN_GAIN.max(self.last_bytes / 4);
+        let held = self.last_state_bytes.min(self.last_bytes);
+        let has_shrunk = held >= MIN_SHRUNK_BYTES && since.state_bytes < held / 3 * 2;
+        let is_worth_it = has_shrunk || (is_disk_full && gain >= MIN_GAIN.max(self.last_bytes / 4));
         let has_rested = self.ended.is_none_or(|ended| now.saturating_duration_since(ended) >= self.rest);
         match self.failed {
             true => has_rested && (is_much || is_worth_it),
@@ -151,6 +156,35 @@ mod tests {
         assert!(pace.is_due(since(3, 9 * MIB, 2 * MIB), true, at(33)));
         assert!(!pace.is_due(since(3, 100, 2 * MIB), true, at(33)), "nothing is gained");
         assert!(pace.is_due(since(100, 100, 2 * MIB), true, at(4)), "the ordinary course goes on");
+    }
+
+    #[test]
+    fn a_state_that_has_shrunk_gives_the_disk_back_what_its_last_snapshot_takes() {
+        let (mut pace, start) = (Pace::new(100, 30 * MIB), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(!pace.is_due(since(1, 0, 20 * MIB), false, start));
+        assert!(
+            pace.is_due(since(1, 0, 19 * MIB), false, start),
+            "the start knows the size of the last one"
+        );
+        pace.begin(19 * MIB, start);
+        // Rows take more than keys and values.
+        pace.end(Some(29 * MIB), at(1));
+        assert!(!pace.is_due(since(1, 0, 19 * MIB), false, at(60)), "nothing is gone");
+        assert!(
+            !pace.is_due(since(1, 0, 12 * MIB), false, at(10)),
+            "not on the heels of the last one"
+        );
+        assert!(pace.is_due(since(1, 0, 12 * MIB), false, at(11)));
+        assert!(!pace.is_due(since(0, 0, 12 * MIB), false, at(11)), "it would be the same one");
+        pace.begin(12 * MIB, at(11));
+        pace.end(Some(13 * MIB), at(12));
+        assert!(!pace.is_due(since(1, 0, 0), false, at(60)), "what is so small may stay");
+        let synced = Pace::new(100, 0);
+        assert!(
+            !synced.is_due(since(1, 0, 0), false, start),
+            "a store on disk has no snapshot that could shrink"
+        );
     }
 
     #[test]

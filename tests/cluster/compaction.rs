@@ -1,6 +1,8 @@
 //! History that is forgotten by itself, on all members at the same revision.
 
-use serde_json::Value;
+use std::path::Path;
+
+use serde_json::{Value, json};
 
 use crate::harness::{Cluster, SOON, Setup, eventually};
 
@@ -51,4 +53,37 @@ async fn history_beyond_the_count_is_forgotten_by_itself_on_every_member_and_und
     cluster.ready(leader).await;
     is_compacted_at(&cluster, &all, 61, "v59").await;
     cluster.same_content(&all).await;
+}
+
+/// Bytes of the snapshots that a member keeps.
+fn snapshot_bytes(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir.join("snapshots")).unwrap();
+    files.map(|file| file.unwrap().metadata().map_or(0, |file| file.len())).sum()
+}
+
+/// Of a store in memory, the disk has the snapshot: it goes with what it holds, although hardly anything is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_deleted_and_compacted_leaves_the_disk() {
+    const KEYS: usize = 30;
+    let mut cluster = Cluster::start(Setup::of(1).set("raft.snapshot_entries=25")).await;
+    let dir = cluster.node(1).data_dir.clone();
+    let value = "x".repeat(1_000_000);
+    for key in 0..KEYS {
+        assert!(cluster.put(1, &format!("k{key}"), &value).await.unwrap().is_success());
+    }
+    eventually("a snapshot of most of it", SOON, async || {
+        (snapshot_bytes(&dir) > 20_000_000).then_some(())
+    })
+    .await;
+    let (status, _) = cluster.call(reqwest::Method::DELETE, 1, "/v1/kv?prefix=k", None).await;
+    assert_eq!(status, 200);
+    let revision = cluster.status(1).await["revision"].clone();
+    let (status, _) = cluster
+        .call(reqwest::Method::POST, 1, "/v1/compact", Some(json!({ "revision": revision })))
+        .await;
+    assert_eq!(status, 200);
+    eventually("the snapshot to shrink", SOON, async || {
+        (snapshot_bytes(&dir) < 1_000_000).then_some(())
+    })
+    .await;
 }

@@ -31,6 +31,18 @@ def get(url, timeout=2, data=None):
         return answer.read()
 
 
+def opened(sock, request, word):
+    """A stream whose first message, with this word in it, was read."""
+    sock.sendall(request)
+    head = b""
+    while word not in head:
+        piece = sock.recv(4096)
+        if not piece or b" 200 " not in (head + piece)[:20]:
+            raise SystemExit("a watch was refused: " + (head + piece).decode(errors="replace"))
+        head += piece
+    return sock
+
+
 class Cluster:
     """Processes of one server program; subclasses say how to start, ask and load them."""
 
@@ -113,9 +125,15 @@ class Metcd(Cluster):
     def find_leader(self, ask=0):
         return json.loads(get(self.url(ask) + "/leader"))["id"] - 1
 
-    def put_request(self, key):
+    def put_request(self, key, value=b"v" * 256):
         """Method, path and body that put a value."""
-        return "PUT", "/" + key, b"v" * 256
+        return "PUT", "/" + key, value
+
+    watches_in_base64 = False
+
+    def open_watch(self, connect):
+        """A watch of all keys that begin with k."""
+        return opened(connect(self.leader()), b"GET /v1/watch?prefix=k HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n", b"event: open")
 
     def applied(self, index):
         """Applied index of a member."""
@@ -155,9 +173,17 @@ class Etcd(Cluster):
             "--initial-cluster-state", "new", "--logger", "zap", "--log-level", "error", "--quota-backend-bytes", str(8 << 30),
         ])
 
-    def put_request(self, key):
+    watches_in_base64 = True
+
+    def open_watch(self, connect):
+        """A watch of all keys that begin with k."""
+        body = json.dumps({"create_request": {"key": base64.b64encode(b"k").decode(), "range_end": base64.b64encode(b"l").decode()}}).encode()
+        head = f"POST /v3/watch HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        return opened(connect(self.leader()), head + body, b'"created":true')
+
+    def put_request(self, key, value=b"v" * 256):
         """Method, path and body that put a value."""
-        body = {"key": base64.b64encode(key.encode()).decode(), "value": base64.b64encode(b"v" * 256).decode()}
+        body = {"key": base64.b64encode(key.encode()).decode(), "value": base64.b64encode(value).decode()}
         return "POST", "/v3/kv/put", json.dumps(body).encode()
 
     def find_leader(self, ask=None):

@@ -3,12 +3,15 @@
 They use plain sockets: what a client library would cost is not the server's.
 """
 
+import base64
 import http.client
 import json
+import math
 import os
 import select
 import socket
 import statistics
+import subprocess
 import threading
 import time
 import urllib.parse
@@ -74,22 +77,37 @@ def percentile(values, percent):
     return values[min(len(values) - 1, int(len(values) * percent / 100))] if values else float("nan")
 
 
-def put_once(connection, path, body):
-    """Seconds that a PUT took."""
+def request_once(connection, method, path, body):
+    """Seconds that it took."""
     begun = time.perf_counter()
-    connection.request("PUT", path, body)
+    connection.request(method, path, body)
     answer = connection.getresponse()
     answer.read()
     if answer.status >= 300:
-        raise SystemExit(f"PUT {path} was answered {answer.status}")
+        raise SystemExit(f"{method} {path} was answered {answer.status}")
     return time.perf_counter() - begun
 
 
+def put_once(connection, path, body):
+    """Seconds that a PUT took."""
+    return request_once(connection, "PUT", path, body)
+
+
+# Connections that fill a store.
+FILLING = 256
+
+
 def fill(cluster, wrk, keys):
+    """The keys f000000000000001 and on, so many and few more; returns how many there are, and the figures of the last seconds."""
     script, _ = cluster.fill
-    written = 0
+    written, seconds = 0, 5
     while written < keys:
-        written += int(wrk([cluster.leader()], script, str(written), 256, 5)["rate"] * 5)
+        # wrk numbers its requests as it sends them, and its end cuts off what is under way: those are sent again.
+        result = wrk([cluster.leader()], script, str(max(0, written - FILLING)), FILLING, seconds)
+        written += int(result["rate"] * seconds) - min(written, FILLING)
+        left = (keys - written) / max(1.0, result["rate"])
+        seconds = max(1, min(5, math.ceil(left)))
+    return written, result
 
 
 def list_million(cluster, wrk, seconds):
@@ -127,7 +145,7 @@ def reclaim(cluster, wrk, seconds):
     fill(cluster, wrk, 1_000_000)
     time.sleep(5)
     full, disk_full = status_field(pid, "VmRSS"), disk_of_store(cluster)
-    before = probed(leader, lambda: time.sleep(15))
+    before = probed(cluster, lambda: time.sleep(15))
     connection, begun, deleted = http.client.HTTPConnection(*address(leader), timeout=60), time.perf_counter(), 0
     for number in range(300):
         connection.request("DELETE", f"/v1/kv?prefix=f{number:011}")
@@ -144,7 +162,7 @@ def reclaim(cluster, wrk, seconds):
             raise SystemExit(f"the compaction was answered {answer.status}")
         time.sleep(15)
 
-    meanwhile = probed(leader, compact)
+    meanwhile = probed(cluster, compact)
     after = status_field(pid, "VmRSS")
     figures = {
         "deleted": deleted, "delete_s": delete_s, "rss_empty_mb": empty / 1e6, "rss_full_mb": full / 1e6, "rss_after_mb": after / 1e6,
@@ -192,8 +210,10 @@ def idle_watchers(cluster, wrk, seconds):
 class Drain(threading.Thread):
     """Reads many streams. Of most the kernel throws the bytes away; a few are looked at for the time that probes carry."""
 
-    def __init__(self, socks, sampled):
+    def __init__(self, socks, sampled, is_base64=False):
         super().__init__(daemon=True)
+        self.begin, self.end = (base64.b64encode(b"probe:"), b'"') if is_base64 else (b"probe:", b":")
+        self.is_base64 = is_base64
         self.poll = select.epoll()
         self.socks = {sock.fileno(): sock for sock in socks}
         self.tails = {sock.fileno(): b"" for sock in socks[:sampled]}
@@ -220,11 +240,13 @@ class Drain(threading.Thread):
     def look(self, fd, piece):
         now, text, at = time.perf_counter(), self.tails[fd] + piece, 0
         while True:
-            begin = text.find(b"probe:", at)
-            end = text.find(b":", begin + 6)
+            begin = text.find(self.begin, at)
+            value = begin + len(self.begin)
+            end = text.find(self.end, value)
             if begin < 0 or end < 0:
                 break
-            self.latencies.append(now - float(text[begin + 6:end]))
+            sent = base64.b64decode(text[value:end]).rstrip(b":") if self.is_base64 else text[value:end]
+            self.latencies.append(now - float(sent))
             at = end
         self.tails[fd] = text[max(at, len(text) - 64):]
 
@@ -232,19 +254,21 @@ class Drain(threading.Thread):
 class Probes(threading.Thread):
     """A put every 20 ms, whose value says when it was sent."""
 
-    def __init__(self, url):
+    def __init__(self, cluster):
         super().__init__(daemon=True)
-        self.connection, self.took, self.stopping = http.client.HTTPConnection(*address(url)), [], False
+        self.cluster, self.took, self.stopping = cluster, [], False
+        self.connection = http.client.HTTPConnection(*address(cluster.leader()))
 
     def run(self):
         while not self.stopping:
-            self.took.append(put_once(self.connection, "/k-probe", f"probe:{time.perf_counter():.6f}:".encode()))
+            put = self.cluster.put_request("k-probe", f"probe:{time.perf_counter():.6f}:".encode())
+            self.took.append(request_once(self.connection, *put))
             time.sleep(0.02)
 
 
-def probed(url, work):
+def probed(cluster, work):
     """Seconds that each put of a probe took while `work` was done."""
-    probes = Probes(url)
+    probes = Probes(cluster)
     probes.start()
     work()
     probes.stopping = True
@@ -252,8 +276,12 @@ def probed(url, work):
     return probes.took
 
 
+# Puts a second that a single connection of this process makes.
+ONE_CONNECTION = 1000
+
+
 def fanout(watchers, rate):
-    """Watchers of the prefix into which 64 writers write: as fast as they can, or one of them at a rate."""
+    """Watchers of the prefix into which 64 writers write: as fast as they can, or at a rate (a low one: one of them)."""
 
     def run(cluster, wrk, seconds):
         script, argument = cluster.put
@@ -263,12 +291,17 @@ def fanout(watchers, rate):
             write()
             result["puts_alone"] = write()["rate"]
         socks = [open_watch(cluster.leader(), "/v1/watch?prefix=k") for _ in range(watchers)]
-        drain, probes = Drain(socks, 10), Probes(cluster.leader())
+        drain, probes = Drain(socks, 10), Probes(cluster)
         cpu = cluster.usage()[0]
         drain.start()
         probes.start()
         begun = time.perf_counter()
-        if rate:
+        if rate > ONE_CONNECTION:
+            subprocess.run(
+                [cluster.options.bin, "bench", "--endpoints", cluster.leader(), "put", "--connections", "64", "--rate", str(rate), "--duration",
+                 f"{seconds}s", "--warm-up", "0s", "--prefix", "k", "--key-size", "16", "--value-size", "256"], check=True, stdout=subprocess.DEVNULL)
+            result["puts"] = rate * seconds / (time.perf_counter() - begun)
+        elif rate:
             connection = http.client.HTTPConnection(*address(cluster.leader()))
             for number in range(rate * seconds):
                 time.sleep(max(0, begun + number / rate - time.perf_counter()))
@@ -292,6 +325,36 @@ def fanout(watchers, rate):
             probes_seen=len(drain.latencies) / (10 * len(probes.took)), probe_put_p50_ms=1e3 * percentile(probes.took, 50),
             delivery_p50_ms=1e3 * percentile(drain.latencies, 50), delivery_p99_ms=1e3 * percentile(drain.latencies, 99),
             rss_mb=cluster.usage()[1] / 1e6)
+        for sock in socks:
+            sock.close()
+        return result
+
+    return run
+
+
+def fanout_beside(watchers):
+    """Watchers of the prefix into which 64 writers write as fast as they can, and what that is with etcd: puts, and how long one takes to a watcher."""
+
+    def run(cluster, wrk, seconds):
+        socks = [cluster.open_watch(connect) for _ in range(watchers)]
+        drain, probes = Drain(socks, 10, cluster.watches_in_base64), Probes(cluster)
+        cpu = cluster.usage()[0]
+        drain.start()
+        probes.start()
+        result = wrk([cluster.leader()], *cluster.put, 64, seconds)
+        result["cpu_ms_per_1000"] = 1e6 * (cluster.usage()[0] - cpu) / max(1.0, result["rate"] * seconds)
+        probes.stopping = True
+        probes.join()
+        ended = time.time()
+        expected = 10 * len(probes.took)
+        while len(drain.latencies) < expected and time.time() < ended + 120:
+            time.sleep(0.05)
+        result["caught_up_s"] = time.time() - ended
+        drain.stopping = True
+        drain.join()
+        # Whoever has not come by now took at least so long.
+        took = drain.latencies + [120.0] * (expected - len(drain.latencies))
+        result.update(p50_ms=1e3 * percentile(took, 50), p99_ms=1e3 * percentile(took, 99), rss_mb=cluster.usage()[1] / 1e6)
         for sock in socks:
             sock.close()
         return result
@@ -397,6 +460,7 @@ SCENARIOS = {
     "watch-idle": (1, idle_watchers),
     "watch-fanout": (1, fanout(1000, 0)),
     "watch-fanout-500": (1, fanout(1000, 500)),
+    "watch-fanout-2500": (1, fanout(1000, 2500)),
     "watch-stopped": (1, stopped_readers),
     "leases": (1, leases(False)),
     "leases-keys": (1, leases(True)),

@@ -13,11 +13,15 @@
 //! ends the run: at the end it was torn (nobody was told about it; the fence knows), before the end it is damage, and then sled has to
 //! hold what is missing, which the scan of the log decides.
 //!
+//! Where the file system allows it, frames go past the page cache (`O_DIRECT`): what is written once and synced at once gains nothing from it,
+//! and a sync then has only the disk's own cache to flush.
+//!
 //! A unit larger than what is left of a half is written past its nominal end; the file is cut back when the half is used again.
 
 use std::{
     fs::{File, OpenOptions},
-    os::unix::fs::FileExt,
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -33,6 +37,7 @@ pub(crate) const HALF_BYTES: u64 = 8 * 1024 * 1024;
 const BLOCK_BYTES: usize = 4096;
 const HEADER_BYTES: usize = 48;
 const MAGIC: u32 = 0x6d63_6a31;
+const DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits().cast_signed();
 
 /// The open journal.
 pub(crate) struct Journal {
@@ -48,7 +53,9 @@ pub(crate) struct Journal {
     offset: u64,
     /// Newest seq in each half, 0 if none.
     last_seq: [u64; 2],
+    /// The frame being written is at [`Journal::frame`], which begins at a multiple of [`BLOCK_BYTES`] in memory, too.
     buffer: Vec<u8>,
+    frame: usize,
     syncs: u64,
     sync_time: Duration,
 }
@@ -76,7 +83,7 @@ impl Journal {
             .max_by_key(|frame| frame.generation)
             .map(|frame| (frame.half, frame.generation));
         let (newest_half, generation) = newest.unwrap_or((1, 0));
-        let open = |path: &PathBuf| OpenOptions::new().write(true).open(path).map_err(io_error("open", path));
+        let open = |path: &PathBuf| open_half(path, sync).map_err(io_error("open", path));
         let journal = Self {
             halves: [open(&paths[0])?, open(&paths[1])?],
             paths,
@@ -89,6 +96,7 @@ impl Journal {
             offset: u64::MAX,
             last_seq: [0; 2],
             buffer: Vec::new(),
+            frame: 0,
             syncs: 0,
             sync_time: Duration::ZERO,
         };
@@ -111,14 +119,15 @@ impl Journal {
         }
         self.encode(unit);
         let (file, path) = (&self.halves[self.current], &self.paths[self.current]);
-        file.write_all_at(&self.buffer, self.offset).map_err(io_error("write", path))?;
+        let frame = &self.buffer[self.frame..];
+        file.write_all_at(frame, self.offset).map_err(io_error("write", path))?;
+        let bytes = frame.len() as u64;
         if self.sync {
             let begun = Instant::now();
             file.sync_data().map_err(io_error("fdatasync", path))?;
             self.syncs += 1;
             self.sync_time += begun.elapsed();
         }
-        let bytes = self.buffer.len() as u64;
         self.offset += bytes;
         self.number += 1;
         self.last_seq[self.current] = unit.seq;
@@ -152,20 +161,46 @@ impl Journal {
     }
 
     fn encode(&mut self, unit: &Unit) {
-        let out = &mut self.buffer;
-        out.clear();
-        out.extend_from_slice(&MAGIC.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
-        for field in [self.id, self.generation, self.number, unit.seq, 0] {
-            out.extend_from_slice(&field.to_le_bytes());
+        loop {
+            let out = &mut self.buffer;
+            let begin = out.as_ptr().align_offset(BLOCK_BYTES);
+            out.clear();
+            out.resize(begin, 0);
+            out.extend_from_slice(&MAGIC.to_le_bytes());
+            out.extend_from_slice(&[0; 4]);
+            for field in [self.id, self.generation, self.number, unit.seq, 0] {
+                out.extend_from_slice(&field.to_le_bytes());
+            }
+            unit.encode(out);
+            let frame = &mut out[begin..];
+            let length = (frame.len() - HEADER_BYTES) as u64;
+            frame[HEADER_BYTES - 8..HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
+            let crc = crc32c::crc32c(&frame[8..]);
+            frame[4..8].copy_from_slice(&crc.to_le_bytes());
+            let whole_blocks = frame.len().next_multiple_of(BLOCK_BYTES);
+            out.resize(begin + whole_blocks, 0);
+            // It may have moved as it grew; the second time it is large enough.
+            if out.as_ptr().align_offset(BLOCK_BYTES) == begin {
+                self.frame = begin;
+                return;
+            }
         }
-        unit.encode(out);
-        let length = (out.len() - HEADER_BYTES) as u64;
-        out[HEADER_BYTES - 8..HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
-        let crc = crc32c::crc32c(&out[8..]);
-        out[4..8].copy_from_slice(&crc.to_le_bytes());
-        out.resize(out.len().next_multiple_of(BLOCK_BYTES), 0);
     }
+}
+
+/// Opens a half for writing past the page cache, or through it where that cannot be had, or gains nothing because nothing is synced.
+fn open_half(path: &Path, sync: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    if sync && let Ok(file) = options.clone().custom_flags(DIRECT).open(path) {
+        // Some file systems refuse when it is used, not when it is asked for.
+        let mut block = vec![0; 2 * BLOCK_BYTES];
+        let begin = block.as_ptr().align_offset(BLOCK_BYTES);
+        if file.read_at(&mut block[begin..begin + BLOCK_BYTES], 0).is_ok() {
+            return Ok(file);
+        }
+    }
+    options.open(path)
 }
 
 /// Paths of the two halves.
@@ -241,6 +276,21 @@ mod tests {
 
     fn seqs(dir: &Path) -> Vec<u64> {
         read(dir, 9).iter().map(|unit| unit.seq).collect()
+    }
+
+    /// `O_DIRECT` takes nothing else.
+    #[test]
+    fn frames_of_any_size_are_whole_blocks_in_memory_and_on_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        create(dir.path(), HALF).unwrap();
+        let (mut journal, _) = Journal::open(dir.path(), 9, HALF, true).unwrap();
+        for (seq, bytes) in (1..).zip([0, 1, 3_950, 5_000, 100, 200_000, 7, 1_000_000]) {
+            let written = journal.append(&unit(seq, bytes)).unwrap();
+            let frame = &journal.buffer[journal.frame..];
+            assert_eq!(frame.as_ptr().align_offset(BLOCK_BYTES), 0);
+            assert_eq!((frame.len() % BLOCK_BYTES, frame.len() as u64), (0, written));
+            assert_eq!(read(dir.path(), 9).last(), Some(&unit(seq, bytes)));
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod failing_sync;
 #[path = "syscall_trace/traced.rs"]
 mod traced;
 
-use traced::{Line, Place, parse};
+use traced::{Call, Line, Place, calls, parse};
 
 const CALLS: &str = "trace=fsync,fdatasync,read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg";
 
@@ -79,6 +79,30 @@ fn a_put_is_answered_after_its_sync(engine: &str) {
 #[test]
 fn sled_syncs_between_receipt_and_answer_of_a_put() {
     a_put_is_answered_after_its_sync("sled");
+}
+
+#[test]
+fn sleds_journal_goes_past_the_page_cache_where_the_file_system_allows_it() {
+    let place = Place::new();
+    let halves = ["journal-0", "journal-1"].map(|name| place.data().join("wal").join(name));
+    let mut strace = vec!["-e".to_owned(), "trace=openat".to_owned()];
+    strace.extend(halves.iter().flat_map(|half| ["-P".to_owned(), half.display().to_string()]));
+    drop(place.start(&["--wal", "sled"], &strace));
+    let trace = place.trace();
+    for half in &halves {
+        let opened: Vec<Call> = calls(&trace)
+            .into_iter()
+            .filter(|call| call.paths().contains(&half.as_path()))
+            .collect();
+        let written = opened
+            .iter()
+            .rfind(|call| call.text.contains("O_RDWR"))
+            .expect("it is opened to be written");
+        let is_refused = opened
+            .iter()
+            .any(|call| call.text.contains("O_DIRECT") && call.text.contains("EINVAL"));
+        assert!(written.text.contains("O_DIRECT") || is_refused, "{trace}");
+    }
 }
 
 #[test]

@@ -32,7 +32,8 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 #[path = "power_cut/cluster.rs"]
@@ -56,6 +57,8 @@ const KILL_EVERY: u64 = 4;
 const NO_DISK: i32 = 77;
 /// Exit code of a runner that found something missing.
 const LOST: i32 = 78;
+/// For whatever a process is to do soon.
+const PATIENCE: Duration = Duration::from_secs(120);
 const ROLE: &str = "METCD_POWER_CUT_ROLE";
 
 /// Tests may not run beside each other: they would share the loop devices and, worse, the processor.
@@ -155,6 +158,7 @@ fn task_of_a_child_process() {
 struct Appender {
     child: Child,
     acknowledged: Arc<AtomicU64>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Appender {
@@ -174,14 +178,18 @@ impl Appender {
         let acknowledged = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&acknowledged);
         let out = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in out.lines().map_while(Result::ok) {
                 if let Some(op) = line.strip_prefix("acknowledged ").and_then(|op| op.parse().ok()) {
                     counter.store(op, Ordering::SeqCst);
                 }
             }
         });
-        Self { child, acknowledged }
+        Self {
+            child,
+            acknowledged,
+            reader: Some(reader),
+        }
     }
 
     fn acknowledged(&self) -> u64 {
@@ -195,7 +203,9 @@ impl Appender {
 
     /// Waits until `op` is acknowledged; false if it ends before.
     fn reaches(&mut self, op: u64) -> bool {
+        let deadline = Instant::now() + PATIENCE;
         while self.acknowledged() < op {
+            assert!(Instant::now() < deadline, "nothing more is acknowledged");
             if self.child.try_wait().unwrap().is_some() {
                 return false;
             }
@@ -206,8 +216,8 @@ impl Appender {
 
     /// Waits for its end; false if it goes on.
     fn ends_within(&mut self, patience: Duration) -> bool {
-        let deadline = std::time::Instant::now() + patience;
-        while std::time::Instant::now() < deadline {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
             if self.child.try_wait().unwrap().is_some() {
                 return true;
             }
@@ -224,6 +234,15 @@ impl Appender {
         let group = format!("-{}", self.child.id());
         let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
         let _ = self.child.wait();
+    }
+
+    /// Ends it; all that it acknowledged.
+    fn end_and_count(mut self) -> u64 {
+        self.end();
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        self.acknowledged()
     }
 }
 

@@ -104,7 +104,10 @@ def fill(cluster, wrk, keys):
     while written < keys:
         # wrk numbers its requests as it sends them, and its end cuts off what is under way: those are sent again.
         result = wrk([cluster.leader()], script, str(max(0, written - FILLING)), FILLING, seconds)
-        written += int(result["rate"] * seconds) - min(written, FILLING)
+        more = int(result["rate"] * seconds) - min(written, FILLING)
+        if more <= 0:
+            raise SystemExit(f"{cluster.name} takes too few keys to be filled: {result}")
+        written += more
         left = (keys - written) / max(1.0, result["rate"])
         seconds = max(1, min(5, math.ceil(left)))
     return written, result
@@ -297,10 +300,10 @@ def fanout(watchers, rate):
         probes.start()
         begun = time.perf_counter()
         if rate > ONE_CONNECTION:
-            subprocess.run(
-                [cluster.options.bin, "bench", "--endpoints", cluster.leader(), "put", "--connections", "64", "--rate", str(rate), "--duration",
-                 f"{seconds}s", "--warm-up", "0s", "--prefix", "k", "--key-size", "16", "--value-size", "256"], check=True, stdout=subprocess.DEVNULL)
-            result["puts"] = rate * seconds / (time.perf_counter() - begun)
+            made = subprocess.run(
+                [cluster.options.bin, "bench", "--output", "json", "--endpoints", cluster.leader(), "put", "--connections", "64", "--rate", str(rate), "--duration",
+                 f"{seconds}s", "--warm-up", "0s", "--prefix", "k", "--key-size", "16", "--value-size", "256"], check=True, stdout=subprocess.PIPE)
+            result["puts"] = json.loads(made.stdout)["per_second"]
         elif rate:
             connection = http.client.HTTPConnection(*address(cluster.leader()))
             for number in range(rate * seconds):

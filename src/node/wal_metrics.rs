@@ -22,7 +22,8 @@ pub struct WalMetrics {
     stats: RwLock<WalStats>,
     /// Durations of durable appends: write and sync.
     pub appends: Histogram,
-    /// The syncs among it. With raft-engine and RocksDB, which write and sync in one call, that call.
+    /// The syncs among it, with the write where that waits for the disk, too: raft-engine and RocksDB write and sync in one call, sled's journal
+    /// goes past the page cache.
     pub syncs: Histogram,
     /// Entries appended.
     pub entries: AtomicU64,

@@ -156,8 +156,8 @@ pub async fn run(config: Config, log: LogHandle, stop: impl Future<Output = ()>)
     }
 }
 
-/// The last appends, and what the store keeps, are synced while a member stops: a sync that fails then is no orderly end (rule 5). What the log's
-/// engine still does when it is closed, after that, was durable elsewhere before: the next start does it again.
+/// The last appends, what is written behind them, and what the store keeps, are synced while a member stops: a sync that fails then is no orderly
+/// end (rule 5), although nothing acknowledged is lost.
 fn failed_in_stopping(shared: &Shared) -> Option<driver::Fatal> {
     match &*shared.phases().borrow() {
         Phase::Failed(fatal) if fatal.verdict == driver::Verdict::Startable => Some(fatal.clone()),

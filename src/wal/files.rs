@@ -66,20 +66,28 @@ pub(crate) fn sync_tree(dir: &Path) -> Result<(), WalError> {
 ///
 /// After a write failed the kernel may keep the pages and call them clean: they are read, and synced, as if the disk had them (rule 5). A log
 /// that came back from such pages would be acknowledged on top of what is lost with the next power cut. With `sync`, what waits to be
-/// written is written first; without, it stays.
+/// written is written first; without, it may stay. It is advice: pages that another process maps stay.
 pub(crate) fn forget_cached(dir: &Path, sync: bool) -> Result<(), WalError> {
     for entry in fs::read_dir(dir).map_err(io_error("list", dir))? {
-        let path = entry.map_err(io_error("list", dir))?.path();
-        if path.is_dir() {
+        let entry = entry.map_err(io_error("list", dir))?;
+        let (path, kind) = (entry.path(), entry.file_type().map_err(io_error("look at", &entry.path()))?);
+        if kind.is_dir() {
             forget_cached(&path, sync)?;
+        }
+        // Whatever else lies there is not the log's, nor is what may not be read: if the log needs it, its engine says so.
+        if !kind.is_file() {
             continue;
         }
-        let file = File::open(&path).map_err(io_error("open", &path))?;
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
+            opened => opened.map_err(io_error("open", &path))?,
+        };
         if sync {
             file.sync_data().map_err(io_error("fdatasync", &path))?;
         }
-        // Advice: a file system without a cache of this kind has nothing to forget.
-        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        if let Err(error) = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed) {
+            tracing::debug!(path = %path.display(), %error, "the kernel may still show what it kept of this file instead of what the disk has");
+        }
     }
     Ok(())
 }

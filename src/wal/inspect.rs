@@ -96,7 +96,7 @@ pub fn inspect(dir: &Path) -> Result<Inspected, WalError> {
         "rocksdb" => WalEngine::RocksDb,
         other => return Err(WalError::Refused(format!("this program knows no engine {other}"))),
     };
-    let wal = super::open(engine, &copy.0, true).map_err(|error| in_place_of(error, &copy.0, dir));
+    let wal = super::open_quietly(engine, &copy.0, false).map_err(|error| in_place_of(error, &copy.0, dir));
     Ok(Inspected {
         wal,
         facts: Facts {

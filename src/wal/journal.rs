@@ -13,8 +13,8 @@
 //! ends the run: at the end it was torn (nobody was told about it; the fence knows), before the end it is damage, and then sled has to
 //! hold what is missing, which the scan of the log decides.
 //!
-//! Where the file system allows it, frames go past the page cache (`O_DIRECT`): what is written once and synced at once gains nothing from it,
-//! and a sync then has only the disk's own cache to flush.
+//! Where the file system allows it, frames go past the page cache (`O_DIRECT`): what is written once and synced at once gains nothing from it.
+//! The sync that follows has only the disk's own cache to flush then, and what the file system has to note of a file that grew.
 //!
 //! A unit larger than what is left of a half is written past its nominal end; the file is cut back when the half is used again.
 
@@ -120,10 +120,11 @@ impl Journal {
         self.encode(unit);
         let (file, path) = (&self.halves[self.current], &self.paths[self.current]);
         let frame = &self.buffer[self.frame..];
+        // Past the page cache it is the write that waits for the disk.
+        let begun = Instant::now();
         file.write_all_at(frame, self.offset).map_err(io_error("write", path))?;
         let bytes = frame.len() as u64;
         if self.sync {
-            let begun = Instant::now();
             file.sync_data().map_err(io_error("fdatasync", path))?;
             self.syncs += 1;
             self.sync_time += begun.elapsed();
@@ -179,7 +180,7 @@ impl Journal {
             frame[4..8].copy_from_slice(&crc.to_le_bytes());
             let whole_blocks = frame.len().next_multiple_of(BLOCK_BYTES);
             out.resize(begin + whole_blocks, 0);
-            // It may have moved as it grew; the second time it is large enough.
+            // It may have moved as it grew; soon it is large enough.
             if out.as_ptr().align_offset(BLOCK_BYTES) == begin {
                 self.frame = begin;
                 return;

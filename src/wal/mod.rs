@@ -6,7 +6,7 @@
 //! - Entries and hard state of one batch are one atomic unit (rule 6); appending at index i removes all entries ≥ i in the same unit (rule 10).
 //! - Every record is checksummed and verified whenever it is read (rule 8). Damage is an error, never a shorter log.
 //! - A failed write or sync poisons the log: the caller ends the process, nothing is retried (rule 5), and the next one reads from the disk,
-//!   not what the kernel kept of a write that failed.
+//!   not what the kernel kept of a write that failed (as far as the kernel forgets when it is asked to: not what another process maps).
 //!
 //! The parts, downwards: [`open`] chooses an engine · `checked` is what all engines share (records in a hash chain, a meta record in each
 //! atomic unit, verification) · `record` is the bytes · `fence` is a witness outside the engine of what was acknowledged · `files` is
@@ -71,7 +71,8 @@ pub struct WalStats {
     pub bytes: u64,
     /// fdatasync (or equal) calls that have returned since the start.
     pub syncs: u64,
-    /// Time that appends and compactions spent waiting for their syncs. An engine that writes and syncs in one call counts that call.
+    /// Time that appends and compactions spent waiting for their syncs. The write counts, too, where it
+    /// waits for the disk.
     pub sync_time: Duration,
 }
 
@@ -122,8 +123,9 @@ pub trait Wal: Send {
     /// too: this is for a log to which nothing is appended (rule 5).
     fn check_background(&self) -> Result<(), WalError>;
 
-    /// The end: makes durable what is still written behind the appends, and says so if that fails. Nothing may be appended afterwards. A log that
-    /// is dropped without it does the same and says nothing.
+    /// The end: makes durable what is still written behind the appends (the fence, what sled is given), and says so if that fails. Nothing may be
+    /// appended afterwards. A log that is dropped without it does the same and says nothing. What the engines' libraries do with their files
+    /// when they are dropped after that was durable before.
     fn close(&mut self) -> Result<(), WalError>;
 
     /// The figures; cheap. Sizes of files may be a second old.
@@ -144,6 +146,11 @@ pub fn open(engine: WalEngine, dir: &Path, sync: bool) -> Result<Box<dyn Wal>, W
     if !sync {
         tracing::warn!(path = %dir.display(), "wal.sync = false: a power cut loses acknowledged writes");
     }
+    open_quietly(engine, dir, sync)
+}
+
+/// As [`open`], without a word about a log that is not synced.
+fn open_quietly(engine: WalEngine, dir: &Path, sync: bool) -> Result<Box<dyn Wal>, WalError> {
     Ok(match engine {
         WalEngine::Sled => Box::new(checked::Checked::open(sled::SledBackend::open(dir, sled::Options::new(sync))?)?),
         WalEngine::RaftEngine => Box::new(checked::Checked::open(raft_engine::RaftEngineBackend::open(dir, sync)?)?),

@@ -233,8 +233,9 @@ impl Backend for SledBackend {
 
     fn close(&mut self) -> Result<(), WalError> {
         self.end_keeper();
-        self.fence.close()?;
-        self.shared.state.lock().check()
+        let fence = self.fence.close();
+        self.shared.state.lock().check()?;
+        fence
     }
 
     fn stats(&self) -> WalStats {

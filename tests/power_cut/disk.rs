@@ -21,8 +21,8 @@ const HEADER_BYTES: usize = 40;
 const SECTOR_BYTES: usize = 512;
 const EIO: i32 = 5;
 const ENOSYS: i32 = 38;
-/// Behind the file system's tables and its journal, which [`format`] puts in front of all files. A file system whose own writes fail takes no
-/// more of them, and shows nothing of what a program does with a failed sync.
+/// Behind the file system's tables and its journal, which [`format`] puts in front of all files (but for the blocks of directories, which are
+/// written seldom). A file system whose own writes fail takes no more of them, and shows nothing of what a program does with a failed sync.
 const FILES_FROM: usize = 32 * 1024 * 1024;
 /// For processes that were killed to be gone.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
-use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use crate::harness::{Cluster, Seed, eventually};
 use crate::small_disk::SmallDisk;
@@ -20,6 +20,14 @@ const CHURN_WITHIN: Duration = Duration::from_secs(120);
 const DISTURBED_MILLIS: u64 = 1_000;
 /// Between two who are, looked at so many times in the middle.
 const DISTURBED_EVERY: u64 = 40;
+
+/// Whether a member is gone; not everybody whom one asks can tell.
+async fn is_removed(request: reqwest::RequestBuilder) -> bool {
+    let Ok(answer) = request.send().await else { return false };
+    let is_done = answer.status().is_success();
+    let answer: Value = answer.json().await.unwrap_or_default();
+    is_done || answer["code"] == "member_not_found"
+}
 
 /// What is wrong with a member at the moment.
 #[derive(Clone, Copy, PartialEq)]
@@ -321,13 +329,22 @@ impl Faults {
         })
         .await;
         // Until the leader has noticed who is dead, and that everybody else is not, it may refuse.
-        let path = format!("/members/{id}?timeout=20s");
+        let url = format!("{}/members/{id}?timeout=20s", cluster.url(asked));
+        let mut asking: Option<JoinHandle<bool>> = None;
         eventually(&format!("the removal of {id}"), CHURN_WITHIN, async || {
             self.tend(cluster);
             self.disturb(cluster, dead, &mut seed);
-            let (status, answer) = cluster.call(Method::DELETE, asked, &path, None).await;
-            let is_gone = status == 200 || answer["code"] == "member_not_found";
-            is_gone.then_some(())
+            let request = cluster.http.delete(&url);
+            if !asking.get_or_insert_with(|| tokio::spawn(is_removed(request))).is_finished() {
+                return None;
+            }
+            asking.take()?.await.ok()?.then_some(())
+        })
+        .await;
+        eventually(&format!("the end of {id}"), CHURN_WITHIN, async || {
+            self.tend(cluster);
+            self.disturb(cluster, dead, &mut seed);
+            (!cluster.node(id).is_running()).then_some(())
         })
         .await;
         let status = cluster.node(id).ended(CHURN_WITHIN).await;
@@ -336,6 +353,13 @@ impl Faults {
         self.is_churning = false;
         for id in cluster.ids().into_iter().filter(|&id| Some(id) != dead) {
             self.end(cluster, id);
+        }
+    }
+
+    /// Every kind that a short run with this seed is to have.
+    pub fn check_kinds(&self, kinds: &[&str]) {
+        for kind in kinds {
+            assert!(self.counts.contains_key(kind), "no {kind}: {:?}", self.counts);
         }
     }
 

@@ -127,10 +127,11 @@ async fn chaos() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chaos_for_a_short_while() {
-    chaos_of(25, 7, 3).await;
+    let faults = chaos_of(25, 7, 3).await;
+    faults.check_kinds(&["kill -9", "SIGSTOP", "isolation", "one-way cut", "slow links", "membership churn"]);
 }
 
-async fn chaos_of(seconds: u64, number: u64, founders: u64) {
+async fn chaos_of(seconds: u64, number: u64, founders: u64) -> Faults {
     println!("scripts/chaos --seconds {seconds} --seed {number} --nodes {founders}");
     let setup = Setup::of(founders)
         .proxied()
@@ -212,6 +213,8 @@ async fn chaos_of(seconds: u64, number: u64, founders: u64) {
     read_everything(&cluster, &book).await;
     someone(1).read_bank(true).await;
     report(&cluster, "at the end");
+    let writes = positions.iter().map(|(_, position)| position.load(Ordering::Relaxed)).max();
+    check_bounds(&mut cluster, writes.unwrap_or(0));
     summary(&book, &record);
     faults.print();
 
@@ -254,4 +257,5 @@ async fn chaos_of(seconds: u64, number: u64, founders: u64) {
     );
     assert_eq!(checked.given_up, 0, "too much was unknown of some key");
     faults.check_overlap();
+    faults
 }

@@ -141,6 +141,32 @@ def list_million(cluster, wrk, seconds):
     }
 
 
+def disk_after_compaction(cluster, wrk, seconds):
+    """A million keys, written again, seven tenths deleted, history compacted: what the disk holds for each byte that is left a minute later."""
+    leader, directory = cluster.leader(), os.path.join(cluster.directory, "data0")
+    disk = lambda names: sum(
+        os.path.getsize(os.path.join(at, file)) for name in names for at, _, files in os.walk(os.path.join(directory, name)) for file in files)
+    fill(cluster, wrk, 1_000_000)
+    written, _ = fill(cluster, wrk, 1_000_000)
+    time.sleep(15)
+    full = disk(["store", "snapshots"])
+    connection = http.client.HTTPConnection(*address(leader), timeout=60)
+    for number in range(300, 1100):
+        connection.request("DELETE", f"/v1/kv?prefix=f{number:011}")
+        connection.getresponse().read()
+    revision = json.loads(http_get(leader + "/status"))["revision"]
+    connection.request("POST", "/v1/compact", json.dumps({"revision": revision}))
+    if connection.getresponse().status != 200:
+        raise SystemExit("the compaction was refused")
+    time.sleep(60)
+    left = json.loads(http_get(leader + "/v1/kv?prefix=f&count_only=true"))["count"]
+    live = left * (16 + len(VALUE))
+    return {
+        "keys": written, "left_keys": left, "live_mb": live / 1e6, "full_mb": full / 1e6, "after_mb": disk(["store", "snapshots"]) / 1e6,
+        "disk_per_live_byte": disk(["store", "snapshots"]) / live, "wal_mb": disk(["wal"]) / 1e6,
+    }
+
+
 def reclaim(cluster, wrk, seconds):
     """A million keys, all deleted, history compacted: what comes back of the memory, and what a put takes meanwhile."""
     pid, leader = cluster.processes[0].pid, cluster.leader()
@@ -460,6 +486,7 @@ def leases(with_keys):
 SCENARIOS = {
     "list-million": (1, list_million),
     "reclaim": (1, reclaim),
+    "disk-after-compaction": (1, disk_after_compaction),
     "watch-idle": (1, idle_watchers),
     "watch-fanout": (1, fanout(1000, 0)),
     "watch-fanout-500": (1, fanout(1000, 500)),

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command as Program;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -134,6 +135,27 @@ fn every_small_change_of_an_input_is_read_without_a_panic() {
                 assert!(outcome.is_ok(), "{}, mutation {seed}: {data:?}", path.display());
             }
         }
+    }
+}
+
+#[test]
+fn what_the_fuzzers_found_is_read_without_a_panic() {
+    for (target, run) in metcd::fuzzing::TARGETS {
+        let packed = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("fuzz/found")
+            .join(format!("{target}.tar.gz"));
+        let place = tempfile::tempdir().unwrap();
+        let unpacked = Program::new("tar").arg("-xzf").arg(&packed).arg("-C").arg(place.path()).status();
+        assert!(unpacked.unwrap().success(), "{}", packed.display());
+        let mut inputs = 0;
+        for file in fs::read_dir(place.path()).unwrap() {
+            let path = file.unwrap().path();
+            let data = fs::read(&path).unwrap();
+            let outcome = std::panic::catch_unwind(|| run(&data));
+            assert!(outcome.is_ok(), "{target}: {}: {data:?}", path.display());
+            inputs += 1;
+        }
+        assert!(inputs > 100, "{target}: {inputs} inputs");
     }
 }
 

@@ -151,7 +151,7 @@ def disk_after_compaction(cluster, wrk, seconds):
     time.sleep(15)
     full = disk(["store", "snapshots"])
     connection = http.client.HTTPConnection(*address(leader), timeout=60)
-    for number in range(300, 1100):
+    for number in range(30, 110):
         connection.request("DELETE", f"/v1/kv?prefix=f{number:011}")
         connection.getresponse().read()
     revision = json.loads(http_get(leader + "/status"))["revision"]

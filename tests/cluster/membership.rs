@@ -282,6 +282,39 @@ async fn a_learner_that_nobody_reaches_is_not_promoted() {
     assert_eq!(roles, [voter(1), voter(2), voter(3), (4, "learner".to_owned())]);
 }
 
+/// Of the others, the leader knows how much of its log they have; of a member that is dead, how much it had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn match_index_is_how_much_of_the_log_a_member_has() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let leader = cluster.leader().await;
+    let others: Vec<u64> = cluster.ids().into_iter().filter(|&id| id != leader).collect();
+    let (dead, alive) = (others[0], others[1]);
+    let match_index = |table: &Value, id: u64| {
+        let members = table["members"].as_array().unwrap();
+        members.iter().find(|member| member["id"] == id).unwrap()["match_index"].as_u64()
+    };
+    cluster.node(dead).kill();
+    let before = cluster.status(leader).await["wal"]["last_index"].as_u64().unwrap();
+    for n in 0..20 {
+        assert!(cluster.put(leader, "k", &n.to_string()).await.unwrap().is_success());
+    }
+    let written = cluster.status(leader).await["applied_index"].as_u64().unwrap();
+    assert!(written >= before + 20);
+    eventually("the one alive to have everything", SOON, async || {
+        let table = cluster.get_json(alive, "/members").await?;
+        assert!(match_index(&table, dead)? <= before, "{table}");
+        (match_index(&table, alive)? >= written).then_some(())
+    })
+    .await;
+    cluster.node(dead).start();
+    cluster.ready(dead).await;
+    eventually("the other one to have everything, too", SOON, async || {
+        let table = cluster.get_json(leader, "/members").await?;
+        (match_index(&table, dead)? >= written).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn healthy_members_are_healthy_at_every_look_and_any_of_them_may_go() {
     let cluster = Cluster::start(Setup::of(3)).await;

@@ -71,8 +71,7 @@ pub struct WalStats {
     pub bytes: u64,
     /// fdatasync (or equal) calls that have returned since the start.
     pub syncs: u64,
-    /// Time that appends and compactions spent waiting for their syncs. The write counts, too, where it
-    /// waits for the disk.
+    /// Time that appends and compactions spent waiting for their syncs. The write counts, too, where it waits for the disk.
     pub sync_time: Duration,
 }
 

@@ -3,8 +3,8 @@
 //! The kernel tells a failed write to one sync, then keeps the page and calls it clean: to the next process it looks as if the disk had it. A
 //! log that goes on from there acknowledges entries on top of a gap. So, in each round: writes fail until the process has ended, which it must
 //! (rule 5); another one opens the log, which has to hold all that was acknowledged, and goes on; then the power is cut. All that was
-//! acknowledged, before and after, has to be there. Were what the kernel kept
-//! not dropped when a log is opened, sled and raft-engine would lose entries here.
+//! acknowledged, before and after, has to be there. Were what the kernel kept not dropped when a log is opened, sled and raft-engine would lose
+//! entries here.
 
 use std::{sync::Arc, time::Duration};
 

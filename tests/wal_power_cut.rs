@@ -302,10 +302,15 @@ fn verify(task: &Task, dir: &Path, acknowledged: u64, tally: &mut Tally) -> Stri
     let verdict = out
         .lines()
         .find(|line| ["whole", "empty", "refused", "silent"].iter().any(|word| line.starts_with(word)));
-    verdict.map_or_else(
+    let verdict = verdict.map_or_else(
         || format!("refused: the process died: {}", String::from_utf8_lossy(&output.stderr).trim()),
         str::to_owned,
-    )
+    );
+    if !verdict.starts_with("whole") && !verdict.starts_with("empty") {
+        // What the log's engine had to say when it was opened.
+        print!("{out}");
+    }
+    verdict
 }
 
 /// A running log on a disk. Dropped in order: the process, the mounts, the disk.

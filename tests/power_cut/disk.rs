@@ -38,9 +38,20 @@ struct State {
     /// Writes since the last flush.
     pending: Vec<(usize, Vec<u8>)>,
     flushes: u64,
-    /// Writes to files are refused.
-    fails: bool,
+    /// Writes to files are refused, or will be.
+    failing: Failing,
     refused: u64,
+    /// Where the last write ended; nothing continues a write before a flush.
+    write_end: Option<usize>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Failing {
+    No,
+    /// From the next write on that does not continue the one before. The kernel hands a long write over in several, and its loop device takes
+    /// one of which only the first were taken for done: it would be the disk that lied, which no log survives.
+    Soon,
+    Yes,
 }
 
 impl Disk {
@@ -51,15 +62,16 @@ impl Disk {
             current: content,
             pending: Vec::new(),
             flushes: 0,
-            fails: false,
+            failing: Failing::No,
             refused: 0,
+            write_end: None,
         }))
     }
 
     /// From now on, writes to files are refused, or taken again. Returns how many have been refused.
     pub fn fail(&self, fails: bool) -> u64 {
         let mut state = self.0.lock().unwrap();
-        state.fails = fails;
+        state.failing = if fails { Failing::Soon } else { Failing::No };
         state.refused
     }
 
@@ -241,7 +253,11 @@ impl Disk {
             }
             16 => {
                 let (offset, bytes) = (u64_at(body, 8) as usize, u32_at(body, 16) as usize);
-                if state.fails && offset >= FILES_FROM {
+                let continues = state.write_end.replace(offset + bytes) == Some(offset);
+                if state.failing == Failing::Soon && !continues {
+                    state.failing = Failing::Yes;
+                }
+                if state.failing == Failing::Yes && offset >= FILES_FROM {
                     state.refused += 1;
                     return Err(EIO);
                 }
@@ -251,6 +267,7 @@ impl Disk {
                 Ok(((bytes as u64).to_le_bytes()).to_vec())
             }
             20 => {
+                state.write_end = None;
                 let State {
                     durable, pending, flushes, ..
                 } = &mut *state;

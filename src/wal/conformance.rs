@@ -592,8 +592,8 @@ fn a_directory_of_another_engine_or_format_is_refused(open: fn(&Path) -> Opened)
         other => panic!("{other:?}"),
     };
     assert!(reason(other(&dir)).contains("wal.engine"));
-    std::fs::write(&marker, intact.replace("format=1", "format=2")).unwrap();
-    assert!(reason(open(&dir)).contains("format 2"));
+    std::fs::write(&marker, intact.replace("format=2", "format=3")).unwrap();
+    assert!(reason(open(&dir)).contains("format 3"));
     std::fs::remove_file(&marker).unwrap();
     assert!(reason(open(&dir)).contains("FORMAT"));
     std::fs::write(&marker, intact).unwrap();

@@ -6,6 +6,7 @@
 //! CREATING     there while a directory is made; with it and without FORMAT the directory holds nothing worth keeping
 //! fence        see the fence module
 //! journal-0/1  sled only, see the journal module
+//! segments/    sled only, see the segments module
 //! sled/ raft-engine/ rocksdb/   the engine's own files
 //! ```
 
@@ -20,8 +21,8 @@ use std::{
 
 use super::WalError;
 
-/// Version of everything under a log directory that is ours.
-const FORMAT_VERSION: u32 = 1;
+/// Version of everything under a log directory that is ours. Since 2, sled may hold the places of large records instead of the records.
+const FORMAT_VERSION: u32 = 2;
 
 /// `map_err` helper: what was being done, to which path.
 pub(crate) fn io_error(what: &str, path: &Path) -> impl FnOnce(io::Error) -> WalError {
@@ -148,7 +149,10 @@ impl Claim {
         let format_path = dir.join("FORMAT");
         let creating_path = dir.join("CREATING");
         if format_path.exists() {
-            let id = read_format(&format_path, Some(engine))?.id;
+            let format = read_format(&format_path, Some(engine))?;
+            if format.version < FORMAT_VERSION {
+                write_format(dir, engine, format.id)?;
+            }
             remove_if_there(&creating_path)?;
             if sync {
                 forget_cached(dir, true)?;
@@ -156,7 +160,7 @@ impl Claim {
             return Ok(Self {
                 dir: dir.to_owned(),
                 engine,
-                id,
+                id: format.id,
                 fresh: false,
                 _lock: lock,
             });
@@ -186,12 +190,7 @@ impl Claim {
             return Ok(());
         }
         sync_tree(&self.dir)?;
-        let head = format!("metcd-wal format={FORMAT_VERSION} engine={} id={:016x}", self.engine, self.id);
-        let line = format!("{head} crc={:08x}\n", crc32c::crc32c(head.as_bytes()));
-        let (path, new_path) = (self.dir.join("FORMAT"), self.dir.join("FORMAT.new"));
-        write_synced(&new_path, line.as_bytes())?;
-        fs::rename(&new_path, &path).map_err(io_error("rename", &new_path))?;
-        sync_dir(&self.dir)?;
+        write_format(&self.dir, self.engine, self.id)?;
         remove_if_there(&self.dir.join("CREATING"))?;
         sync_dir(&self.dir)?;
         self.fresh = false;
@@ -199,8 +198,20 @@ impl Claim {
     }
 }
 
+/// Writes the marker of this program's version, durably and in one step.
+fn write_format(dir: &Path, engine: &str, id: u64) -> Result<(), WalError> {
+    let head = format!("metcd-wal format={FORMAT_VERSION} engine={engine} id={id:016x}");
+    let line = format!("{head} crc={:08x}\n", crc32c::crc32c(head.as_bytes()));
+    let (path, new_path) = (dir.join("FORMAT"), dir.join("FORMAT.new"));
+    write_synced(&new_path, line.as_bytes())?;
+    fs::rename(&new_path, &path).map_err(io_error("rename", &new_path))?;
+    sync_dir(dir)
+}
+
 /// What the marker says.
 pub(crate) struct Format {
+    /// At most [`FORMAT_VERSION`].
+    version: u32,
     /// Name of the engine.
     pub(crate) engine: String,
     /// See [`Claim::id`].
@@ -238,6 +249,7 @@ pub(crate) fn read_format(path: &Path, engine: Option<&str>) -> Result<Format, W
     }
     let id = u64::from_str_radix(field("id=").ok_or_else(damaged)?, 16).map_err(|_| damaged())?;
     Ok(Format {
+        version,
         engine: found.to_owned(),
         id,
     })

@@ -10,7 +10,7 @@
 //!
 //! The parts, downwards: [`open`] chooses an engine · `checked` is what all engines share (records in a hash chain, a meta record in each
 //! atomic unit, verification) · `record` is the bytes · `fence` is a witness outside the engine of what was acknowledged · `files` is
-//! the directory, its lock and its marker · `sled` (with `journal`), `raft_engine`, `rocksdb` and [`memory`] keep records ·
+//! the directory, its lock and its marker · `sled` (with `journal`, and `sled::segments` for large records), `raft_engine`, `rocksdb` and [`memory`] keep records ·
 //! [`inspect`] looks into a log without changing it.
 
 mod checked;

@@ -4,8 +4,9 @@
 //! replaced it is durable, it never syncs a directory, and it reports none of that. So it is never trusted with the newest data:
 //!
 //! 1. A unit is written to the [journal](super::journal) with one fdatasync. Then it is durable and `append` returns.
-//! 2. A thread, the *keeper*, puts it into sled: entries in records of at most [`CHUNK_BYTES`] (larger items, and then whole leaves, would go to
-//!    `blobs/`, which sled never syncs; the directory is asserted to be empty). After each [`CHECKPOINT_BYTES`] it flushes sled and then calls
+//! 2. A thread, the *keeper*, puts it into sled: records of at most [`CHUNK_BYTES`] (larger items, and then whole leaves, would go to
+//!    `blobs/`, which sled never syncs; the directory is asserted to be empty). A larger record goes to a [segment](segments), and sled gets
+//!    the place of it. After each [`CHECKPOINT_BYTES`] it syncs the segment, flushes sled and then calls
 //!    fdatasync on a descriptor of its own of `sled/db`. The step is far smaller than a segment of sled (512 KiB), so that a segment that
 //!    was freed is not filled again before an fdatasync covered what replaced it.
 //! 3. A half of the journal is used again only when a checkpoint covered all its units.
@@ -18,45 +19,33 @@
 //! `flush_async` is never called (it can hang), nor `apply_batch` (it takes the keys in random order and seals sled's buffer twice; the journal
 //! already makes units atomic). Removal goes in steps of [`STEP_RECORDS`] records. Entries that the keeper has not put yet are read from memory; the journal bounds them.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    fs::{File, OpenOptions},
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+mod segments;
+mod table;
 
-use ::sled::Db;
+use std::{collections::VecDeque, path::Path, sync::Arc, thread::JoinHandle};
+
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use super::{
     WalError, WalStats,
-    checked::{Backend, Visit, lost},
+    checked::{Backend, Visit},
     fence::Fence,
-    files::{Claim, DirBytes, io_error, sync_dir, sync_tree},
+    files::{Claim, DirBytes, io_error},
     journal::{self, Journal},
-    record::{Meta, Remove, Unit, record_length},
+    record::{Meta, Remove, Unit},
 };
+use table::{STEP_RECORDS, Table};
 
 /// Largest value put into sled.
 const CHUNK_BYTES: usize = 4000;
 /// Bytes put into sled between two checkpoints.
 const CHECKPOINT_BYTES: usize = 64 * 1024;
-/// Records removed in one step.
-const STEP_RECORDS: usize = 256;
 /// Bytes of journal that may wait for the keeper. Smaller than a half, so that appends are slowed to the keeper's pace one by one instead of
 /// all stopping when the journal is full.
 const BACKLOG_BYTES: u64 = 4 * 1024 * 1024;
 /// Bytes of journal at which the keeper starts: many small units together cost far less than each alone.
 const WAKE_BYTES: u64 = 256 * 1024;
-const CACHE_BYTES: u64 = 16 * 1024 * 1024;
-const META_KEY: &[u8] = b"m";
 
 /// What can be chosen.
 #[derive(Debug, Clone, Copy)]
@@ -101,7 +90,7 @@ impl SledBackend {
             journal::create(dir, options.half_bytes)?;
             Fence::create(&fence_path)?;
         }
-        let table = Table::open(&dir.join("sled"), options.sync)?;
+        let table = Table::open(dir, options.sync)?;
         if claim.fresh {
             table.checkpoint()?;
             claim.commit()?;
@@ -135,7 +124,7 @@ impl SledBackend {
             meta,
             table,
             fence,
-            files: DirBytes::new(vec![dir.to_owned(), dir.join("sled")]),
+            files: DirBytes::new(vec![dir.to_owned(), dir.join("sled"), dir.join("segments")]),
             _claim: claim,
         })
     }
@@ -239,7 +228,7 @@ impl Backend for SledBackend {
     }
 
     fn stats(&self) -> WalStats {
-        let syncs = self.journal.syncs() + self.table.syncs.load(Ordering::Relaxed) + self.fence.syncs();
+        let syncs = self.journal.syncs() + self.table.syncs() + self.fence.syncs();
         WalStats {
             bytes: self.files.get(),
             syncs,
@@ -384,11 +373,7 @@ impl Keeper {
         match task {
             Task::Put(units) => {
                 self.put(&units)?;
-                self.removals_due = 2 * units
-                    .iter()
-                    .flat_map(|unit| &unit.records)
-                    .map(|(_, record)| record.len().div_ceil(CHUNK_BYTES))
-                    .sum::<usize>();
+                self.removals_due = 2 * units.iter().map(|unit| unit.records.len()).sum::<usize>();
                 let mut state = self.shared.state.lock();
                 for unit in units {
                     state.put_seq = unit.seq;
@@ -420,15 +405,19 @@ impl Keeper {
             if let Some((from, to)) = removed_at_once(unit.remove) {
                 self.remove(from, to)?;
             }
+            match unit.remove {
+                Remove::All => self.table.release_all()?,
+                Remove::Prefix { to } => self.table.release(to)?,
+                Remove::Nothing | Remove::Suffix { .. } => {}
+            }
             for (index, record) in &unit.records {
-                for (chunk, value) in chunks(record) {
-                    self.table.insert(&entry_key(*index, chunk), value)?;
-                    self.count(value.len())?;
-                }
+                // What older segments have at or above it is removed by now.
+                let bytes = self.table.put(*index, *index, record)?;
+                self.count(bytes)?;
             }
         }
         match units.last() {
-            Some(newest) => self.table.insert(META_KEY, &newest.meta),
+            Some(newest) => self.table.put_meta(&newest.meta),
             None => Ok(()),
         }
     }
@@ -470,283 +459,5 @@ fn removed_at_once(remove: Remove) -> Option<(u64, u64)> {
         Remove::Nothing | Remove::Prefix { .. } => None,
         Remove::Suffix { from, to } => Some((from, to)),
         Remove::All => Some((0, u64::MAX)),
-    }
-}
-
-/// sled's tree and our descriptor of its file.
-#[derive(Clone)]
-pub(crate) struct Table {
-    db: Db,
-    file: Arc<File>,
-    path: PathBuf,
-    sync: bool,
-    syncs: Arc<AtomicU64>,
-}
-
-const KEY_BYTES: usize = 13;
-
-/// Sorts by index, then by chunk.
-fn entry_key(index: u64, chunk: u32) -> [u8; KEY_BYTES] {
-    let mut key = [b'e'; KEY_BYTES];
-    key[1..9].copy_from_slice(&index.to_be_bytes());
-    key[9..].copy_from_slice(&chunk.to_be_bytes());
-    key
-}
-
-fn entry_position(key: &[u8]) -> Option<(u64, u32)> {
-    let rest = key.strip_prefix(b"e")?;
-    let (index, chunk) = rest.split_first_chunk::<8>()?;
-    Some((u64::from_be_bytes(*index), u32::from_be_bytes(chunk.try_into().ok()?)))
-}
-
-fn chunks(record: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
-    (0_u32..).zip(record.chunks(CHUNK_BYTES))
-}
-
-impl Table {
-    /// Opens sled in `dir`, hardened, and makes sure that its files' names are durable.
-    fn open(dir: &Path, sync: bool) -> Result<Self, WalError> {
-        let db = open_patiently(dir)?;
-        if sync {
-            sync_tree(dir)?;
-            sync_dir(dir.parent().unwrap_or(dir))?;
-        }
-        let file_path = dir.join("db");
-        let file = OpenOptions::new()
-            .write(true)
-            .open(&file_path)
-            .map_err(io_error("open", &file_path))?;
-        let table = Self {
-            db,
-            file: Arc::new(file),
-            path: dir.to_owned(),
-            sync,
-            syncs: Arc::default(),
-        };
-        table.check_blobs()?;
-        Ok(table)
-    }
-
-    fn meta(&self) -> Result<Option<Vec<u8>>, WalError> {
-        Ok(self.db.get(META_KEY).map_err(sled_error)?.map(|value| value.to_vec()))
-    }
-
-    /// Flush, then our own fdatasync, without which the flush is not durable.
-    fn checkpoint(&self) -> Result<(), WalError> {
-        let synced = self.db.flush().map_err(sled_error).and_then(|_| self.sync());
-        if synced.is_err() {
-            // The last handle of sled syncs its file once more when it is given up, whose sync has failed (rule 5): it is kept to the end.
-            std::mem::forget(self.db.clone());
-        }
-        synced?;
-        self.check_blobs()
-    }
-
-    fn sync(&self) -> Result<(), WalError> {
-        if self.sync {
-            self.file.sync_data().map_err(io_error("fdatasync", &self.path))?;
-            self.syncs.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    /// What sled moves to `blobs/` it never syncs. Our records are too small for that; if one is there all the same, nothing is safe.
-    fn check_blobs(&self) -> Result<(), WalError> {
-        let path = self.path.join("blobs");
-        match std::fs::read_dir(&path).map_err(io_error("list", &path))?.next() {
-            Some(_) => Err(WalError::Engine(format!(
-                "sled moved a record to {}, where it does not sync it",
-                path.display()
-            ))),
-            None => Ok(()),
-        }
-    }
-
-    /// Visits the records of `low..high`.
-    fn read(&self, low: u64, high: u64, visit: &mut Visit<'_>) -> Result<ControlFlow<()>, WalError> {
-        let mut record: Vec<u8> = Vec::new();
-        let mut current = None;
-        for item in self.db.range(entry_key(low, 0)..entry_key(high, 0)) {
-            let (key, value) = item.map_err(sled_error)?;
-            let (index, chunk) = entry_position(&key).ok_or_else(|| WalError::Corrupt(format!("strange key {key:?}")))?;
-            let expected = current.unwrap_or((index, 0));
-            if (index, chunk) != expected {
-                return Err(lost(format!("piece {} of entry {} is missing", expected.1, expected.0)));
-            }
-            record.extend_from_slice(&value);
-            if record_length(&record).is_some_and(|length| length <= record.len()) {
-                if visit(index, &record)?.is_break() {
-                    return Ok(ControlFlow::Break(()));
-                }
-                record.clear();
-                current = None;
-            } else {
-                current = Some((index, chunk + 1));
-            }
-        }
-        match current {
-            Some((index, chunk)) => Err(lost(format!("piece {chunk} of entry {index} is missing"))),
-            None => Ok(ControlFlow::Continue(())),
-        }
-    }
-
-    /// Removes at most [`STEP_RECORDS`] records of entries `from..=to`; returns how many there were.
-    fn remove_step(&self, from: u64, to: u64) -> Result<usize, WalError> {
-        let mut removed = 0;
-        for key in self
-            .db
-            .range(entry_key(from, 0)..=entry_key(to, u32::MAX))
-            .keys()
-            .take(STEP_RECORDS)
-        {
-            self.db.remove(key.map_err(sled_error)?).map_err(sled_error)?;
-            removed += 1;
-        }
-        Ok(removed)
-    }
-
-    fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), WalError> {
-        self.db.insert(key, value).map(drop).map_err(sled_error)
-    }
-
-    /// Whether sled has exactly `record` at `index`.
-    fn holds(&self, index: u64, record: Option<&Bytes>) -> Result<bool, WalError> {
-        let mut expected = record.map(|record| chunks(record)).into_iter().flatten();
-        for item in self.db.range(entry_key(index, 0)..=entry_key(index, u32::MAX)) {
-            let (key, value) = item.map_err(sled_error)?;
-            match expected.next() {
-                Some((chunk, bytes)) if key == entry_key(index, chunk) && value == bytes => {}
-                _ => return Ok(false),
-            }
-        }
-        Ok(expected.next().is_none())
-    }
-
-    /// Makes sled equal to what it is after `units`, whichever of them it has seen already, and durable. Putting a unit again is harmless:
-    /// the last word on each index is the newest unit's.
-    fn restore(&self, units: Vec<Unit>) -> Result<(), WalError> {
-        let Some(newest) = units.last().map(|unit| unit.meta.clone()) else {
-            return Ok(());
-        };
-        let mut last_word: BTreeMap<u64, Option<Bytes>> = BTreeMap::new();
-        let mut from_scratch = false;
-        for unit in units {
-            match unit.remove {
-                Remove::Nothing | Remove::Prefix { .. } => {}
-                Remove::Suffix { from, to } => last_word.extend((from..=to).map(|index| (index, None))),
-                Remove::All => {
-                    last_word.clear();
-                    from_scratch = true;
-                }
-            }
-            last_word.extend(unit.records.into_iter().map(|(index, record)| (index, Some(record))));
-        }
-        let mut restored = 0_u64;
-        if from_scratch {
-            restored += self.remove_others(&last_word)?;
-        }
-        let mut unsynced_bytes = 0;
-        for (index, record) in &last_word {
-            if self.holds(*index, record.as_ref())? {
-                continue;
-            }
-            restored += 1;
-            while self.remove_step(*index, *index)? > 0 {}
-            for (chunk, value) in record.iter().flat_map(|record| chunks(record)) {
-                self.insert(&entry_key(*index, chunk), value)?;
-                unsynced_bytes += value.len();
-                if unsynced_bytes >= CHECKPOINT_BYTES {
-                    self.checkpoint()?;
-                    unsynced_bytes = 0;
-                }
-            }
-        }
-        self.insert(META_KEY, &newest)?;
-        self.checkpoint()?;
-        if restored > 0 {
-            tracing::info!(entries = restored, path = %self.path.display(), "the journal brought entries back into sled");
-        }
-        Ok(())
-    }
-
-    /// Removes all entries that `kept` does not name.
-    fn remove_others(&self, kept: &BTreeMap<u64, Option<Bytes>>) -> Result<u64, WalError> {
-        let mut removed = 0;
-        for key in self.db.range(entry_key(0, 0)..=entry_key(u64::MAX, u32::MAX)).keys() {
-            let key = key.map_err(sled_error)?;
-            if entry_position(&key).is_some_and(|(index, _)| !kept.contains_key(&index)) {
-                self.db.remove(key).map_err(sled_error)?;
-                removed += 1;
-            }
-        }
-        Ok(removed)
-    }
-}
-
-/// Opens sled. Its threads may hold the lock of a log that was closed in this process for a moment longer.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "only while a member starts, with an end, on a thread that does nothing else"
-)]
-fn open_patiently(dir: &Path) -> Result<Db, WalError> {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        let opened = ::sled::Config::new()
-            .path(dir)
-            .mode(::sled::Mode::HighThroughput)
-            .cache_capacity(CACHE_BYTES)
-            .flush_every_ms(None)
-            .use_compression(false)
-            .open();
-        match opened {
-            Err(error) if error.to_string().contains("could not acquire lock") && Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            other => return other.map_err(sled_error),
-        }
-    }
-}
-
-fn sled_error(error: ::sled::Error) -> WalError {
-    match error {
-        ::sled::Error::Io(source) => WalError::Io {
-            what: "sled".to_owned(),
-            source,
-        },
-        ::sled::Error::Corruption { at, .. } => WalError::Corrupt(format!("sled's file fails its checksum at {at:?}")),
-        other @ (::sled::Error::CollectionNotFound(_) | ::sled::Error::Unsupported(_) | ::sled::Error::ReportableBug(_)) => {
-            WalError::Engine(format!("sled: {other}"))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{config::WalEngine, wal};
-
-    /// sled never syncs what it moves there.
-    #[test]
-    fn a_record_in_sleds_blobs_is_refused_at_open_and_at_a_checkpoint() {
-        let place = tempfile::tempdir().unwrap();
-        let dir = place.path().join("log");
-        drop(wal::open(WalEngine::Sled, &dir, false).unwrap());
-        let blob = dir.join("sled/blobs/1");
-
-        let table = Table::open(&dir.join("sled"), false).unwrap();
-        table.checkpoint().unwrap();
-        std::fs::write(&blob, "a record").unwrap();
-        let error = table.checkpoint().unwrap_err();
-        assert!(error.to_string().contains("sled/blobs"), "{error}");
-        drop(table);
-
-        std::fs::write(&blob, "a record").unwrap();
-        let error = wal::open(WalEngine::Sled, &dir, false).map(drop).unwrap_err();
-        assert!(
-            matches!(error, WalError::Engine(_)) && error.to_string().contains("sled/blobs"),
-            "{error}"
-        );
-        std::fs::remove_file(&blob).unwrap();
-        wal::open(WalEngine::Sled, &dir, false).map(drop).unwrap();
     }
 }

@@ -224,35 +224,28 @@ fn rule_5_a_stop_whose_last_sync_of_the_fence_failed_says_so() {
     a_stop_says_that_its_last_sync_failed(&place, &serve, &mut traced, puts + 1, "v", "the fence cannot be written");
 }
 
-/// The keeper begins when four or five of these puts wait, and makes three to five checkpoints of them; another three puts, too few to wake it,
-/// wait for the end, and make three more.
+/// The keeper begins when 64 blocks of the journal wait and puts as many, which makes three checkpoints; the rest waits for the end.
 #[test]
 fn rule_5_a_stop_whose_last_sync_of_sleds_file_failed_says_so() {
     let place = Place::new();
     let fault = Fault {
         calls: "fdatasync",
         files: files(&["wal/sled/db"]),
-        // The start makes fewer, and the keeper not as many before the end.
-        from: 6,
+        // Of the keeper's; the start makes one, on a thread of its own.
+        from: 4,
     };
     let serve = ["--wal", "sled"];
     let mut traced = place.start(&serve, &fault.options(&place.data()));
-    let value = "x".repeat(60_000);
-    let at_first = fdatasyncs_of(&place, "wal/sled/db");
-    let has_begun = || fdatasyncs_of(&place, "wal/sled/db") >= at_first + 3;
-    let mut puts = 0;
-    while !has_begun() {
-        assert!(puts < 6, "the keeper does not begin");
-        put(&traced, puts, &value);
-        puts += 1;
-        let given = Instant::now() + Duration::from_secs(if puts < 4 { 0 } else { 3 });
-        while Instant::now() < given && !has_begun() {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+    // A block each, and small enough for sled itself.
+    let value = "x".repeat(3_500);
+    let puts = 70;
+    for number in 0..puts {
+        put(&traced, number, &value);
     }
-    for _ in 0..3 {
-        put(&traced, puts, &value);
-        puts += 1;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while fdatasyncs_of(&place, "wal/sled/db") < 1 + 3 {
+        assert!(Instant::now() < deadline, "the keeper does not begin");
+        std::thread::sleep(Duration::from_millis(10));
     }
     assert!(!has_failed(&place), "it fails at the end only");
     a_stop_says_that_its_last_sync_failed(&place, &serve, &mut traced, puts, &value, "sled took no more entries");

@@ -14,7 +14,7 @@ use std::{
     cell::Cell,
     fs::{self, File, OpenOptions, TryLockError},
     hash::{BuildHasher, Hasher, RandomState},
-    io,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -32,11 +32,18 @@ pub(crate) fn io_error(what: &str, path: &Path) -> impl FnOnce(io::Error) -> Wal
 
 /// Reads a file that was made with the log. That it is not there any more is damage.
 pub(crate) fn read_own(path: &Path) -> Result<Vec<u8>, WalError> {
-    fs::read(path).map_err(|error| {
+    let mut content = Vec::new();
+    open_own(path)?.read_to_end(&mut content).map_err(io_error("read", path))?;
+    Ok(content)
+}
+
+/// Opens a file that was made with the log, for reading.
+pub(crate) fn open_own(path: &Path) -> Result<File, WalError> {
+    File::open(path).map_err(|error| {
         if error.kind() == io::ErrorKind::NotFound {
             WalError::Corrupt(format!("{} is missing", path.display()))
         } else {
-            io_error("read", path)(error)
+            io_error("open", path)(error)
         }
     })
 }

@@ -20,7 +20,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io,
+    io::{self, Write as _},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -28,13 +28,15 @@ use std::{
 
 use super::{
     WalError,
-    files::{io_error, read_own, write_synced},
+    files::{io_error, open_own},
     record::{Fields, Unit},
 };
 
 /// Default size of a half.
 pub(crate) const HALF_BYTES: u64 = 8 * 1024 * 1024;
 const BLOCK_BYTES: usize = 4096;
+/// A buffer for larger frames is not kept.
+const KEPT_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 const HEADER_BYTES: usize = 48;
 const MAGIC: u32 = 0x6d63_6a31;
 const DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits().cast_signed();
@@ -68,8 +70,21 @@ struct Frame {
 
 /// Creates both halves, full of zeros and synced. The caller syncs the directory.
 pub(crate) fn create(dir: &Path, half_bytes: u64) -> Result<(), WalError> {
-    let zeros = vec![0; half_bytes as usize];
-    paths(dir).iter().try_for_each(|path| write_synced(path, &zeros))
+    let zeros = [0; 16 * BLOCK_BYTES];
+    for path in &paths(dir) {
+        let write = || {
+            let mut file = File::create(path)?;
+            let mut left = half_bytes as usize;
+            while left > 0 {
+                let bytes = left.min(zeros.len());
+                file.write_all(&zeros[..bytes])?;
+                left -= bytes;
+            }
+            file.sync_all()
+        };
+        write().map_err(io_error("write", path))?;
+    }
+    Ok(())
 }
 
 impl Journal {
@@ -132,7 +147,7 @@ impl Journal {
         self.offset += bytes;
         self.number += 1;
         self.last_seq[self.current] = unit.seq;
-        if self.buffer.capacity() > 4 * HALF_BYTES as usize {
+        if self.buffer.capacity() > KEPT_BUFFER_BYTES {
             self.buffer = Vec::new();
         }
         Ok(bytes)
@@ -213,16 +228,22 @@ pub(crate) fn paths(dir: &Path) -> [PathBuf; 2] {
 fn frames(paths: &[PathBuf; 2], id: u64) -> Result<Vec<Frame>, WalError> {
     let mut all = Vec::new();
     for (half, path) in paths.iter().enumerate() {
-        let raw = read_own(path)?;
-        let mut found = Vec::new();
-        let mut at = 0;
-        while at < raw.len() {
-            at += match decode(&raw[at..], id, half) {
+        let file = open_own(path)?;
+        let file_bytes = file.metadata().map_err(io_error("look at", path))?.len();
+        // Frame by frame: of two halves of zeros, say, nothing is worth the memory.
+        let (mut raw, mut found, mut at) = (Vec::new(), Vec::new(), 0);
+        while at < file_bytes {
+            let left = (file_bytes - at) as usize;
+            read_to(&file, at, left.min(BLOCK_BYTES), &mut raw).map_err(io_error("read", path))?;
+            if let Some(frame_bytes) = frame_bytes(&raw, id).filter(|bytes| (raw.len()..=left).contains(bytes)) {
+                read_to(&file, at, frame_bytes, &mut raw).map_err(io_error("read", path))?;
+            }
+            at += match decode(&raw, id, half) {
                 Some((frame, bytes)) => {
                     found.push(frame);
-                    bytes.next_multiple_of(BLOCK_BYTES)
+                    bytes.next_multiple_of(BLOCK_BYTES) as u64
                 }
-                None => BLOCK_BYTES,
+                None => BLOCK_BYTES as u64,
             };
         }
         let newest = found.iter().map(|frame| frame.generation).max();
@@ -236,6 +257,21 @@ fn newest_run(mut frames: Vec<Frame>) -> Vec<Frame> {
     frames.sort_by_key(|frame| (frame.unit.seq, frame.generation));
     let gap = frames.windows(2).rposition(|pair| pair[0].unit.seq + 1 != pair[1].unit.seq);
     frames.split_off(gap.map_or(0, |before| before + 1))
+}
+
+/// Reads so many bytes from `at` on, in place of what is in `out`.
+fn read_to(file: &File, at: u64, bytes: usize, out: &mut Vec<u8>) -> io::Result<()> {
+    out.resize(bytes, 0);
+    file.read_exact_at(out, at)
+}
+
+/// The length that the header of a frame of this log names.
+fn frame_bytes(raw: &[u8], id: u64) -> Option<usize> {
+    let mut fields = Fields(raw);
+    let (magic, _crc, frame_id) = (fields.u32()?, fields.u32()?, fields.u64()?);
+    let (_generation, _number, _seq, length) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
+    let is_ours = magic == MAGIC && frame_id == id;
+    HEADER_BYTES.checked_add(usize::try_from(length).ok().filter(|_| is_ours)?)
 }
 
 fn decode(raw: &[u8], id: u64, half: usize) -> Option<(Frame, usize)> {

@@ -1,4 +1,4 @@
-//! Segments: files for the records that do not fit one piece of sled's.
+//! Segments: files for the records that are too large for sled.
 //!
 //! sled copies and writes what it is given several times over; of entries of 64 KiB that was half of a member's processor time. So it is given only
 //! the [`Place`] of a large record. The record itself is appended to a segment, once.

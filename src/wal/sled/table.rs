@@ -22,7 +22,7 @@ use super::{
         files::{io_error, sync_dir, sync_tree},
         record::{Meta, Remove, Unit, record_length},
     },
-    CHECKPOINT_BYTES, CHUNK_BYTES,
+    CHECKPOINT_BYTES, SMALL_BYTES,
     segments::{Place, Segments},
 };
 
@@ -104,7 +104,7 @@ impl Table {
     /// Puts the record of entry `index`, of which nothing may be there; see [`Segments::append`] for `bound`. Returns the bytes it counts for.
     pub(super) fn put(&self, index: u64, bound: u64, record: &[u8]) -> Result<usize, WalError> {
         let key = entry_key(index, 0);
-        if record.len() <= CHUNK_BYTES {
+        if record.len() <= SMALL_BYTES {
             self.insert(&key, record)?;
             return Ok(record.len());
         }
@@ -408,7 +408,7 @@ mod tests {
         assert!(table.read(1, 6, &mut visit).unwrap().is_continue());
         while table.remove_step(1, 5).unwrap() > 0 {}
         for (index, record) in records {
-            for (chunk, piece) in (0..).zip(record.chunks(CHUNK_BYTES)) {
+            for (chunk, piece) in (0..).zip(record.chunks(4000)) {
                 table.insert(&entry_key(index, chunk), piece).unwrap();
             }
         }

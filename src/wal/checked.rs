@@ -36,6 +36,11 @@ pub(crate) trait Backend: Send {
     /// Carries the unit out. Atomic, and durable on return (unless the log was opened without sync).
     fn commit(&mut self, unit: Unit) -> Result<(), WalError>;
 
+    /// At open, the whole log was read and is whole: what nothing was read from may go.
+    fn verified(&mut self) -> Result<(), WalError> {
+        Ok(())
+    }
+
     /// As in [`Wal::check_background`].
     fn check_background(&self) -> Result<(), WalError>;
 
@@ -60,6 +65,7 @@ impl<B: Backend> Checked<B> {
         let meta = agree(backend.meta()?, backend.fence()?)?;
         verify(&backend, &meta)?;
         backend.raise_fence(&meta)?;
+        backend.verified()?;
         let recovered = Recovered {
             hard_state: meta.hard_state.clone(),
             start: meta.start,

@@ -26,6 +26,7 @@ type Opened = Result<Box<dyn Wal>, WalError>;
 const SLED_OPTIONS: Options = Options {
     sync: false,
     half_bytes: 64 * 1024,
+    segment_bytes: 32 * 1024,
 };
 
 /// A place for one log, and how to open it.
@@ -592,8 +593,9 @@ fn a_directory_of_another_engine_or_format_is_refused(open: fn(&Path) -> Opened)
         other => panic!("{other:?}"),
     };
     assert!(reason(other(&dir)).contains("wal.engine"));
-    std::fs::write(&marker, intact.replace("format=2", "format=3")).unwrap();
-    assert!(reason(open(&dir)).contains("format 3"));
+    let newer = intact.split_once("format=").map(|(head, rest)| format!("{head}format=9{rest}"));
+    std::fs::write(&marker, newer.unwrap()).unwrap();
+    assert!(reason(open(&dir)).contains("has format 9"));
     std::fs::remove_file(&marker).unwrap();
     assert!(reason(open(&dir)).contains("FORMAT"));
     std::fs::write(&marker, intact).unwrap();

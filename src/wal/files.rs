@@ -22,7 +22,9 @@ use std::{
 use super::WalError;
 
 /// Version of everything under a log directory that is ours. Since 2, sled may hold the places of large records instead of the records.
-const FORMAT_VERSION: u32 = 2;
+fn format_version(engine: &str) -> u32 {
+    if engine == "sled" { 2 } else { 1 }
+}
 
 /// `map_err` helper: what was being done, to which path.
 pub(crate) fn io_error(what: &str, path: &Path) -> impl FnOnce(io::Error) -> WalError {
@@ -157,7 +159,7 @@ impl Claim {
         let creating_path = dir.join("CREATING");
         if format_path.exists() {
             let format = read_format(&format_path, Some(engine))?;
-            if format.version < FORMAT_VERSION {
+            if format.version < format_version(engine) {
                 write_format(dir, engine, format.id)?;
             }
             remove_if_there(&creating_path)?;
@@ -207,7 +209,8 @@ impl Claim {
 
 /// Writes the marker of this program's version, durably and in one step.
 fn write_format(dir: &Path, engine: &str, id: u64) -> Result<(), WalError> {
-    let head = format!("metcd-wal format={FORMAT_VERSION} engine={engine} id={id:016x}");
+    let version = format_version(engine);
+    let head = format!("metcd-wal format={version} engine={engine} id={id:016x}");
     let line = format!("{head} crc={:08x}\n", crc32c::crc32c(head.as_bytes()));
     let (path, new_path) = (dir.join("FORMAT"), dir.join("FORMAT.new"));
     write_synced(&new_path, line.as_bytes())?;
@@ -217,7 +220,7 @@ fn write_format(dir: &Path, engine: &str, id: u64) -> Result<(), WalError> {
 
 /// What the marker says.
 pub(crate) struct Format {
-    /// At most [`FORMAT_VERSION`].
+    /// At most what this program writes.
     version: u32,
     /// Name of the engine.
     pub(crate) engine: String,
@@ -233,9 +236,11 @@ pub(crate) fn read_format(path: &Path, engine: Option<&str>) -> Result<Format, W
     let rest = text.strip_prefix("metcd-wal format=").ok_or_else(damaged)?;
     let (version, _) = rest.split_once(' ').ok_or_else(damaged)?;
     let version: u32 = version.parse().map_err(|_| damaged())?;
-    if version > FORMAT_VERSION {
+    let named = rest.split(' ').find_map(|field| field.strip_prefix("engine="));
+    let newest = format_version(named.unwrap_or_default());
+    if version > newest {
         return Err(WalError::Refused(format!(
-            "{} has format {version}, this program knows up to {FORMAT_VERSION}: use the newer program",
+            "{} has format {version}, this program knows up to {newest}: use the newer program",
             path.display()
         )));
     }

@@ -158,14 +158,18 @@ fn open_quietly(engine: WalEngine, dir: &Path, sync: bool) -> Result<Box<dyn Wal
 }
 
 /// Opens the sled engine with another size of its journal's halves (default: 8 MiB). A small journal restores less after a
-/// power cut and leaves more to sled; tests use that to put sled's own losses to the proof.
+/// power cut and leaves more to sled, and its segments are small, too; tests use that to put sled's own losses to the proof.
 ///
 /// # Errors
 /// As for [`open`].
 pub fn open_sled_with_journal(dir: &Path, sync: bool, half_bytes: u64) -> Result<Box<dyn Wal>, WalError> {
     Ok(Box::new(checked::Checked::open(sled::SledBackend::open(
         dir,
-        sled::Options { sync, half_bytes },
+        sled::Options {
+            half_bytes,
+            segment_bytes: 16 * half_bytes,
+            ..sled::Options::new(sync)
+        },
     )?)?))
 }
 

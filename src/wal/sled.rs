@@ -39,6 +39,8 @@ use table::{STEP_RECORDS, Table};
 
 /// Largest record that is put into sled itself. Between 1 and 4 KB the rate is the same, and memory and sled's file are smaller with 1.
 const SMALL_BYTES: usize = 1024;
+/// Default size of a segment.
+const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 /// What a removed record counts for: sled writes its leaf again.
 const LEAF_BYTES: usize = 4000;
 /// Bytes put into sled between two checkpoints.
@@ -56,6 +58,8 @@ pub(crate) struct Options {
     pub sync: bool,
     /// Size of each half of the journal. May differ from one opening to the next.
     pub half_bytes: u64,
+    /// A segment that has so many bytes is followed by another one. May differ, too.
+    pub segment_bytes: u64,
 }
 
 impl Options {
@@ -63,6 +67,7 @@ impl Options {
         Self {
             sync,
             half_bytes: journal::HALF_BYTES,
+            segment_bytes: SEGMENT_BYTES,
         }
     }
 }
@@ -92,7 +97,7 @@ impl SledBackend {
             journal::create(dir, options.half_bytes)?;
             Fence::create(&fence_path)?;
         }
-        let table = Table::open(dir, options.sync)?;
+        let table = Table::open(dir, options.segment_bytes, options.sync)?;
         if claim.fresh {
             table.checkpoint()?;
             claim.commit()?;
@@ -215,6 +220,10 @@ impl Backend for SledBackend {
             self.shared.work.notify_all();
         }
         Ok(())
+    }
+
+    fn verified(&mut self) -> Result<(), WalError> {
+        self.table.settle()
     }
 
     fn check_background(&self) -> Result<(), WalError> {
@@ -413,8 +422,7 @@ impl Keeper {
                 Remove::Nothing | Remove::Suffix { .. } => {}
             }
             for (index, record) in &unit.records {
-                // What older segments have at or above it is removed by now.
-                let bytes = self.table.put(*index, *index, record)?;
+                let bytes = self.table.put(*index, record)?;
                 self.count(bytes)?;
             }
         }

@@ -171,6 +171,16 @@ fn rule_5_a_failed_sync_of_what_sled_is_given_ends_the_member() {
     a_failed_sync_behind_the_appends_ends_the_member("sled", &fault, &"x".repeat(60_000), "sled took no more entries");
 }
 
+#[test]
+fn rule_5_a_failed_sync_of_a_segment_ends_the_member() {
+    let fault = Fault {
+        calls: "fdatasync",
+        files: files(&["wal/segments/0000000000000001"]),
+        from: 1,
+    };
+    a_failed_sync_behind_the_appends_ends_the_member("sled", &fault, &"x".repeat(60_000), "sled took no more entries");
+}
+
 fn fdatasyncs_of(place: &Place, name: &str) -> usize {
     let file = place.data().join(name);
     let trace = place.trace();

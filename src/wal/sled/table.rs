@@ -62,10 +62,10 @@ fn entry_position(key: &[u8]) -> Option<(u64, u32)> {
 
 impl Table {
     /// Opens sled and the segments of the log in `log_dir`, hardened, and makes sure that their files' names are durable.
-    pub(super) fn open(log_dir: &Path, sync: bool) -> Result<Self, WalError> {
+    pub(super) fn open(log_dir: &Path, segment_bytes: u64, sync: bool) -> Result<Self, WalError> {
         let dir = &log_dir.join("sled");
         let db = open_patiently(dir)?;
-        let segments = Segments::open(&log_dir.join("segments"), sync)?;
+        let segments = Segments::open(&log_dir.join("segments"), segment_bytes, sync)?;
         if sync {
             sync_tree(dir)?;
             sync_dir(log_dir)?;
@@ -101,16 +101,21 @@ impl Table {
         self.insert(META_KEY, meta)
     }
 
-    /// Puts the record of entry `index`, of which nothing may be there; see [`Segments::append`] for `bound`. Returns the bytes it counts for.
-    pub(super) fn put(&self, index: u64, bound: u64, record: &[u8]) -> Result<usize, WalError> {
+    /// Puts the record of entry `index`, of which nothing may be there. Returns the bytes it counts for.
+    pub(super) fn put(&self, index: u64, record: &[u8]) -> Result<usize, WalError> {
         let key = entry_key(index, 0);
         if record.len() <= SMALL_BYTES {
             self.insert(&key, record)?;
             return Ok(record.len());
         }
-        let place = self.segments.append(index, bound, record)?;
+        let place = self.segments.append(index, record)?;
         self.insert(&key, &place.encode())?;
         Ok(Place::BYTES + record.len() / SEGMENT_SHARE)
+    }
+
+    /// The whole log was read, and found whole.
+    pub(super) fn settle(&self) -> Result<(), WalError> {
+        self.segments.settle()
     }
 
     /// The log starts after `start` now, and the journal knows.
@@ -224,22 +229,10 @@ impl Table {
     /// Makes sled equal to what it is after `units`, whichever of them it has seen already, and durable. Putting a unit again is harmless:
     /// the last word on each index is the newest unit's.
     pub(super) fn restore(&self, units: Vec<Unit>) -> Result<(), WalError> {
-        if !units.is_empty() {
-            self.put_again(units)?;
-        }
-        // What a meta record that is damaged makes needless is found out when the log is.
-        if let Some(meta) = self.meta()?.as_deref().and_then(Meta::decode) {
-            self.segments.settle(meta.start.index, meta.last_index)?;
-        }
-        Ok(())
-    }
-
-    fn put_again(&self, units: Vec<Unit>) -> Result<(), WalError> {
         let Some(newest) = units.last().map(|unit| unit.meta.clone()) else {
             return Ok(());
         };
-        // Segments that are there may have any entry of the log.
-        let bound = Meta::decode(&newest).map_or(u64::MAX, |meta| meta.last_index.saturating_add(1));
+        let start = Meta::decode(&newest).map_or(0, |meta| meta.start.index);
         let mut last_word: BTreeMap<u64, Option<Bytes>> = BTreeMap::new();
         let mut from_scratch = false;
         for unit in units {
@@ -253,6 +246,8 @@ impl Table {
             }
             last_word.extend(unit.records.into_iter().map(|(index, record)| (index, Some(record))));
         }
+        // What was compacted since is never read, and the keeper removes it.
+        last_word.retain(|index, _| *index > start);
         let mut restored = 0_u64;
         if from_scratch {
             restored += self.remove_others(&last_word)?;
@@ -265,7 +260,7 @@ impl Table {
             restored += 1;
             while self.remove_step(*index, *index)? > 0 {}
             if let Some(record) = record {
-                unsynced_bytes += self.put(*index, bound, record)?;
+                unsynced_bytes += self.put(*index, record)?;
                 if unsynced_bytes >= CHECKPOINT_BYTES {
                     self.checkpoint()?;
                     unsynced_bytes = 0;
@@ -386,6 +381,80 @@ mod tests {
         assert_eq!(segments(&dir), 0);
     }
 
+    fn unit(seq: u64, start: u64, records: &[(u64, Bytes)]) -> Unit {
+        let last_index = records.last().unwrap().0;
+        let meta = Meta {
+            last_index,
+            ..Meta::empty(seq, LogStart { index: start, term: 1 }, raft::eraftpb::HardState::default())
+        };
+        Unit {
+            seq,
+            meta: meta.encode(),
+            remove: Remove::Suffix { from: 20, to: last_index },
+            records: records.to_vec(),
+        }
+    }
+
+    fn read_all(table: &Table, start: u64) -> Vec<u64> {
+        let mut found = Vec::new();
+        let mut visit = |index, record: &[u8]| {
+            assert_eq!(record[HEADER..], [index as u8; 10_000]);
+            found.push(index);
+            Ok(ControlFlow::Continue(()))
+        };
+        assert!(table.read(start + 1, u64::MAX, &mut visit).unwrap().is_continue());
+        found
+    }
+
+    const HEADER: usize = crate::wal::record::HEADER_BYTES;
+
+    /// A record as the engine sees it: its length, and 10,000 bytes.
+    fn record(index: u64) -> Bytes {
+        let mut record = vec![index as u8; HEADER + 10_000];
+        let length = record.len() as u32;
+        record[4..8].copy_from_slice(&length.to_le_bytes());
+        record.into()
+    }
+
+    /// A tail that is replaced, and then replaced again by what it was: the second time it was written elsewhere, which sled has forgotten.
+    #[test]
+    fn a_segment_stays_that_sled_names_after_a_crash_although_its_records_were_written_again() {
+        let place = tempfile::tempdir().unwrap();
+        let records: Vec<(u64, Bytes)> = (1..=60).map(|index| (index, record(index))).collect();
+        let table = Table::open(place.path(), 1 << 20, false).unwrap();
+        table.restore(vec![unit(1, 0, &records)]).unwrap();
+        drop(table);
+        let lost = Table::open(place.path(), 1 << 20, false).unwrap();
+        for (index, record) in &records[19..] {
+            lost.segments.append(*index, record).unwrap();
+        }
+        drop(lost);
+        assert_eq!(segments(place.path()), 2);
+
+        let table = Table::open(place.path(), 1 << 20, false).unwrap();
+        table.restore(vec![unit(2, 0, &records[19..])]).unwrap();
+        assert_eq!(read_all(&table, 0), Vec::from_iter(1..=60));
+        table.settle().unwrap();
+        assert_eq!(segments(place.path()), 1, "one is needed by nobody");
+        table.release(30).unwrap();
+        assert_eq!(read_all(&table, 30), Vec::from_iter(31..=60));
+        table.release(60).unwrap();
+        assert_eq!(segments(place.path()), 0);
+    }
+
+    #[test]
+    fn what_was_compacted_is_not_put_again() {
+        let place = tempfile::tempdir().unwrap();
+        let records: Vec<(u64, Bytes)> = (1..=60).map(|index| (index, record(index))).collect();
+        for _ in 0..3 {
+            let table = Table::open(place.path(), 1 << 20, false).unwrap();
+            table.restore(vec![unit(1, 0, &records), unit(2, 58, &records[58..])]).unwrap();
+            assert_eq!(read_all(&table, 0), [59, 60]);
+            table.settle().unwrap();
+            assert_eq!(segments(place.path()), 1);
+        }
+    }
+
     /// Logs of the first format had large records in pieces.
     #[test]
     fn a_log_of_the_first_format_is_read_and_becomes_one_of_this() {
@@ -399,7 +468,7 @@ mod tests {
         })
         .unwrap();
         drop(log);
-        let table = Table::open(&dir, false).unwrap();
+        let table = Table::open(&dir, 1 << 20, false).unwrap();
         let mut records = Vec::new();
         let mut visit = |index, record: &[u8]| {
             records.push((index, record.to_vec()));
@@ -437,7 +506,7 @@ mod tests {
         drop(wal::open(WalEngine::Sled, &dir, false).unwrap());
         let blob = dir.join("sled/blobs/1");
 
-        let table = Table::open(&dir, false).unwrap();
+        let table = Table::open(&dir, 1 << 20, false).unwrap();
         table.checkpoint().unwrap();
         std::fs::write(&blob, "a record").unwrap();
         let error = table.checkpoint().unwrap_err();

@@ -101,14 +101,15 @@ def fill(cluster, wrk, keys):
     """The keys f000000000000001 and on, so many and few more; returns how many there are, and the figures of the last seconds."""
     script, _ = cluster.fill
     written, seconds = 0, 5
-    while written < keys:
+    # The count is of what wrk's rate and time say, which is off by some: the last ones may not be there.
+    while written < keys + FILLING:
         # wrk numbers its requests as it sends them, and its end cuts off what is under way: those are sent again.
         result = wrk([cluster.leader()], script, str(max(0, written - FILLING)), FILLING, seconds)
         more = int(result["rate"] * seconds) - min(written, FILLING)
         if more <= 0:
             raise SystemExit(f"{cluster.name} takes too few keys to be filled: {result}")
         written += more
-        left = (keys - written) / max(1.0, result["rate"])
+        left = (keys + FILLING - written) / max(1.0, result["rate"])
         seconds = max(1, min(5, math.ceil(left)))
     return written, result
 

@@ -15,6 +15,8 @@ use tokio::{
 
 use super::*;
 
+mod http2;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Server {
